@@ -1,0 +1,66 @@
+// A checkpoint: a Hugging Face folder (config.json with model.safetensors or an index and its shards) or one GGUF file.
+// Both give named tensors in PyTorch order and metadata; what they mean is the model's business.
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "checkpoint/gguf.h"
+#include "checkpoint/safetensors.h"
+#include "checkpoint/tensor_entry.h"
+#include "core/result.h"
+
+namespace proa {
+
+// Text of a JSON file from outside as a value: bounded in nesting, errors with file and position. Python's NaN,
+// Infinity and -Infinity outside of strings become the strings "NaN", "Infinity", "-Infinity".
+Result<nlohmann::ordered_json> parse_json(std::string_view text, const std::string& file);
+
+class Checkpoint {
+ public:
+  enum class Kind { huggingface, gguf };
+
+  static constexpr size_t kMaxTextBytes = 256u << 20;  // of a JSON or text file in the folder
+
+  // `path` is a folder or a .gguf file (known by its magic). Everything is mapped, nothing copied. All missing shards,
+  // and all tensors that the index names but no shard holds, are listed in one error.
+  static Result<Checkpoint> open(const std::string& path);
+
+  Kind kind() const { return gguf_ ? Kind::gguf : Kind::huggingface; }
+  const std::string& path() const { return path_; }
+
+  const std::map<std::string, TensorEntry, std::less<>>& tensors() const { return tensors_; }
+  const TensorEntry* find(std::string_view name) const;  // nullptr: not there
+  Result<Tensor> tensor(std::string_view name) const;    // valid while this object lives, also after a move
+
+  // config.json; an empty object for GGUF.
+  const nlohmann::ordered_json& config() const { return config_; }
+  // generation_config.json; null when there is none.
+  const nlohmann::ordered_json& generation_config() const { return generation_config_; }
+  // The metadata of a GGUF checkpoint; nullptr for a folder.
+  const Gguf* gguf() const { return gguf_.get(); }
+
+  // Files beside the weights: "tokenizer.json", "chat_template.jinja". `name` is a plain file name. For a GGUF file
+  // there are none.
+  bool has_file(std::string_view name) const;
+  Result<std::string> read_text(std::string_view name) const;
+  Result<nlohmann::ordered_json> read_json(std::string_view name) const;
+
+ private:
+  std::string path_;
+  std::unique_ptr<Gguf> gguf_;
+  std::vector<Safetensors> shards_;
+  std::map<std::string, TensorEntry, std::less<>> tensors_;
+  nlohmann::ordered_json config_ = nlohmann::ordered_json::object();
+  nlohmann::ordered_json generation_config_ = nullptr;
+
+  Result<void> open_folder();
+};
+
+}  // namespace proa

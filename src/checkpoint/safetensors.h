@@ -1,0 +1,44 @@
+// Reader of one safetensors file. Source: the format section of the safetensors README (u64 header length, JSON header
+// of name -> dtype, shape, data_offsets, then the data). Knows no model; every number in the header is checked.
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "checkpoint/tensor_entry.h"
+#include "core/mapped_file.h"
+#include "core/result.h"
+
+namespace proa {
+
+class Safetensors {
+ public:
+  static constexpr size_t kMaxHeaderBytes = 100'000'000;  // the official library's limit
+
+  // Maps the file. Errors name the file and the tensor whose description is wrong: bounds, overlap, size that is not
+  // shape x dtype, duplicate names. A dtype without a Format is an entry like any other; only using it is an error.
+  static Result<Safetensors> open(const std::string& path);
+
+  // The same on bytes that the caller keeps alive; `name` stands for the path in messages.
+  static Result<Safetensors> parse(std::span<const std::byte> bytes, const std::string& name);
+
+  const std::string& path() const { return path_; }
+  const std::map<std::string, TensorEntry, std::less<>>& tensors() const { return tensors_; }
+  const TensorEntry* find(std::string_view name) const;  // nullptr: not there
+  Result<Tensor> tensor(std::string_view name) const;    // valid while this object lives
+
+  // The strings of "__metadata__".
+  const std::map<std::string, std::string, std::less<>>& metadata() const { return metadata_; }
+
+ private:
+  std::string path_;
+  std::optional<MappedFile> file_;
+  std::map<std::string, TensorEntry, std::less<>> tensors_;
+  std::map<std::string, std::string, std::less<>> metadata_;
+};
+
+}  // namespace proa
