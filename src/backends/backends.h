@@ -1,0 +1,26 @@
+// The list of backends. Only apps/ and tests look here; everyone else holds the interface of ops/backend.h.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/result.h"
+#include "ops/backend.h"
+
+namespace proa {
+
+struct BackendOptions {
+  int num_threads = 0;  // CPU threads; 0: one per core
+  std::string
+      cpu_target;  // "", or an instruction set to force, named as Highway does: "AVX3_ZEN4", "AVX2", "NEON", "SCALAR"
+};
+
+// `device` is "auto", "cpu" or "reference" (every op on the plain reference). Error: names --device and what there is.
+Result<std::unique_ptr<Backend>> make_backend(std::string_view device, const BackendOptions& options = {});
+
+// Every backend this machine can run, for tests: the reference, and the CPU with each instruction set it has.
+std::vector<std::unique_ptr<Backend>> all_backends();
+
+}  // namespace proa

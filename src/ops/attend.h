@@ -1,0 +1,29 @@
+// attend: stores this step's keys and values, then causal attention of every query over all that its sequence has
+// stored.
+//   out = softmax(scale · q · Kᵀ) · V, softmax in F32, query head h reads KV head h / (num_heads / num_kv_heads).
+// A query at position p sees keys at positions in (p - window, p], or [0, p] where window is 0. No positions are added
+// here: Nemotron-H has none, others turn q and k before (rope).
+#pragma once
+
+#include "ops/batch.h"
+#include "ops/cache_spec.h"
+
+namespace proa {
+
+struct Attend {
+  const Batch* batch;  // num_tokens, num_seqs, query_start, seq_lens, positions, block_table, slot_mapping
+  int num_heads;
+  int num_kv_heads;
+  int head_dim;
+  int window;
+  float scale;
+  const float* q;  // [num_tokens, num_heads, head_dim]
+  const float* k;  // [num_tokens, num_kv_heads, head_dim]
+  const float* v;  // [num_tokens, num_kv_heads, head_dim]
+  KvCacheView cache;
+  float* out;  // [num_tokens, num_heads, head_dim]
+};
+
+void attend_reference(const Attend& op);
+
+}  // namespace proa

@@ -1,0 +1,72 @@
+// One kind of hardware: memory, and the ops. A model asks for ops and never knows which backend answers.
+//
+// No op reads host memory it was not given, allocates, or waits for the host: every value that changes from step to
+// step is in a device array. Ops of one backend run in the order they were asked for. What the base class answers is
+// the plain reference: right everywhere the backend's memory is visible to the host, slow everywhere.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string_view>
+
+#include "core/result.h"
+#include "ops/attend.h"
+#include "ops/embed.h"
+#include "ops/lm_head.h"
+#include "ops/mamba2.h"
+#include "ops/mlp.h"
+#include "ops/moe.h"
+#include "ops/norm_linear.h"
+#include "ops/rope.h"
+#include "ops/route.h"
+#include "ops/sample.h"
+
+namespace proa {
+
+// Device memory, zeroed, aligned to 64 bytes; freed with the last owner.
+struct Buffer {
+  std::shared_ptr<std::byte> memory;
+  size_t bytes = 0;
+
+  std::byte* data() const { return memory.get(); }
+  template <typename T>
+  T* as() const {
+    return reinterpret_cast<T*>(memory.get());
+  }
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual std::string_view name() const = 0;         // "cpu", "cuda:0"
+  virtual std::string_view description() const = 0;  // "AVX-512, 2 threads": for people
+  // Error: the bytes asked for and what the device has.
+  virtual Result<Buffer> allocate(size_t bytes) = 0;
+  // Ops that run on the reference here, by name, comma-separated; empty when none does.
+  virtual std::string_view on_reference() const = 0;
+
+  virtual void embed(const Embed& op) { embed_reference(op); }
+  virtual void norm_linear(const NormLinear& op) { norm_linear_reference(op); }
+  virtual void linear_residual(const LinearResidual& op) { linear_residual_reference(op); }
+  virtual void mlp(const Mlp& op) { mlp_reference(op); }
+  virtual void route(const Route& op) { route_reference(op); }
+  virtual void moe(const Moe& op) { moe_reference(op); }
+  virtual void conv_ssm_step(const ConvSsmStep& op) { conv_ssm_step_reference(op); }
+  virtual void ssd_chunk(const SsdChunk& op) { ssd_chunk_reference(op); }
+  virtual void gated_norm_linear_residual(const GatedNormLinearResidual& op) {
+    gated_norm_linear_residual_reference(op);
+  }
+  virtual void rope(const Rope& op) { rope_reference(op); }
+  virtual void attend(const Attend& op) { attend_reference(op); }
+  virtual void lm_head(const LmHead& op) { lm_head_reference(op); }
+  virtual void sample(const Sample& op) { sample_reference(op); }
+
+  // Sums x [count] over the devices that share a model, after each mixer; one device has nothing to add.
+  virtual void all_reduce(float* /*x*/, int64_t /*count*/) {}
+
+  // Waits until all that was asked for is done.
+  virtual void synchronize() {}
+};
+
+}  // namespace proa
