@@ -43,6 +43,9 @@ class Backend {
   virtual std::string_view description() const = 0;  // "AVX-512, 2 threads": for people
   // Error: the bytes asked for and what the device has.
   virtual Result<Buffer> allocate(size_t bytes) = 0;
+  // A tensor of a checkpoint as a weight of this device: used where it lies if the device can read it there. The tensor
+  // must outlive the weight. Error: the tensor does not fit.
+  virtual Result<Weight> place(const Tensor& tensor) { return wrap(tensor); }
   // Ops that run on the reference here, by name, comma-separated; empty when none does.
   virtual std::string_view on_reference() const = 0;
 
