@@ -9,7 +9,9 @@
 //
 // conv_ssm_step does this for sequences of one token each (or a few: every token's state can be kept, so that a
 // speculated run is committed by choosing a slot). ssd_chunk does it for sequences of any length. Both compute the same
-// function.
+// function. Several sequences may read one slot; a slot that a sequence writes is no other sequence's, to read or
+// write, in the same call, but it may be the one the sequence itself reads. The state is used for y before it is
+// rounded to F32, and a slot_in of -1 never looks at what a slot holds.
 #pragma once
 
 #include <cstdint>

@@ -4,6 +4,11 @@
 // repetition_penalty divides positive and multiplies negative logits of tokens in prompt or output; presence_penalty
 // and frequency_penalty · count are subtracted for tokens of the output (vLLM's and OpenAI's meaning). logprobs are
 // those of the model: log softmax of the logits before penalties and temperature.
+//
+// Order is by logit, ties to the lower id; top_k keeps exactly k tokens, and top_p counts the probability of those.
+// The draw is the first token, in order of id, at which the sum of kept probabilities exceeds uniform_draw(row).
+// Logits from a broken model do no harm: NaN counts as -inf and +inf as the largest float. Where every token is -inf
+// or banned the token is 0, with log probability -inf unless token 0 was only banned.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +23,7 @@ struct SamplingRow {
   float presence_penalty = 0;
   float frequency_penalty = 0;
   int32_t top_k = 0;         // 0: all
-  int32_t counts_slot = -1;  // row of `counts`; -1: no penalties for this row
+  int32_t counts_slot = -1;  // row of `counts`, of this row alone; -1: no penalties for this row
   uint64_t seed = 0;
   uint32_t sequence = 0;  // which of the sequences that share the seed (n > 1)
   uint32_t position = 0;  // of the token that is drawn
@@ -42,11 +47,14 @@ struct Sample {
   float* top_logprobs;      // [num_rows, num_top_logprobs] out, or null
 };
 
-// Four 32-bit words of Philox4x32 with 10 rounds (Salmon et al. 2011).
+// Four 32-bit words of Philox4x32 with 10 rounds (Salmon et al. 2011). The low half of `key` is its first word.
 struct PhiloxWords {
   uint32_t word[4];
 };
 PhiloxWords philox4x32(uint64_t key, const uint32_t counter[4]);
+
+// The number in [0, 1) that decides a row: the first 53 bits of philox4x32(seed, {sequence, position, 0, 0}).
+double uniform_draw(const SamplingRow& row);
 
 void sample_reference(const Sample& op);
 
