@@ -1,0 +1,53 @@
+#include "backends/cpu/cpu_backend.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include "hwy/highway.h"
+
+namespace proa {
+
+std::vector<int64_t> CpuBackend::targets() {
+  std::vector<int64_t> result;
+  const int64_t available = hwy::SupportedTargets() & HWY_TARGETS;
+  for (int bit = 0; bit < 63; ++bit) {  // a lower bit is a better target
+    if (available >> bit & 1) result.push_back(int64_t{1} << bit);
+  }
+  return result;
+}
+
+CpuBackend::CpuBackend(int64_t target, int num_threads) : target_(target), threads_(num_threads) {
+  const int threads = threads_.num_threads();
+  description_ =
+      std::string(hwy::TargetName(target)) + ", " + std::to_string(threads) + (threads == 1 ? " thread" : " threads");
+}
+
+Result<Buffer> CpuBackend::allocate(size_t bytes) {
+  constexpr size_t kAlignment = Arena::kAlignment;
+  if (bytes > SIZE_MAX - kAlignment) {
+    return Error{.doing = "allocate memory", .where = "cpu", .actual = std::to_string(bytes) + " bytes wanted"};
+  }
+  // Large zeroed blocks come straight from the system, page by page as they are touched.
+  void* block = std::calloc(bytes + kAlignment, 1);
+  if (block == nullptr) {
+    return Error{.doing = "allocate memory",
+                 .where = "cpu",
+                 .expected = std::to_string(bytes) + " bytes",
+                 .actual = "the system has no such block"};
+  }
+  const auto address = reinterpret_cast<uintptr_t>(block);
+  auto* aligned = reinterpret_cast<std::byte*>((address + kAlignment - 1) / kAlignment * kAlignment);
+  return Buffer{std::shared_ptr<std::byte>(aligned, [block](std::byte*) { std::free(block); }), bytes};
+}
+
+std::byte* CpuBackend::scratch(size_t bytes) {
+  if (bytes > scratch_.bytes) {
+    scratch_ = {};
+    auto grown = allocate(bytes + bytes / 4);
+    if (!grown.ok()) std::abort();  // the plan of the engine left no room; ops cannot fail
+    scratch_ = *std::move(grown);
+  }
+  return scratch_.data();
+}
+
+}  // namespace proa

@@ -1,0 +1,86 @@
+// The CPU backend: one kernel file per op beside this header, each compiled for every instruction set of Highway that
+// we ship and chosen when the backend is made. Activations are F32, sums are F32.
+//
+// What a kernel file looks like:
+//   #undef HWY_TARGET_INCLUDE
+//   #define HWY_TARGET_INCLUDE "backends/cpu/rope.cpp"
+//   #include "hwy/foreach_target.h"
+//   #include "hwy/highway.h"
+//   HWY_BEFORE_NAMESPACE();
+//   namespace proa::HWY_NAMESPACE { void rotate(...) { ... } }
+//   HWY_AFTER_NAMESPACE();
+//   #if HWY_ONCE
+//   namespace proa {
+//   HWY_EXPORT(rotate);
+//   void CpuBackend::rope(const Rope& op) { PROA_DISPATCH(rotate, target())(...); }
+//   }
+//   #endif
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <iterator>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/arena.h"
+#include "core/thread_pool.h"
+#include "hwy/targets.h"
+#include "ops/backend.h"
+
+namespace proa {
+
+class CpuBackend final : public Backend {
+ public:
+  // `target` is one of targets(). num_threads: 0 means one per core.
+  CpuBackend(int64_t target, int num_threads);
+
+  // Instruction sets that are compiled in and that this machine runs, as HWY_AVX3 and so on; the best first.
+  static std::vector<int64_t> targets();
+
+  std::string_view name() const override { return "cpu"; }
+  std::string_view description() const override { return description_; }
+  Result<Buffer> allocate(size_t bytes) override;
+  std::string_view on_reference() const override { return ""; }
+
+  void embed(const Embed& op) override;
+  void norm_linear(const NormLinear& op) override;
+  void linear_residual(const LinearResidual& op) override;
+  void mlp(const Mlp& op) override;
+  void route(const Route& op) override;
+  void moe(const Moe& op) override;
+  void conv_ssm_step(const ConvSsmStep& op) override;
+  void ssd_chunk(const SsdChunk& op) override;
+  void gated_norm_linear_residual(const GatedNormLinearResidual& op) override;
+  void rope(const Rope& op) override;
+  void attend(const Attend& op) override;
+  void lm_head(const LmHead& op) override;
+  void sample(const Sample& op) override;
+
+  int64_t target() const { return target_; }
+  ThreadPool& threads() { return threads_; }
+
+  // Uninitialised memory for one op, aligned to 64 bytes, valid until the next call: an op asks once, for all it needs
+  // (Arena cuts it up). Grows until the largest step has been seen, then no step allocates.
+  std::byte* scratch(size_t bytes);
+
+ private:
+  int64_t target_;
+  ThreadPool threads_;
+  std::string description_;
+  Buffer scratch_;
+};
+
+// Index of a target in the tables that HWY_EXPORT makes. Highway's own dispatch is one choice per process; tests run
+// several backends side by side.
+inline size_t dispatch_index(int64_t target) {
+  const int64_t mask = HWY_CHOSEN_TARGET_SHIFT(target) | HWY_CHOSEN_TARGET_MASK_SCALAR;
+  return hwy::Num0BitsBelowLS1Bit_Nonzero64(static_cast<uint64_t>(mask));
+}
+
+}  // namespace proa
+
+// The function that HWY_EXPORT(function) exported, for a target.
+#define PROA_DISPATCH(function, target) \
+  (*HWY_DISPATCH_TABLE(function)[std::size(HWY_DISPATCH_TABLE(function)) == 1 ? 0 : proa::dispatch_index(target)])
