@@ -15,19 +15,19 @@ class ReferenceBackend final : public Backend {
     return "embed, norm_linear, linear_residual, mlp, route, moe, conv_ssm_step, ssd_chunk, "
            "gated_norm_linear_residual, rope, attend, lm_head, sample";
   }
-  Result<Buffer> allocate(size_t bytes) override { return memory_.allocate(bytes); }
-
- private:
-  CpuBackend memory_{CpuBackend::targets().back(), 1};
+  Result<Buffer> allocate(size_t bytes) override { return allocate_host(bytes); }
 };
 
 Result<std::unique_ptr<Backend>> make_cpu(const BackendOptions& options) {
   const auto targets = CpuBackend::targets();
-  if (options.cpu_target.empty()) return std::make_unique<CpuBackend>(targets.front(), options.num_threads);
+  const auto cpu = [&](int64_t target) -> std::unique_ptr<Backend> {
+    return std::make_unique<CpuBackend>(target, options.num_threads);
+  };
+  if (options.cpu_target.empty()) return cpu(targets.front());
   std::string names;
   for (int64_t target : targets) {
     const std::string name = hwy::TargetName(target);
-    if (name == options.cpu_target) return std::make_unique<CpuBackend>(target, options.num_threads);
+    if (name == options.cpu_target) return cpu(target);
     names += (names.empty() ? "" : ", ") + name;
   }
   return Error{.doing = "choose an instruction set",
@@ -40,7 +40,7 @@ Result<std::unique_ptr<Backend>> make_cpu(const BackendOptions& options) {
 
 Result<std::unique_ptr<Backend>> make_backend(std::string_view device, const BackendOptions& options) {
   if (device == "auto" || device == "cpu") return make_cpu(options);
-  if (device == "reference") return std::make_unique<ReferenceBackend>();
+  if (device == "reference") return std::unique_ptr<Backend>(std::make_unique<ReferenceBackend>());
   return Error{.doing = "choose a device",
                .where = "--device",
                .expected = "auto, cpu or reference",

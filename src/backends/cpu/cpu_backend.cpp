@@ -22,7 +22,7 @@ CpuBackend::CpuBackend(int64_t target, int num_threads) : target_(target), threa
       std::string(hwy::TargetName(target)) + ", " + std::to_string(threads) + (threads == 1 ? " thread" : " threads");
 }
 
-Result<Buffer> CpuBackend::allocate(size_t bytes) {
+Result<Buffer> allocate_host(size_t bytes) {
   constexpr size_t kAlignment = Arena::kAlignment;
   if (bytes > SIZE_MAX - kAlignment) {
     return Error{.doing = "allocate memory", .where = "cpu", .actual = std::to_string(bytes) + " bytes wanted"};
@@ -43,7 +43,7 @@ Result<Buffer> CpuBackend::allocate(size_t bytes) {
 std::byte* CpuBackend::scratch(size_t bytes) {
   if (bytes > scratch_.bytes) {
     scratch_ = {};
-    auto grown = allocate(bytes + bytes / 4);
+    auto grown = allocate_host(bytes + bytes / 4);
     if (!grown.ok()) std::abort();  // the plan of the engine left no room; ops cannot fail
     scratch_ = *std::move(grown);
   }

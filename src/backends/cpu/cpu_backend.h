@@ -31,6 +31,9 @@
 
 namespace proa {
 
+// Host memory as Backend::allocate gives it.
+Result<Buffer> allocate_host(size_t bytes);
+
 class CpuBackend final : public Backend {
  public:
   // `target` is one of targets(). num_threads: 0 means one per core.
@@ -41,7 +44,7 @@ class CpuBackend final : public Backend {
 
   std::string_view name() const override { return "cpu"; }
   std::string_view description() const override { return description_; }
-  Result<Buffer> allocate(size_t bytes) override;
+  Result<Buffer> allocate(size_t bytes) override { return allocate_host(bytes); }
   std::string_view on_reference() const override { return ""; }
 
   void embed(const Embed& op) override;
