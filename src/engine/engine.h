@@ -1,0 +1,111 @@
+// The engine: takes requests, runs steps, gives tokens back.
+//
+//   PROA_ASSIGN(auto engine, Engine::create(model, backend, tokenizer, {.max_num_seqs = 1}));
+//   PROA_ASSIGN(auto reply, engine->submit({.prompt_token_ids = ids, .params = {.temperature = 0}}));
+//   for (std::vector<TokenEvent> events; reply->next(events) == Reply::Status::events;) {
+//     for (const TokenEvent& event : events) std::cout << event.text << std::flush;
+//   }
+//
+// One thread of its own owns sequences, caches and the backend; callers meet it only at the queue and at their Reply.
+// Each step: take new and cancelled requests, let the scheduler form a batch, forward, sample, check stops, hand tokens
+// over. The thread sleeps when there is nothing to do.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cache/memory_plan.h"
+#include "core/result.h"
+#include "engine/reply.h"
+#include "engine/request.h"
+#include "models/model.h"
+#include "ops/backend.h"
+#include "tokenizer/tokenizer.h"
+
+namespace proa {
+
+struct EngineConfig {
+  int max_num_seqs = 8;              // sequences that run at once: one state slot each
+  int max_num_batched_tokens = 512;  // tokens of one step, at least max_num_seqs: the chunk of a prefill
+  int64_t max_model_len = 0;   // tokens of a sequence, prompt and output; 0: the model's limit, or what memory holds
+  int max_queue = 256;         // requests that may wait
+  int block_size = 16;         // tokens per KV block
+  int64_t kv_cache_bytes = 0;  // 0: as much as max_num_seqs sequences of max_model_len need
+  Format kv_cache_dtype = Format::F32;  // F32, F16 or BF16
+  std::vector<int32_t> eos_token_ids;   // what ends a reply; empty: the tokenizer's eos_ids()
+};
+
+struct EngineStats {  // a snapshot taken between steps
+  int num_running = 0;
+  int num_waiting = 0;
+  int free_blocks = 0;
+  int free_slots = 0;
+  int64_t num_steps = 0;
+  int64_t prompt_tokens = 0;  // computed so far
+  int64_t generated_tokens = 0;
+};
+
+class Scheduler;
+class ModelRunner;
+struct Sequence;
+
+class Engine {
+ public:
+  // Allocates everything and starts the thread. `backend` must be the one on which the model's weights are, and is the
+  // engine's alone from now on. Errors: a field of config out of range, by name; memory that cannot be had, with the
+  // bytes asked for; a max_model_len that kv_cache_bytes cannot hold, with both.
+  static Result<std::unique_ptr<Engine>> create(std::shared_ptr<const Model> model, std::shared_ptr<Backend> backend,
+                                                Tokenizer tokenizer, EngineConfig config);
+  // Cancels what is in flight (every Reply gets its last event) and joins the thread.
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // Puts a request into the queue; any thread may call it. Errors, at once: a field of params out of range; an empty
+  // prompt or a token outside the vocabulary; prompt + max_tokens beyond max_model_len or beyond the KV cache, with
+  // both sizes; a full queue (error().where is "max_queue").
+  Result<std::shared_ptr<Reply>> submit(Request request);
+
+  const EngineConfig& config() const { return config_; }  // with all defaults filled in
+  const MemoryPlan& memory_plan() const { return plan_; }
+  EngineStats stats() const;
+
+ private:
+  Engine(std::shared_ptr<const Model> model, std::shared_ptr<Backend> backend, Tokenizer tokenizer,
+         EngineConfig config);
+
+  void run();  // the thread
+  void take_incoming();
+  void drop_cancelled();
+  void step();
+  void accept_token(Sequence& sequence, int row);
+  void finish(Sequence& sequence, TokenEvent event);
+  void publish_stats();
+
+  const std::shared_ptr<const Model> model_;
+  const std::shared_ptr<Backend> backend_;
+  const Tokenizer tokenizer_;
+  EngineConfig config_;
+  MemoryPlan plan_;
+
+  // Of the engine thread alone.
+  std::unique_ptr<Scheduler> scheduler_;
+  std::unique_ptr<ModelRunner> runner_;
+  EngineStats counted_;
+
+  mutable std::mutex mutex_;  // guards all below
+  std::condition_variable wake_;
+  std::vector<std::unique_ptr<Sequence>> incoming_;
+  int num_queued_ = 0;  // submitted and not yet admitted, incoming_ included
+  bool stopping_ = false;
+  EngineStats stats_;
+
+  std::thread thread_;  // last: it uses everything above
+};
+
+}  // namespace proa
