@@ -26,7 +26,7 @@ class Checkpoint {
  public:
   enum class Kind { huggingface, gguf };
 
-  static constexpr size_t kMaxTextBytes = 256u << 20;  // of a JSON or text file in the folder
+  static constexpr size_t kMaxTextBytes = 128u << 20;  // of a JSON or text file in the folder
 
   // `path` is a folder or a .gguf file (known by its magic). Everything is mapped, nothing copied. All missing shards,
   // and all tensors that the index names but no shard holds, are listed in one error.
