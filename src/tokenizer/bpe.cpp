@@ -1,0 +1,297 @@
+#include "tokenizer/bpe.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstring>
+
+namespace proa {
+namespace {
+
+constexpr uint64_t kNoPair = ~uint64_t{0};
+constexpr size_t kShortWord = 64;                 // up to here scanning all ranks beats a heap
+constexpr size_t kLongestWord = size_t{1} << 30;  // so that positions fit 32 bits; longer words are cut
+
+constexpr bool is_printable_byte(int byte) {
+  return (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || (byte >= 174 && byte <= 255);
+}
+
+struct ByteAlphabet {
+  std::array<char32_t, 256> character{};
+  std::array<int16_t, 256 + 68> byte{};  // by code point; -1: not of the alphabet
+
+  constexpr ByteAlphabet() {
+    byte.fill(-1);
+    char32_t next = 256;
+    for (int b = 0; b < 256; ++b) {
+      character[b] = is_printable_byte(b) ? static_cast<char32_t>(b) : next++;
+      byte[character[b]] = static_cast<int16_t>(b);
+    }
+  }
+};
+constexpr ByteAlphabet kAlphabet;
+
+uint64_t mix(uint64_t a, uint64_t b) {
+  const auto product = static_cast<unsigned __int128>(a) * b;
+  return static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64);
+}
+
+uint32_t hash_bytes(std::string_view bytes) {
+  uint64_t state = 0x9E3779B97F4A7C15u ^ bytes.size();
+  while (bytes.size() > 8) {
+    uint64_t eight;
+    std::memcpy(&eight, bytes.data(), 8);
+    state = mix(state ^ eight, 0xD6E8FEB86659FD93u);
+    bytes.remove_prefix(8);
+  }
+  uint64_t rest = 0;
+  std::memcpy(&rest, bytes.data(), bytes.size());
+  state = mix(state ^ rest, 0xA0761D6478BD642Fu);
+  return static_cast<uint32_t>(state ^ state >> 32);
+}
+
+uint64_t pair_of(int32_t left, int32_t right) {
+  return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
+}
+
+size_t hash_pair(uint64_t pair) { return static_cast<size_t>(mix(pair, 0x9E3779B97F4A7C15u)); }
+
+size_t table_size(size_t entries) { return std::bit_ceil(std::max<size_t>(entries * 2, 16)); }
+
+bool reachable(TokenType type) { return type != TokenType::control && type != TokenType::unknown; }
+
+}  // namespace
+
+bool append_from_byte_alphabet(std::string& bytes, std::string_view spelling) {
+  const size_t before = bytes.size();
+  for (size_t i = 0; i < spelling.size(); ++i) {
+    char32_t c = static_cast<uint8_t>(spelling[i]);
+    if (c >= 0x80) {  // the alphabet ends at U+0143, so two bytes are the longest
+      const uint8_t next = i + 1 < spelling.size() ? static_cast<uint8_t>(spelling[i + 1]) : 0;
+      c = c >= 0xC2 && c <= 0xDF && (next & 0xC0) == 0x80 ? (c & 0x1F) << 6 | (next & 0x3F) : 0xFFFF;
+      ++i;
+    }
+    if (c >= kAlphabet.byte.size() || kAlphabet.byte[c] < 0) {
+      bytes.resize(before);
+      return false;
+    }
+    bytes.push_back(static_cast<char>(kAlphabet.byte[c]));
+  }
+  return true;
+}
+
+std::string to_byte_alphabet(std::string_view bytes) {
+  std::string spelling;
+  for (const char b : bytes) {
+    const char32_t c = kAlphabet.character[static_cast<uint8_t>(b)];
+    if (c < 0x80) {
+      spelling.push_back(static_cast<char>(c));
+    } else {
+      spelling.push_back(static_cast<char>(0xC0 | c >> 6));
+      spelling.push_back(static_cast<char>(0x80 | (c & 0x3F)));
+    }
+  }
+  return spelling;
+}
+
+Result<Bpe> Bpe::create(const Vocabulary& vocabulary) {
+  Bpe bpe;
+  const size_t size = vocabulary.tokens.size();
+  const auto problem = [](std::string where, std::string expected, std::string actual) {
+    return Error{.doing = "build tokenizer",
+                 .where = std::move(where),
+                 .expected = std::move(expected),
+                 .actual = std::move(actual)};
+  };
+  if (size == 0 || size > kMaxTokens) {
+    return problem("vocabulary", "1 to " + std::to_string(kMaxTokens) + " tokens", std::to_string(size));
+  }
+  if (vocabulary.types.size() != size) {
+    return problem("token types", std::to_string(size) + ", one per token", std::to_string(vocabulary.types.size()));
+  }
+  size_t total = 0;
+  for (const std::string_view token : vocabulary.tokens) total += token.size();
+  if (total > UINT32_MAX / 2) return problem("vocabulary", "less than 2 GiB of text", std::to_string(total) + " bytes");
+  if (vocabulary.merges.size() > UINT32_MAX / 4) {
+    return problem("merges", "less than 2^30", std::to_string(vocabulary.merges.size()));
+  }
+
+  bpe.unk_id_ = vocabulary.unk_id;
+  bpe.fuse_unk_ = vocabulary.fuse_unk;
+  bpe.ignore_merges_ = vocabulary.ignore_merges;
+  bpe.types_ = vocabulary.types;
+  if (bpe.unk_id_ >= static_cast<int64_t>(size)) {
+    return problem("unknown token", "an id below " + std::to_string(size), std::to_string(bpe.unk_id_));
+  }
+  std::vector<bool> literal(size);
+  for (const AddedToken& added : vocabulary.added) {
+    if (added.id < 0 || static_cast<size_t>(added.id) >= size) {
+      return problem("added token " + std::string(added.content), "an id below " + std::to_string(size),
+                     std::to_string(added.id));
+    }
+    literal[added.id] = true;
+  }
+
+  bpe.arena_.reserve(total);
+  bpe.offsets_.reserve(size + 1);
+  bpe.offsets_.push_back(0);
+  bpe.slots_.assign(table_size(size), Slot{0, -1});
+  const size_t slot_mask = bpe.slots_.size() - 1;
+  for (size_t id = 0; id < size; ++id) {
+    const std::string_view token = vocabulary.tokens[id];
+    if (literal[id] || !append_from_byte_alphabet(bpe.arena_, token)) bpe.arena_ += token;
+    bpe.offsets_.push_back(static_cast<uint32_t>(bpe.arena_.size()));
+    const std::string_view bytes = bpe.piece(static_cast<int32_t>(id));
+    if (bytes.empty() || !reachable(bpe.types_[id])) continue;
+    const uint32_t hash = hash_bytes(bytes);
+    size_t at = hash & slot_mask;
+    // Of tokens with the same bytes the first can be reached, the others only decode.
+    while (bpe.slots_[at].id >= 0 && (bpe.slots_[at].hash != hash || bpe.piece(bpe.slots_[at].id) != bytes)) {
+      at = (at + 1) & slot_mask;
+    }
+    if (bpe.slots_[at].id < 0) bpe.slots_[at] = {hash, static_cast<int32_t>(id)};
+  }
+  for (int b = 0; b < 256; ++b) {
+    const char byte = static_cast<char>(b);
+    bpe.byte_ids_[b] = bpe.find(std::string_view(&byte, 1));
+  }
+
+  bpe.merges_.assign(table_size(vocabulary.merges.size()), Merge{kNoPair, 0, -1});
+  const size_t merge_mask = bpe.merges_.size() - 1;
+  std::string bytes;
+  for (size_t rank = 0; rank < vocabulary.merges.size(); ++rank) {
+    const MergeText& merge = vocabulary.merges[rank];
+    const auto where = [&] { return "merge " + std::to_string(rank); };
+    bytes.clear();
+    int32_t left = -1, right = -1, joined = -1;
+    if (append_from_byte_alphabet(bytes, merge.left)) {
+      const size_t border = bytes.size();
+      left = bpe.find(bytes);
+      if (append_from_byte_alphabet(bytes, merge.right)) {
+        right = bpe.find(std::string_view(bytes).substr(border));
+        joined = bpe.find(bytes);
+      }
+    }
+    if (left < 0 || right < 0 || joined < 0) {
+      const bool part = left < 0 || right < 0;
+      const std::string named(left < 0 ? merge.left : merge.right);
+      return problem(where(), "tokens of the vocabulary",
+                     "'" + (part ? named : std::string(merge.left) + std::string(merge.right)) + "'");
+    }
+    const uint64_t pair = pair_of(left, right);
+    size_t at = hash_pair(pair) & merge_mask;
+    while (bpe.merges_[at].pair != kNoPair && bpe.merges_[at].pair != pair) at = (at + 1) & merge_mask;
+    if (bpe.merges_[at].pair == kNoPair) bpe.merges_[at] = {pair, static_cast<uint32_t>(rank), joined};
+  }
+  return bpe;
+}
+
+int32_t Bpe::find(std::string_view bytes) const {
+  const uint32_t hash = hash_bytes(bytes);
+  const size_t mask = slots_.size() - 1;
+  for (size_t at = hash & mask; slots_[at].id >= 0; at = (at + 1) & mask) {
+    if (slots_[at].hash == hash && piece(slots_[at].id) == bytes) return slots_[at].id;
+  }
+  return -1;
+}
+
+const Bpe::Merge* Bpe::find_merge(int32_t left, int32_t right) const {
+  if (left < 0 || right < 0) return nullptr;
+  const uint64_t pair = pair_of(left, right);
+  const size_t mask = merges_.size() - 1;
+  for (size_t at = hash_pair(pair) & mask; merges_[at].pair != kNoPair; at = (at + 1) & mask) {
+    if (merges_[at].pair == pair) return &merges_[at];
+  }
+  return nullptr;
+}
+
+void Bpe::append(int32_t id, std::vector<int32_t>& ids, bool& after_unknown) const {
+  if (id >= 0) {
+    ids.push_back(id);
+    after_unknown = false;
+  } else if (unk_id_ >= 0) {
+    if (!after_unknown || !fuse_unk_) ids.push_back(unk_id_);
+    after_unknown = true;
+  }
+}
+
+void Bpe::encode(std::string_view word, BpeScratch& scratch, std::vector<int32_t>& ids) const {
+  for (; word.size() > kLongestWord; word.remove_prefix(kLongestWord)) {
+    encode_long(word.substr(0, kLongestWord), scratch, ids);
+  }
+  if (word.empty()) return;
+  if (ignore_merges_) {
+    if (const int32_t id = find(word); id >= 0) return ids.push_back(id);
+  }
+  if (word.size() <= kShortWord) return encode_short(word, ids);
+  encode_long(word, scratch, ids);
+}
+
+void Bpe::encode_short(std::string_view word, std::vector<int32_t>& ids) const {
+  int32_t symbols[kShortWord];
+  const Merge* merges[kShortWord];  // of symbol i with the next one
+  size_t count = word.size();
+  for (size_t i = 0; i < count; ++i) symbols[i] = byte_ids_[static_cast<uint8_t>(word[i])];
+  for (size_t i = 0; i + 1 < count; ++i) merges[i] = find_merge(symbols[i], symbols[i + 1]);
+  while (true) {
+    size_t best = count;
+    uint32_t best_rank = UINT32_MAX;
+    for (size_t i = 0; i + 1 < count; ++i) {
+      if (merges[i] && merges[i]->rank < best_rank) best_rank = merges[i]->rank, best = i;
+    }
+    if (best == count) break;
+    symbols[best] = merges[best]->id;
+    std::copy(symbols + best + 2, symbols + count, symbols + best + 1);
+    std::copy(merges + best + 1, merges + count - 1, merges + best);
+    --count;
+    if (best > 0) merges[best - 1] = find_merge(symbols[best - 1], symbols[best]);
+    if (best + 1 < count) merges[best] = find_merge(symbols[best], symbols[best + 1]);
+  }
+  bool after_unknown = false;
+  for (size_t i = 0; i < count; ++i) append(symbols[i], ids, after_unknown);
+}
+
+// Symbols form a list over the word's bytes; a heap holds the merges that are possible now. An entry whose symbols have
+// since been merged away is recognised by their ids and skipped.
+void Bpe::encode_long(std::string_view word, BpeScratch& scratch, std::vector<int32_t>& ids) const {
+  constexpr uint32_t kEnd = UINT32_MAX;
+  constexpr int32_t kGone = -2;
+  auto& symbols = scratch.symbols;
+  auto& heap = scratch.heap;
+  const auto later = [](const BpeScratch::Candidate& a, const BpeScratch::Candidate& b) {
+    return a.rank != b.rank ? a.rank > b.rank : a.position > b.position;
+  };
+  const uint32_t size = static_cast<uint32_t>(word.size());
+  symbols.resize(size);
+  for (uint32_t i = 0; i < size; ++i) {
+    symbols[i] = {byte_ids_[static_cast<uint8_t>(word[i])], i + 1 < size ? i + 1 : kEnd, i > 0 ? i - 1 : kEnd};
+  }
+  heap.clear();
+  const auto candidate = [&](uint32_t at) {
+    const uint32_t next = symbols[at].next;
+    if (next == kEnd) return false;
+    const Merge* merge = find_merge(symbols[at].id, symbols[next].id);
+    if (merge) heap.push_back({merge->rank, at, symbols[at].id, symbols[next].id});
+    return merge != nullptr;
+  };
+  for (uint32_t i = 0; i < size; ++i) candidate(i);
+  std::make_heap(heap.begin(), heap.end(), later);
+  while (!heap.empty()) {
+    std::pop_heap(heap.begin(), heap.end(), later);
+    const BpeScratch::Candidate best = heap.back();
+    heap.pop_back();
+    auto& symbol = symbols[best.position];
+    if (symbol.id != best.left || symbol.next == kEnd || symbols[symbol.next].id != best.right) continue;
+    const uint32_t next = symbol.next;
+    symbol.id = find_merge(best.left, best.right)->id;
+    symbol.next = symbols[next].next;
+    symbols[next].id = kGone;
+    if (symbol.next != kEnd) symbols[symbol.next].previous = best.position;
+    if (symbol.previous != kEnd && candidate(symbol.previous)) std::push_heap(heap.begin(), heap.end(), later);
+    if (candidate(best.position)) std::push_heap(heap.begin(), heap.end(), later);
+  }
+  bool after_unknown = false;
+  for (uint32_t at = 0; at != kEnd; at = symbols[at].next) append(symbols[at].id, ids, after_unknown);
+}
+
+}  // namespace proa

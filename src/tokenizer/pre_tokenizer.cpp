@@ -1,0 +1,234 @@
+#include "tokenizer/pre_tokenizer.h"
+
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
+
+#include <cassert>
+#include <optional>
+#include <utility>
+
+#include "tokenizer/utf8.h"
+
+namespace proa {
+namespace {
+
+constexpr uint32_t kMatchLimit = 10'000'000;    // steps of one search
+constexpr uint32_t kHeapLimitKiB = 256 * 1024;  // backtracking memory of one search by the interpreter
+
+struct CodeDeleter {
+  void operator()(pcre2_code* code) const { pcre2_code_free(code); }
+};
+struct MatchDataDeleter {
+  void operator()(pcre2_match_data* data) const { pcre2_match_data_free(data); }
+};
+struct MatchContextDeleter {
+  void operator()(pcre2_match_context* context) const { pcre2_match_context_free(context); }
+};
+
+// PCRE2's \s has U+180E, which has not been white space since Unicode 6.3 and is none for the engines the expressions
+// were written for. So \s and \S are spelt out.
+std::string with_unicode_white_space(std::string_view expression) {
+  constexpr std::string_view kWhiteSpace = R"(\p{Z}\t-\r\x{85})";
+  std::string out;
+  bool in_class = false;
+  for (size_t i = 0; i < expression.size(); ++i) {
+    const char c = expression[i];
+    if (c == '\\' && i + 1 < expression.size()) {
+      const char escaped = expression[++i];
+      if (escaped == 's' && in_class) {
+        out += kWhiteSpace;
+      } else if (escaped == 's' || (escaped == 'S' && !in_class)) {
+        out.append(escaped == 's' ? "[" : "[^").append(kWhiteSpace).append("]");
+      } else {
+        out.append({c, escaped});
+      }
+      continue;
+    }
+    if (c == '[' && !in_class) {
+      in_class = true;
+      out += c;
+      // A bracket right after the opening one, or after its ^, is a member.
+      if (expression.substr(i + 1, 1) == "^") out += expression[++i];
+      if (expression.substr(i + 1, 1) == "]") out += expression[++i];
+      continue;
+    }
+    if (c == ']') in_class = false;
+    out += c;
+  }
+  return out;
+}
+
+// Where one step cuts a text.
+struct Piece {
+  size_t begin, end;
+  bool is_match;
+};
+
+void join_pieces(PreTokenizerStep::Behavior behavior, std::vector<Piece>& pieces) {
+  using Behavior = PreTokenizerStep::Behavior;
+  std::vector<Piece> joined;
+  for (const Piece& piece : pieces) {
+    const bool before_is_match = !joined.empty() && joined.back().is_match;
+    switch (behavior) {
+      case Behavior::isolated:
+        joined.push_back(piece);
+        break;
+      case Behavior::removed:
+        if (!piece.is_match) joined.push_back(piece);
+        break;
+      case Behavior::contiguous:
+        if (!joined.empty() && before_is_match == piece.is_match) {
+          joined.back().end = piece.end;
+        } else {
+          joined.push_back(piece);
+        }
+        break;
+      case Behavior::merged_with_previous:
+        if (piece.is_match && !joined.empty() && !before_is_match) {
+          joined.back().end = piece.end;
+          joined.back().is_match = true;
+        } else {
+          joined.push_back(piece);
+        }
+        break;
+      case Behavior::merged_with_next:
+        if (!piece.is_match && before_is_match) {
+          joined.back().end = piece.end;
+          joined.back().is_match = false;
+        } else {
+          joined.push_back(piece);
+        }
+        break;
+    }
+  }
+  pieces = std::move(joined);
+}
+
+}  // namespace
+
+struct PreTokenizer::Step {
+  PreTokenizerStep description;
+  std::unique_ptr<pcre2_code, CodeDeleter> code;  // null for prefix_space
+};
+
+struct PreTokenizer::Scratch::State {
+  std::vector<std::unique_ptr<pcre2_match_data, MatchDataDeleter>> data;  // [steps]
+  std::vector<std::string> prefixed;                                      // [steps]
+  std::unique_ptr<pcre2_match_context, MatchContextDeleter> context;
+};
+
+PreTokenizer::Scratch::Scratch() : state_(std::make_unique<State>()) {}
+PreTokenizer::Scratch::Scratch(Scratch&&) noexcept = default;
+PreTokenizer::Scratch::~Scratch() = default;
+
+Result<PreTokenizer> PreTokenizer::create(std::span<const PreTokenizerStep> steps) {
+  const std::string doing = "compile pre-tokenizer";
+  if (steps.size() > kMaxSteps) {
+    return Error{.doing = doing,
+                 .expected = "at most " + std::to_string(kMaxSteps) + " steps",
+                 .actual = std::to_string(steps.size())};
+  }
+  PreTokenizer result;
+  for (const PreTokenizerStep& description : steps) {
+    auto step = std::make_shared<Step>();
+    step->description = description;
+    if (description.kind == PreTokenizerStep::Kind::split) {
+      if (description.expression.size() > kMaxExpressionBytes) {
+        return Error{.doing = doing,
+                     .expected = "an expression of at most 65536 bytes",
+                     .actual = std::to_string(description.expression.size())};
+      }
+      const std::string expression = with_unicode_white_space(description.expression);
+      int code = 0;
+      PCRE2_SIZE offset = 0;
+      // MULTILINE because ^ and $ of the Oniguruma syntax in tokenizer.json match at line breaks.
+      step->code.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(expression.data()), expression.size(),
+                                     PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &code, &offset,
+                                     nullptr));
+      if (!step->code) {
+        PCRE2_UCHAR text[256] = "unknown";
+        pcre2_get_error_message(code, text, sizeof text);
+        return Error{.doing = doing,
+                     .where = "character " + std::to_string(offset) + " of " + expression,
+                     .expected = "a regular expression that PCRE2 takes",
+                     .actual = reinterpret_cast<char*>(text)};
+      }
+      pcre2_jit_compile(step->code.get(), PCRE2_JIT_COMPLETE);  // without JIT the interpreter answers
+    }
+    result.steps_.push_back(std::move(step));
+  }
+  return result;
+}
+
+PreTokenizer::Scratch PreTokenizer::make_scratch() const {
+  Scratch scratch;
+  for (const auto& step : steps_) {
+    (void)step;
+    scratch.state_->data.emplace_back(pcre2_match_data_create(1, nullptr));
+  }
+  scratch.state_->prefixed.resize(steps_.size());
+  scratch.state_->context.reset(pcre2_match_context_create(nullptr));
+  pcre2_set_match_limit(scratch.state_->context.get(), kMatchLimit);
+  pcre2_set_heap_limit(scratch.state_->context.get(), kHeapLimitKiB);
+  return scratch;
+}
+
+void PreTokenizer::cut(std::string_view text, Scratch& scratch,
+                       const std::function<void(std::string_view)>& word) const {
+  if (!text.empty()) cut_from(0, text, scratch, word);
+}
+
+void PreTokenizer::cut_from(size_t index, std::string_view text, Scratch& scratch,
+                            const std::function<void(std::string_view)>& word) const {
+  if (index == steps_.size()) return word(text);
+  const Step& step = *steps_[index];
+  if (step.description.kind == PreTokenizerStep::Kind::prefix_space) {
+    if (text.front() == ' ') return cut_from(index + 1, text, scratch, word);
+    std::string& prefixed = scratch.state_->prefixed[index];
+    prefixed.assign(1, ' ').append(text);
+    return cut_from(index + 1, prefixed, scratch, word);
+  }
+
+  pcre2_match_data* data = scratch.state_->data[index].get();
+  pcre2_match_context* context = scratch.state_->context.get();
+  const PCRE2_SIZE* range = pcre2_get_ovector_pointer(data);
+  const auto subject = reinterpret_cast<PCRE2_SPTR>(text.data());
+  // The next match from `from` on, or none. Empty matches cut nothing.
+  const auto next_match = [&](size_t from) -> std::optional<std::pair<size_t, size_t>> {
+    const uint32_t options = PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY;
+    int found = pcre2_match(step.code.get(), subject, text.size(), from, options, data, context);
+    if (found == PCRE2_ERROR_JIT_STACKLIMIT) {
+      found = pcre2_match(step.code.get(), subject, text.size(), from, options | PCRE2_NO_JIT, data, context);
+    }
+    // \K inside a lookaround can report ranges that go backwards.
+    if (found < 0 || range[0] < from || range[1] <= range[0]) return std::nullopt;
+    return std::pair<size_t, size_t>(range[0], range[1]);
+  };
+
+  const bool isolated = step.description.behavior == PreTokenizerStep::Behavior::isolated;
+  const bool last = index + 1 == steps_.size();
+  std::vector<Piece> pieces;
+  const auto piece = [&](size_t begin, size_t end, bool is_match) {
+    if (begin == end) return;
+    if (!isolated) {
+      pieces.push_back({begin, end, is_match != step.description.invert});
+    } else if (last) {
+      word(text.substr(begin, end - begin));
+    } else {
+      cut_from(index + 1, text.substr(begin, end - begin), scratch, word);
+    }
+  };
+  size_t done = 0;
+  while (done < text.size()) {
+    const auto match = next_match(done);
+    piece(done, match ? match->first : text.size(), false);
+    if (!match) break;
+    piece(match->first, match->second, true);
+    done = match->second;
+  }
+  if (isolated) return;
+  join_pieces(step.description.behavior, pieces);
+  for (const Piece& p : pieces) cut_from(index + 1, text.substr(p.begin, p.end - p.begin), scratch, word);
+}
+
+}  // namespace proa

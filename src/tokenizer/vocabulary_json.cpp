@@ -1,0 +1,378 @@
+// tokenizer.json as Hugging Face `tokenizers` writes it: added_tokens, normalizer, pre_tokenizer, model,
+// post_processor, decoder. What we do not do exactly is an error that names the field, never an approximation.
+#include <simdjson.h>
+
+#include <algorithm>
+
+#include "checkpoint/checkpoint.h"
+#include "tokenizer/bpe.h"
+#include "tokenizer/end_tokens.h"
+#include "tokenizer/vocabulary.h"
+
+namespace proa {
+namespace {
+
+using simdjson::dom::element;
+using simdjson::dom::element_type;
+
+Error problem(std::string where, std::string expected, std::string actual, std::string hint = {}) {
+  return Error{.doing = "read tokenizer",
+               .where = "tokenizer.json: " + std::move(where),
+               .expected = std::move(expected),
+               .actual = std::move(actual),
+               .hint = std::move(hint)};
+}
+
+std::string describe(element value) {
+  switch (value.type()) {
+    case element_type::NULL_VALUE:
+      return "null";
+    case element_type::BOOL:
+      return "a boolean";
+    case element_type::STRING:
+      return "'" + std::string(value.get_string().value_unsafe().substr(0, 100)) + "'";
+    case element_type::ARRAY:
+      return "an array";
+    case element_type::OBJECT:
+      return "an object";
+    default:
+      return "a number";
+  }
+}
+
+// A JSON value with its path for messages. A missing field is an invalid Node, not an error, until it is read.
+struct Node {
+  element value;
+  bool present = false;
+  std::string path;
+
+  bool is_null() const { return !present || value.is_null(); }
+  Node operator[](std::string_view key) const {
+    Node child{.path = path.empty() ? std::string(key) : path + "." + std::string(key)};
+    if (present && value.is_object()) child.present = value[key].get(child.value) == simdjson::SUCCESS;
+    return child;
+  }
+  Error wrong(std::string expected) const {
+    return problem(path, std::move(expected), present ? describe(value) : "nothing");
+  }
+  Result<std::string_view> string() const {
+    std::string_view text;
+    if (!present || value.get(text) != simdjson::SUCCESS) return wrong("a string");
+    return text;
+  }
+  Result<bool> boolean(bool fallback) const {
+    if (is_null()) return fallback;
+    bool flag;
+    if (value.get(flag) != simdjson::SUCCESS) return wrong("a boolean");
+    return flag;
+  }
+  Result<int32_t> id() const {
+    int64_t number;
+    if (!present || value.get(number) != simdjson::SUCCESS || number < 0 ||
+        number >= static_cast<int64_t>(Bpe::kMaxTokens)) {
+      Error error = wrong("a token id");
+      if (present && value.get(number) == simdjson::SUCCESS) error.actual = std::to_string(number);
+      return error;
+    }
+    return static_cast<int32_t>(number);
+  }
+  Result<std::vector<Node>> array() const {
+    simdjson::dom::array values;
+    if (!present || value.get(values) != simdjson::SUCCESS) return wrong("an array");
+    std::vector<Node> nodes;
+    for (const element child : values) nodes.push_back({child, true, path + "[" + std::to_string(nodes.size()) + "]"});
+    return nodes;
+  }
+};
+
+std::string escaped(std::string_view literal) {
+  std::string expression;
+  for (const char c : literal) {
+    const bool plain = static_cast<uint8_t>(c) >= 0x80 || (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') ||
+                       (c >= 'A' && c <= 'Z') || static_cast<uint8_t>(c) < 0x21;
+    if (!plain) expression += '\\';
+    expression += c;
+  }
+  return expression;
+}
+
+Result<void> read_normalizer(const Node& node, Vocabulary& vocabulary) {
+  if (node.is_null()) return {};
+  PROA_ASSIGN(const std::string_view type, node["type"].string());
+  if (type == "Sequence") {
+    PROA_ASSIGN(const auto parts, node["normalizers"].array());
+    for (const Node& part : parts) PROA_TRY(read_normalizer(part, vocabulary));
+    return {};
+  }
+  if (type != "NFC") return node["type"].wrong("NFC, a Sequence of it, or null");
+  vocabulary.nfc = true;
+  return {};
+}
+
+Result<void> read_split(const Node& node, Vocabulary& vocabulary) {
+  PreTokenizerStep step;
+  const Node pattern = node["pattern"];
+  if (pattern["Regex"].present) {
+    PROA_ASSIGN(step.expression, pattern["Regex"].string());
+  } else {
+    PROA_ASSIGN(const std::string_view literal, pattern["String"].string());
+    step.expression = escaped(literal);
+  }
+  PROA_ASSIGN(const std::string_view behavior, node["behavior"].string());
+  using Behavior = PreTokenizerStep::Behavior;
+  if (behavior == "Isolated") {
+    step.behavior = Behavior::isolated;
+  } else if (behavior == "Removed") {
+    step.behavior = Behavior::removed;
+  } else if (behavior == "MergedWithPrevious") {
+    step.behavior = Behavior::merged_with_previous;
+  } else if (behavior == "MergedWithNext") {
+    step.behavior = Behavior::merged_with_next;
+  } else if (behavior == "Contiguous") {
+    step.behavior = Behavior::contiguous;
+  } else {
+    return node["behavior"].wrong("Isolated, Removed, MergedWithPrevious, MergedWithNext or Contiguous");
+  }
+  PROA_ASSIGN(step.invert, node["invert"].boolean(false));
+  vocabulary.steps.push_back(std::move(step));
+  return {};
+}
+
+// `byte_level` becomes true at the ByteLevel step, after which no other may follow.
+Result<void> read_pre_tokenizer(const Node& node, Vocabulary& vocabulary, bool& byte_level) {
+  PROA_ASSIGN(const std::string_view type, node["type"].string());
+  if (type == "Sequence") {
+    PROA_ASSIGN(const auto parts, node["pretokenizers"].array());
+    for (const Node& part : parts) PROA_TRY(read_pre_tokenizer(part, vocabulary, byte_level));
+    return {};
+  }
+  if (byte_level) return node["type"].wrong("nothing after ByteLevel");
+  if (vocabulary.steps.size() > 64) return node.wrong("at most 64 steps");
+  if (type == "Split") return read_split(node, vocabulary);
+  if (type == "Digits") {
+    PROA_ASSIGN(const bool individual, node["individual_digits"].boolean(false));
+    vocabulary.steps.push_back({.expression = individual ? R"(\p{N})" : R"(\p{N}+)"});
+    return {};
+  }
+  if (type == "ByteLevel") {
+    PROA_ASSIGN(const bool prefix_space, node["add_prefix_space"].boolean(true));
+    PROA_ASSIGN(const bool use_regex, node["use_regex"].boolean(true));
+    if (prefix_space) vocabulary.steps.push_back({.kind = PreTokenizerStep::Kind::prefix_space});
+    if (use_regex) {
+      PROA_ASSIGN(const PreTokenizerPreset gpt2, pretokenizer_preset("gpt2"));
+      vocabulary.steps.push_back(gpt2.steps[0]);
+    }
+    byte_level = true;
+    return {};
+  }
+  return node["type"].wrong("Split, Digits, ByteLevel or a Sequence of them");
+}
+
+Result<void> read_post_processor(const Node& node, Vocabulary& vocabulary) {
+  if (node.is_null()) return {};
+  PROA_ASSIGN(const std::string_view type, node["type"].string());
+  if (type == "ByteLevel") return {};  // concerns offsets only
+  if (type == "Sequence") {
+    PROA_ASSIGN(const auto parts, node["processors"].array());
+    for (const Node& part : parts) PROA_TRY(read_post_processor(part, vocabulary));
+    return {};
+  }
+  if (type != "TemplateProcessing") return node["type"].wrong("TemplateProcessing, ByteLevel, a Sequence or null");
+  PROA_ASSIGN(const auto parts, node["single"].array());
+  const bool bos = parts.size() == 2 && parts[0]["SpecialToken"].present && parts[1]["Sequence"].present;
+  const bool nothing = parts.size() == 1 && parts[0]["Sequence"].present;
+  if (nothing) return {};
+  if (!bos) return problem(node.path + ".single", "one token (BOS) and the sequence, or the sequence alone", "another");
+  PROA_ASSIGN(const std::string_view name, parts[0]["SpecialToken"]["id"].string());
+  PROA_ASSIGN(const auto ids, node["special_tokens"][name]["ids"].array());
+  if (ids.size() != 1) {
+    return problem(node.path + ".special_tokens." + std::string(name) + ".ids", "one id", std::to_string(ids.size()));
+  }
+  PROA_ASSIGN(vocabulary.bos_id, ids[0].id());
+  vocabulary.add_bos = true;
+  return {};
+}
+
+Result<void> read_decoder(const Node& node) {
+  if (node.is_null()) return {};
+  PROA_ASSIGN(const std::string_view type, node["type"].string());
+  if (type == "Sequence") {
+    PROA_ASSIGN(const auto parts, node["decoders"].array());
+    for (const Node& part : parts) PROA_TRY(read_decoder(part));
+    return {};
+  }
+  if (type != "ByteLevel") return node["type"].wrong("ByteLevel");
+  return {};
+}
+
+// Sets tokens[id], growing the table; ids between stay unused.
+void set_token(Vocabulary& vocabulary, int32_t id, std::string_view token, TokenType type) {
+  if (static_cast<size_t>(id) >= vocabulary.tokens.size()) {
+    vocabulary.tokens.resize(id + 1);
+    vocabulary.types.resize(id + 1, TokenType::unused);
+  }
+  vocabulary.tokens[id] = token;
+  vocabulary.types[id] = type;
+}
+
+Result<void> read_model(const Node& model, Vocabulary& vocabulary) {
+  if (!model["type"].is_null()) {  // old files leave it out
+    PROA_ASSIGN(const std::string_view type, model["type"].string());
+    if (type != "BPE") return model["type"].wrong("BPE");
+  }
+  for (const char* affix : {"continuing_subword_prefix", "end_of_word_suffix"}) {
+    if (model[affix].is_null()) continue;
+    PROA_ASSIGN(const std::string_view text, model[affix].string());
+    if (!text.empty()) return model[affix].wrong("null or ''");
+  }
+  double dropout = 0;
+  if (!model["dropout"].is_null() && (model["dropout"].value.get(dropout) != simdjson::SUCCESS || dropout != 0)) {
+    return model["dropout"].wrong("null or 0");
+  }
+  PROA_ASSIGN(const bool byte_fallback, model["byte_fallback"].boolean(false));
+  if (byte_fallback) return problem("model.byte_fallback", "false (byte-level BPE)", "true");
+  PROA_ASSIGN(vocabulary.fuse_unk, model["fuse_unk"].boolean(false));
+  PROA_ASSIGN(vocabulary.ignore_merges, model["ignore_merges"].boolean(false));
+
+  const Node vocab = model["vocab"];
+  simdjson::dom::object entries;
+  if (!vocab.present || vocab.value.get(entries) != simdjson::SUCCESS) return vocab.wrong("an object of token to id");
+  for (const auto [token, value] : entries) {
+    int64_t id;
+    if (value.get(id) != simdjson::SUCCESS || id < 0 || id >= static_cast<int64_t>(Bpe::kMaxTokens)) {
+      return Node{value, true, "model.vocab." + std::string(token)}.id().error();
+    }
+    if (static_cast<size_t>(id) < vocabulary.tokens.size() && vocabulary.types[id] != TokenType::unused) {
+      return problem("model.vocab." + std::string(token), "an id of its own",
+                     std::to_string(id) + ", which is '" + std::string(vocabulary.tokens[id]) + "' too");
+    }
+    set_token(vocabulary, static_cast<int32_t>(id), token, TokenType::normal);
+  }
+
+  const Node merges = model["merges"];
+  simdjson::dom::array pairs;
+  if (!merges.present || merges.value.get(pairs) != simdjson::SUCCESS) return merges.wrong("an array");
+  for (const element value : pairs) {
+    std::string_view text, left, right;
+    simdjson::dom::array both;
+    bool good = false;
+    if (value.get(text) == simdjson::SUCCESS) {
+      const size_t space = text.find(' ');
+      good = space != std::string_view::npos && text.find(' ', space + 1) == std::string_view::npos;
+      if (good) left = text.substr(0, space), right = text.substr(space + 1);
+    } else if (value.get(both) == simdjson::SUCCESS && both.size() == 2) {
+      good = both.at(0).get(left) == simdjson::SUCCESS && both.at(1).get(right) == simdjson::SUCCESS;
+    }
+    if (!good) {
+      return Node{value, true, "model.merges[" + std::to_string(vocabulary.merges.size()) + "]"}.wrong(
+          "'left right' or ['left', 'right']");
+    }
+    vocabulary.merges.push_back({left, right});
+  }
+  return {};
+}
+
+Result<void> read_added_tokens(const Node& added, Vocabulary& vocabulary) {
+  if (added.is_null()) return {};
+  PROA_ASSIGN(const auto nodes, added.array());
+  for (const Node& node : nodes) {
+    AddedToken token;
+    PROA_ASSIGN(token.id, node["id"].id());
+    PROA_ASSIGN(token.content, node["content"].string());
+    PROA_ASSIGN(token.special, node["special"].boolean(false));
+    PROA_ASSIGN(token.lstrip, node["lstrip"].boolean(false));
+    PROA_ASSIGN(token.rstrip, node["rstrip"].boolean(false));
+    PROA_ASSIGN(token.single_word, node["single_word"].boolean(false));
+    PROA_ASSIGN(token.normalized, node["normalized"].boolean(true));
+    if (ends_generation(token.content)) token.special = true;  // or a message could end its own turn
+    set_token(vocabulary, token.id, token.content, token.special ? TokenType::control : TokenType::user_defined);
+    vocabulary.added.push_back(token);
+  }
+  return {};
+}
+
+std::optional<int32_t> added_token_id(const Vocabulary& vocabulary, std::string_view content) {
+  for (const AddedToken& token : vocabulary.added) {
+    if (token.content == content) return token.id;
+  }
+  for (size_t id = 0; id < vocabulary.tokens.size(); ++id) {
+    if (vocabulary.tokens[id] == content && !content.empty()) return static_cast<int32_t>(id);
+  }
+  return std::nullopt;
+}
+
+// bos_token, eos_token and add_bos_token of tokenizer_config.json; an absent file or field leaves what was there.
+Result<void> read_config(std::string_view text, Vocabulary& vocabulary) {
+  if (text.empty()) return {};
+  PROA_ASSIGN(const nlohmann::ordered_json config, parse_json(text, "tokenizer_config.json"));
+  const auto wrong = [](const char* key, std::string expected) {
+    return Error{.doing = "read tokenizer",
+                 .where = "tokenizer_config.json: " + std::string(key),
+                 .expected = std::move(expected),
+                 .actual = "something else"};
+  };
+  if (!config.is_object()) return wrong("the file", "an object");
+  const auto token = [&](const char* key) -> Result<std::optional<int32_t>> {
+    const auto field = config.find(key);
+    if (field == config.end() || field->is_null()) return std::optional<int32_t>();
+    const nlohmann::ordered_json* content = &*field;
+    if (field->is_object() && field->contains("content")) content = &(*field)["content"];
+    if (!content->is_string()) return wrong(key, "a token's text, or an object with its content");
+    const auto& name = content->get_ref<const std::string&>();
+    const auto id = added_token_id(vocabulary, name);
+    if (!id) return wrong(key, "a token of tokenizer.json, not '" + name + "'");
+    return id;
+  };
+  const auto flag = [&](const char* key, bool& value) -> Result<void> {
+    const auto field = config.find(key);
+    if (field == config.end() || field->is_null()) return {};
+    if (!field->is_boolean()) return wrong(key, "a boolean");
+    value = field->get<bool>();
+    return {};
+  };
+  PROA_ASSIGN(const auto bos, token("bos_token"));
+  if (bos && vocabulary.bos_id < 0) vocabulary.bos_id = *bos;
+  PROA_ASSIGN(const auto eos, token("eos_token"));
+  if (eos) vocabulary.eos_ids.push_back(*eos);
+  PROA_TRY(flag("add_bos_token", vocabulary.add_bos));
+  PROA_TRY(flag("add_eos_token", vocabulary.add_eos));
+  return {};
+}
+
+}  // namespace
+
+Result<Vocabulary> vocabulary_from_tokenizer_json(std::string_view tokenizer_json, std::string_view tokenizer_config) {
+  auto parser = std::make_shared<simdjson::dom::parser>();
+  Node root{.present = true};
+  if (const auto error = parser->parse(tokenizer_json.data(), tokenizer_json.size()).get(root.value)) {
+    return problem("the text", "JSON", simdjson::error_message(error));
+  }
+  if (!root.value.is_object()) return problem("the text", "an object", describe(root.value));
+
+  Vocabulary vocabulary;
+  vocabulary.storage = parser;
+  PROA_TRY(read_model(root["model"], vocabulary));
+  PROA_TRY(read_added_tokens(root["added_tokens"], vocabulary));
+  PROA_TRY(read_normalizer(root["normalizer"], vocabulary));
+  bool byte_level = false;
+  if (!root["pre_tokenizer"].is_null()) PROA_TRY(read_pre_tokenizer(root["pre_tokenizer"], vocabulary, byte_level));
+  if (!byte_level) return problem("pre_tokenizer", "ByteLevel, at the end of it", "none");
+  PROA_TRY(read_post_processor(root["post_processor"], vocabulary));
+  PROA_TRY(read_decoder(root["decoder"]));
+  if (const Node unk = root["model"]["unk_token"]; !unk.is_null()) {
+    PROA_ASSIGN(const std::string_view name, unk.string());
+    const auto id = added_token_id(vocabulary, name);
+    if (!id) return unk.wrong("a token of the vocabulary");
+    vocabulary.unk_id = *id;
+  }
+  PROA_TRY(read_config(tokenizer_config, vocabulary));
+  for (const AddedToken& token : vocabulary.added) {
+    auto& ends = vocabulary.eos_ids;
+    if (ends_generation(token.content) && std::find(ends.begin(), ends.end(), token.id) == ends.end()) {
+      ends.push_back(token.id);
+    }
+  }
+  return vocabulary;
+}
+
+}  // namespace proa
