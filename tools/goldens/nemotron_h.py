@@ -26,7 +26,7 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 import transformers
-from nemotron_h_cases import CASES, TWINS, build, mtp_weights, spell, to_bf16
+from nemotron_h_cases import CASES, TWINS, build, mtp_weights, spell, to_bf16, twin_config
 from nemotron_h_numpy import BREAKS, Config, applicable, forward, rms
 from transformers.models.nemotron_h import modeling_nemotron_h as official
 
@@ -210,7 +210,7 @@ def write_checkpoint(folder, cfg, raw, w, mtp, spelling, bf16):
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
         old.unlink()
-    write_json(folder / "config.json", raw | ({"torch_dtype": "bfloat16"} if bf16 else {}))
+    write_json(folder / "config.json", raw)
     generation = {"bos_token_id": 1, "eos_token_id": [2, 11], "pad_token_id": 0, "do_sample": True}
     write_json(folder / "generation_config.json", generation | {"temperature": 1.0, "top_p": 1.0})
     spelled = spell(w, cfg, spelling.get("prefix", "backbone."), spelling.get("fused", False))
@@ -306,8 +306,9 @@ def make(name, case, out):
         gguf_twin.write(path, w, cfg, f"tiny {name}")
         gguf_twin.check(path, w, cfg)
     if twin:
-        rounded, about = to_bf16(w), f"{name} with BF16 weights"
-        write_checkpoint(out / twin, cfg, case["config"], rounded, to_bf16(mtp), TWINS[twin], True)
+        rounded, about, raw = to_bf16(w), f"{name} with BF16 weights", twin_config(case["config"], twin)
+        cfg = Config.parse(raw)
+        write_checkpoint(out / twin, cfg, raw, rounded, to_bf16(mtp), TWINS[twin], True)
         shown[twin] = golden(out / twin, twin, about, cfg, rounded, sequences, True)
     return shown
 

@@ -183,11 +183,26 @@ CASES = {
     },
 }
 
-# The BF16 twins also cover the fourth spelling: model. with split experts.
+# The BF16 twins: `config` is laid over the case's own, None removes a key. lightning_bf16 covers the fourth spelling of
+# the tensors (model. with split experts) and the config as transformers 5 saves it.
 TWINS = {
-    "m_e_attn_bf16": {"prefix": "backbone.", "fused": False, "shards": 1},
-    "lightning_bf16": {"prefix": "model.", "fused": False, "shards": 1},
+    "m_e_attn_bf16": {"config": {"torch_dtype": "bfloat16"}},
+    "lightning_bf16": {
+        "prefix": "model.",
+        "config": {
+            "dtype": "bfloat16",
+            "layers_block_type": ["linear_attention", "moe", "linear_attention", "full_attention", "moe"],
+            "mtp_layers_block_type": ["full_attention", "moe"],
+            "num_hidden_layers": None,
+            "torch_dtype": None,
+        },
+    },
 }
+
+
+def twin_config(raw, twin):
+    out = raw | TWINS[twin]["config"]
+    return {key: out[key] for key in sorted(out) if key not in TWINS[twin]["config"] or out[key] is not None}
 
 
 def matrix(rng, rows, cols, gain=1.0):
