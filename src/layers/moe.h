@@ -1,0 +1,33 @@
+// MoE layer: a sigmoid router picks experts, whose MLPs add to that of the shared expert; with latent projections
+// around the routed experts where a model has them (reference nemotron-h 2.7).
+#pragma once
+
+#include <vector>
+
+#include "layers/forward.h"
+
+namespace proa {
+
+struct MoeLayer {
+  int hidden_size;
+  int n_routed_experts;
+  int num_experts_per_tok;
+  int n_group;
+  int topk_group;
+  bool norm_topk_prob;
+  float routed_scaling_factor;
+  Activation activation;
+  float eps;
+  const float* norm;                                 // [hidden_size]
+  Weight gate;                                       // [n_routed_experts, hidden_size]
+  const float* bias;                                 // [n_routed_experts] e_score_correction_bias
+  std::vector<const std::byte*> up_data, down_data;  // [n_routed_experts] what the tables below point to
+  ExpertWeights up, down;
+  Weight latent_in, latent_out;   // empty: no latent
+  Weight shared_up, shared_down;  // empty: no shared expert
+
+  size_t workspace_bytes(int num_tokens) const;
+  void forward(const Forward& step) const;
+};
+
+}  // namespace proa

@@ -1,0 +1,51 @@
+#include "models/models.h"
+
+#include <string>
+
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/config_reader.h"
+
+namespace proa {
+namespace {
+
+struct Architecture {
+  const char* hf;    // config.json "architectures"
+  const char* gguf;  // general.architecture
+  Result<std::unique_ptr<Model>> (*open)(std::shared_ptr<const Checkpoint>, Backend&);
+};
+
+constexpr Architecture kArchitectures[] = {
+    {"NemotronHForCausalLM", "nemotron_h", open_nemotron_h},
+    {"NemotronHForCausalLM", "nemotron_h_moe", open_nemotron_h},
+    {"LlamaForCausalLM", "llama", open_llama},
+};
+
+Result<std::string> architecture_of(const Checkpoint& checkpoint) {
+  if (const Gguf* gguf = checkpoint.gguf()) {
+    PROA_ASSIGN(auto name, gguf->string("general.architecture"));
+    return std::string(name);
+  }
+  const ConfigReader config(checkpoint.config(), checkpoint.path() + "/config.json");
+  PROA_ASSIGN(auto names, config.strings("architectures"));
+  if (names.size() != 1) return config.error("architectures", "one name", std::to_string(names.size()));
+  return names.front();
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Model>> open_model(std::shared_ptr<const Checkpoint> checkpoint, Backend& backend) {
+  PROA_ASSIGN(const std::string name, architecture_of(*checkpoint));
+  const bool gguf = checkpoint->gguf() != nullptr;
+  std::string known;
+  for (const Architecture& architecture : kArchitectures) {
+    const std::string spelling = gguf ? architecture.gguf : architecture.hf;
+    if (spelling == name) return architecture.open(std::move(checkpoint), backend);
+    if (known.find(spelling) == std::string::npos) known += (known.empty() ? "" : ", ") + spelling;
+  }
+  return Error{.doing = "open model",
+               .where = checkpoint->path() + (gguf ? ": general.architecture" : "/config.json: architectures"),
+               .expected = "one of " + known,
+               .actual = name};
+}
+
+}  // namespace proa
