@@ -1,0 +1,31 @@
+// Keys and values of all attention layers, in blocks of block_size tokens. A block id means the same tokens in every
+// layer, so a sequence has one block table. Who owns which block is a BlockPool's business.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "core/result.h"
+#include "ops/backend.h"
+#include "ops/cache_spec.h"
+
+namespace proa {
+
+class KvCache {
+ public:
+  // Bytes of one block over all layers of kind kv; 0 if there is none.
+  static size_t bytes_per_block(std::span<const CacheSpec> specs, int block_size, Format format);
+
+  // One device allocation per layer. Errors: a format that is not F32, F16 or BF16; sizes that overflow; no memory.
+  static Result<KvCache> create(Backend& backend, std::span<const CacheSpec> specs, int num_blocks, int block_size,
+                                Format format);
+
+  // [specs.size()], empty views where the layer keeps no keys.
+  const KvCacheView& view(size_t layer) const { return views_[layer]; }
+
+ private:
+  std::vector<Buffer> buffers_;
+  std::vector<KvCacheView> views_;
+};
+
+}  // namespace proa

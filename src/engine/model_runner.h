@@ -1,0 +1,124 @@
+// Turns what the scheduler decided into one Batch, runs the model and samples. Owns the memory of a step (arrays,
+// arena, logits), the caches' memory, and the token counts of penalties; all of it is allocated by create() and nothing
+// afterwards.
+//
+//   runner.begin();
+//   runner.add({tokens of the first sequence...}, &row);   // decodes first
+//   runner.forward();
+//   runner.sample(0);
+//   int32_t next = runner.token(0);                        // of the first sequence that asked for one
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "cache/kv_cache.h"
+#include "cache/memory_plan.h"
+#include "cache/ssm_state_cache.h"
+#include "core/arena.h"
+#include "core/result.h"
+#include "models/model.h"
+#include "ops/backend.h"
+
+namespace proa {
+
+struct RunnerLimits {
+  int max_num_seqs = 1;            // of a step
+  int max_num_batched_tokens = 1;  // of a step
+  int max_num_logit_rows = 1;      // of a step
+  int max_top_logprobs = 0;        // alternatives per row
+  int num_count_slots = 0;         // sequences whose penalties are counted
+  int max_blocks_per_seq = 1;
+  int num_blocks = 1;
+  int block_size = 16;  // tokens
+  Format kv_cache_dtype = Format::F32;
+  int num_slots = 1;
+};
+
+// What one sequence does in a step.
+struct SequenceStep {
+  std::span<const int32_t> token_ids;  // the tokens of this step, at least one
+  int num_computed = 0;                // tokens before them, which the caches hold
+  std::span<const int32_t> blocks;     // of the sequence, in order; enough for num_computed + token_ids.size()
+  int32_t state_slot = 0;
+  bool decode = false;  // exactly one token, added before all that are not decodes
+};
+
+class ModelRunner {
+ public:
+  // `model` and `backend` must outlive the runner. Error: no memory, with the bytes asked for.
+  static Result<std::unique_ptr<ModelRunner>> create(const Model& model, Backend& backend, const RunnerLimits& limits);
+
+  static MemoryPlan plan(const Model& model, const RunnerLimits& limits);
+
+  void begin();
+  void add(const SequenceStep& step);
+  // The logits of token `index` of the sequence added last are wanted; `sampling` may be null if sample() is not
+  // called.
+  void want_logits(int index, const SamplingRow* sampling);
+
+  // Forgets what count slot `slot` held and notes the prompt's tokens.
+  void reset_counts(int32_t slot, std::span<const int32_t> prompt_token_ids);
+
+  // Runs the model and waits for it. Afterwards logits() is [num_logit_rows, vocab_size] in the order of want_logits().
+  void forward();
+  const float* logits() const { return logits_; }
+  int num_logit_rows() const { return batch_.num_logit_rows; }
+
+  // Draws a token for each logits row and waits. The results stay until the next sample().
+  void sample(int num_top_logprobs);
+  int32_t token(int row) const { return tokens_[row]; }
+  float logprob(int row) const { return logprobs_[row]; }
+  std::span<const int32_t> top_ids(int row) const { return top_row(top_ids_, row); }          // [num_top_logprobs]
+  std::span<const float> top_logprobs(int row) const { return top_row(top_logprobs_, row); }  // [num_top_logprobs]
+
+  const Batch& batch() const { return batch_; }
+
+ private:
+  ModelRunner(const Model& model, Backend& backend, const RunnerLimits& limits)
+      : model_(model), backend_(backend), limits_(limits) {}
+
+  // Arrays of a step are written by the host where the device reads them; a backend with memory of its own will copy
+  // this one region before a step.
+  size_t lay_out(Arena arena);
+
+  template <typename T>
+  std::span<const T> top_row(const T* top, int row) const {
+    return {top + static_cast<size_t>(row) * static_cast<size_t>(num_top_), static_cast<size_t>(num_top_)};
+  }
+
+  const Model& model_;
+  Backend& backend_;
+  const RunnerLimits limits_;
+
+  KvCache kv_;
+  SsmStateCache states_;
+  std::vector<LayerCache> caches_;  // [num_caches] views of the two
+  Buffer workspace_;
+  Buffer arrays_;
+
+  // Inside arrays_.
+  int32_t* token_ids_ = nullptr;       // [max_num_batched_tokens]
+  int32_t* positions_ = nullptr;       // [max_num_batched_tokens]
+  int32_t* slot_mapping_ = nullptr;    // [max_num_batched_tokens]
+  int32_t* query_start_ = nullptr;     // [max_num_seqs + 1]
+  int32_t* seq_lens_ = nullptr;        // [max_num_seqs]
+  int32_t* block_table_ = nullptr;     // [max_num_seqs, max_blocks_per_seq]
+  int32_t* state_slot_in_ = nullptr;   // [max_num_seqs]
+  int32_t* state_slot_out_ = nullptr;  // [max_num_seqs]
+  int32_t* logit_rows_ = nullptr;      // [max_num_logit_rows]
+  SamplingRow* sampling_ = nullptr;    // [max_num_logit_rows]
+  float* logits_ = nullptr;            // [max_num_logit_rows, vocab_size]
+  TokenCount* counts_ = nullptr;       // [num_count_slots, vocab_size]
+  int32_t* tokens_ = nullptr;          // [max_num_logit_rows]
+  float* logprobs_ = nullptr;          // [max_num_logit_rows]
+  int32_t* top_ids_ = nullptr;         // [max_num_logit_rows, max_top_logprobs]
+  float* top_logprobs_ = nullptr;      // [max_num_logit_rows, max_top_logprobs]
+
+  Batch batch_;
+  int num_top_ = 0;
+};
+
+}  // namespace proa
