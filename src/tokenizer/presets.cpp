@@ -58,7 +58,7 @@ constexpr Preset kPresets[] = {
     {.name = "llama-v3", .expressions = {kLlama3}, .ignore_merges = true, .add_bos = true},
     {.name = "dbrx", .expressions = {kLlama3}},
     {.name = "qwen2", .expressions = {kQwen2}, .nfc = true},
-    {.name = "qwen35", .expressions = {kQwen35}, .nfc = true},
+    {.name = "qwen35", .expressions = {kQwen35}},  // its published vectors keep decomposed letters apart
     // The name of Mistral's Pixtral; files of Nemotron 3 carry it because the vocabularies hash alike.
     {.name = "pixtral", .expressions = {kTekken}, .llama_cpp = {kLlama3}, .ignore_merges = true, .add_bos = true},
     {.name = "tekken",

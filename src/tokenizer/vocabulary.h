@@ -25,7 +25,7 @@ struct PreTokenizerStep {
   enum class Kind : uint8_t { split, prefix_space };  // prefix_space: a piece that has no space in front gets one
   enum class Behavior : uint8_t { isolated, removed, merged_with_previous, merged_with_next, contiguous };
   Kind kind = Kind::split;
-  std::string expression;  // PCRE2 syntax, UTF and UCP on
+  std::string expression = {};  // PCRE2 syntax, UTF and UCP on
   Behavior behavior = Behavior::isolated;
   bool invert = false;  // gaps count as matches and matches as gaps
 };

@@ -42,9 +42,9 @@ std::string describe(element value) {
 
 // A JSON value with its path for messages. A missing field is an invalid Node, not an error, until it is read.
 struct Node {
-  element value;
+  element value = {};
   bool present = false;
-  std::string path;
+  std::string path = {};
 
   bool is_null() const { return !present || value.is_null(); }
   Node operator[](std::string_view key) const {
