@@ -1,0 +1,305 @@
+#include "backends/cpu/linear.h"
+
+#include <algorithm>
+#include <cstring>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "backends/cpu/linear.cpp"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace proa::HWY_NAMESPACE {
+namespace {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+using D = hn::ScalableTag<float>;
+using V = hn::Vec<D>;
+constexpr D d;
+constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
+constexpr int kVectors = 32 / kLanes;  // of a block of 32 columns
+
+// A tile is kRows weight rows by up to kTokens tokens, its sums in registers: 16 of them on AVX2, 32 elsewhere.
+constexpr int kRows = 4;
+constexpr int kTokens = HWY_TARGET == HWY_AVX3 ? 6 : HWY_TARGET == HWY_NEON ? 4 : 2;
+
+// unpack(format, block, w): the 32 values from `block` on as vectors.
+
+HWY_INLINE void unpack(F32, const float* block, V* w) {
+  for (int i = 0; i < kVectors; ++i) w[i] = hn::LoadU(d, block + i * kLanes);
+}
+
+#if HWY_TARGET != HWY_SCALAR
+#define PROA_TUNED 1
+
+HWY_INLINE V broadcast_half(uint16_t half) {
+  const hn::Rebind<hwy::float16_t, D> d16;
+  return hn::PromoteTo(d, hn::BitCast(d16, hn::Set(hn::Rebind<uint16_t, D>(), half)));
+}
+
+HWY_INLINE void unpack(F16, const uint16_t* block, V* w) {
+  const hn::Rebind<hwy::float16_t, D> d16;
+  for (int i = 0; i < kVectors; ++i) {
+    const auto bits = hn::LoadU(hn::Rebind<uint16_t, D>(), block + i * kLanes);
+    w[i] = hn::PromoteTo(d, hn::BitCast(d16, bits));
+  }
+}
+
+HWY_INLINE void unpack(BF16, const uint16_t* block, V* w) {
+  const hn::Rebind<uint32_t, D> d32;
+  for (int i = 0; i < kVectors; ++i) {
+    const auto bits = hn::PromoteTo(d32, hn::LoadU(hn::Rebind<uint16_t, D>(), block + i * kLanes));
+    w[i] = hn::BitCast(d, hn::ShiftLeft<16>(bits));
+  }
+}
+
+HWY_INLINE void unpack(Q8_0, const Q8_0::Block* block, V* w) {
+  const hn::Rebind<int32_t, D> d32;
+  const V scale = broadcast_half(block->d);
+  for (int i = 0; i < kVectors; ++i) {
+    const auto q = hn::PromoteTo(d32, hn::LoadU(hn::Rebind<int8_t, D>(), block->qs + i * kLanes));
+    w[i] = hn::Mul(hn::ConvertTo(d, q), scale);
+  }
+}
+
+// q · d + m for the 32 nibbles of qs.
+HWY_INLINE void unpack_nibbles(const uint8_t* qs, V scale, V min, V* w) {
+  const hn::Rebind<uint32_t, D> d32;
+#if HWY_TARGET == HWY_AVX3
+  // A vector has as many lanes as a nibble has values: decode all 16 once, then look each up by its low four bits.
+  const V values = hn::MulAdd(hn::Iota(d, 0), scale, min);
+  const auto q = hn::PromoteTo(d32, hn::LoadU(hn::Rebind<uint8_t, D>(), qs));
+  w[0] = V{_mm512_permutexvar_ps(q.raw, values.raw)};
+  w[1] = V{_mm512_permutexvar_ps(hn::ShiftRight<4>(q).raw, values.raw)};
+#else
+  const hn::Rebind<int32_t, D> di32;
+  const auto low = hn::Set(d32, 15);
+  for (int i = 0; i < kVectors / 2; ++i) {
+    const auto q = hn::PromoteTo(d32, hn::LoadU(hn::Rebind<uint8_t, D>(), qs + i * kLanes));
+    w[i] = hn::MulAdd(hn::ConvertTo(d, hn::BitCast(di32, hn::And(q, low))), scale, min);
+    w[i + kVectors / 2] = hn::MulAdd(hn::ConvertTo(d, hn::BitCast(di32, hn::ShiftRight<4>(q))), scale, min);
+  }
+#endif
+}
+
+HWY_INLINE void unpack(Q4_0, const Q4_0::Block* block, V* w) {
+  const V scale = broadcast_half(block->d);
+  unpack_nibbles(block->qs, scale, hn::Mul(scale, hn::Set(d, -8.0f)), w);
+}
+
+HWY_INLINE void unpack(Q4_1, const Q4_1::Block* block, V* w) {
+  unpack_nibbles(block->qs, broadcast_half(block->d), broadcast_half(block->m), w);
+}
+#else
+#define PROA_TUNED 0
+#endif  // HWY_TARGET != HWY_SCALAR
+
+// Formats that have an unpack above; the others, and all of them in plain C++, are decoded by the format itself.
+template <class F>
+constexpr bool kTuned = PROA_TUNED && (std::is_same_v<F, F32> || std::is_same_v<F, F16> || std::is_same_v<F, BF16> ||
+                                       std::is_same_v<F, Q8_0> || std::is_same_v<F, Q4_0> || std::is_same_v<F, Q4_1>);
+#undef PROA_TUNED
+
+template <class F>
+constexpr int kBlocks = F::block_elements < 32 ? 32 / F::block_elements : 1;  // stored blocks per 32 columns
+
+template <class F>
+const typename F::Block* row_blocks(const Weight& weight, int64_t row) {
+  return reinterpret_cast<const typename F::Block*>(weight.row(row));
+}
+
+// The columns after the last whole 32, with zeros behind them. Only formats without blocks have any.
+template <class F>
+void copy_tail(const typename F::Block* row, int64_t cols, typename F::Block (&tail)[32]) {
+  std::memset(tail, 0, sizeof tail);
+  std::memcpy(tail, row + cols / 32 * 32, static_cast<size_t>(cols % 32) * sizeof(typename F::Block));
+}
+
+// One row to floats, padded with zeros to a multiple of 32.
+template <class F>
+void decode_padded(const Weight& weight, int64_t row, float* out) {
+  const auto* block = row_blocks<F>(weight, row);
+  const int64_t cols = weight.cols;
+  if constexpr (kTuned<F>) {
+    V w[kVectors];
+    for (int64_t c = 0; c + 32 <= cols; c += 32, block += kBlocks<F>) {
+      unpack(F(), block, w);
+      for (int i = 0; i < kVectors; ++i) hn::StoreU(w[i], d, out + c + i * kLanes);
+    }
+    if constexpr (F::block_elements == 1) {
+      if (cols % 32 != 0) {
+        typename F::Block tail[32];
+        copy_tail<F>(row_blocks<F>(weight, row), cols, tail);
+        unpack(F(), tail, w);
+        for (int i = 0; i < kVectors; ++i) hn::StoreU(w[i], d, out + cols / 32 * 32 + i * kLanes);
+      }
+    }
+  } else {
+    for (int64_t c = 0; c < cols; c += F::block_elements) F::decode(*block++, out + c);
+    std::fill(out + cols, out + padded_cols(cols), 0.0f);
+  }
+}
+
+// Sums of R rows for one token, decoded in registers.
+template <class F, int R>
+HWY_INLINE void dot_rows(const Weight& weight, int64_t row, const float* x, V (&sum)[R]) {
+  const typename F::Block* block[R];
+  for (int r = 0; r < R; ++r) {
+    block[r] = row_blocks<F>(weight, row + r);
+    sum[r] = hn::Zero(d);
+  }
+  const int64_t cols = weight.cols;
+  V xv[kVectors];
+  V w[kVectors];
+  for (int64_t c = 0; c + 32 <= cols; c += 32) {
+    for (int i = 0; i < kVectors; ++i) xv[i] = hn::LoadU(d, x + c + i * kLanes);
+    for (int r = 0; r < R; ++r) {
+      unpack(F(), block[r], w);
+      block[r] += kBlocks<F>;
+      for (int i = 0; i < kVectors; ++i) sum[r] = hn::MulAdd(w[i], xv[i], sum[r]);
+    }
+  }
+  if constexpr (F::block_elements == 1) {
+    if (cols % 32 != 0) {
+      for (int i = 0; i < kVectors; ++i) xv[i] = hn::LoadU(d, x + cols / 32 * 32 + i * kLanes);
+      for (int r = 0; r < R; ++r) {
+        typename F::Block tail[32];
+        copy_tail<F>(row_blocks<F>(weight, row + r), cols, tail);
+        unpack(F(), tail, w);
+        for (int i = 0; i < kVectors; ++i) sum[r] = hn::MulAdd(w[i], xv[i], sum[r]);
+      }
+    }
+  }
+}
+
+HWY_INLINE void put(const Linear& op, int token, int64_t row, float value) {
+  if (op.scale) value *= op.scale[token];
+  float* y = op.y + (op.y_rows ? op.y_rows[token] : token) * op.y_stride + row;
+  *y = op.add ? *y + value : value;
+}
+
+HWY_INLINE float total(V sum) { return hn::GetLane(hn::SumOfLanes(d, sum)); }
+
+HWY_INLINE const float* input(const Linear& op, int token) {
+  return op.x + (op.x_rows ? op.x_rows[token] : token) * op.x_stride;
+}
+
+template <class F, int R>
+HWY_NOINLINE void one_token_tile(const Linear& op, int64_t row, int token) {
+  V sum[R];
+  dot_rows<F, R>(op.weight, row, input(op, token), sum);
+  for (int r = 0; r < R; ++r) put(op, token, row + r, total(sum[r]));
+}
+
+// R panel rows by T tokens.
+template <int R, int T>
+HWY_NOINLINE void tile(const Linear& op, const float* panel, int64_t cols, int64_t row, int token) {
+  V sum[R][T];
+  const float* x[T];
+  for (int t = 0; t < T; ++t) {
+    x[t] = input(op, token + t);
+    for (int r = 0; r < R; ++r) sum[r][t] = hn::Zero(d);
+  }
+  for (int64_t c = 0; c < cols; c += kLanes) {
+    V w[R];
+    for (int r = 0; r < R; ++r) w[r] = hn::LoadU(d, panel + r * cols + c);
+    for (int t = 0; t < T; ++t) {
+      const V xv = hn::LoadU(d, x[t] + c);
+      for (int r = 0; r < R; ++r) sum[r][t] = hn::MulAdd(w[r], xv, sum[r][t]);
+    }
+  }
+  for (int t = 0; t < T; ++t) {
+    for (int r = 0; r < R; ++r) put(op, token + t, row + r, total(sum[r][t]));
+  }
+}
+
+template <int R>
+void tile_of(int tokens, const Linear& op, const float* panel, int64_t cols, int64_t row, int token) {
+  if constexpr (kTokens >= 6) {
+    if (tokens == 6) return tile<R, 6>(op, panel, cols, row, token);
+    if (tokens == 5) return tile<R, 5>(op, panel, cols, row, token);
+  }
+  if constexpr (kTokens >= 4) {
+    if (tokens == 4) return tile<R, 4>(op, panel, cols, row, token);
+    if (tokens == 3) return tile<R, 3>(op, panel, cols, row, token);
+  }
+  if (tokens == 2) return tile<R, 2>(op, panel, cols, row, token);
+  return tile<R, 1>(op, panel, cols, row, token);
+}
+
+template <class F>
+void rows_of(const Linear& op, int64_t begin, int64_t end, int64_t panel_rows, float* panel) {
+  if (kTuned<F> && op.num_tokens == 1) {
+    if constexpr (kTuned<F>) {
+      int64_t row = begin;
+      for (; row + kRows <= end; row += kRows) one_token_tile<F, kRows>(op, row, 0);
+      for (; row < end; ++row) one_token_tile<F, 1>(op, row, 0);
+    }
+    return;
+  }
+  const int64_t cols = padded_cols(op.weight.cols);
+  for (int64_t first = begin; first < end; first += panel_rows) {
+    const int64_t last = std::min(end, first + panel_rows);
+    for (int64_t row = first; row < last; ++row) decode_padded<F>(op.weight, row, panel + (row - first) * cols);
+    for (int token = 0; token < op.num_tokens; token += kTokens) {
+      const int tokens = std::min(kTokens, op.num_tokens - token);
+      int64_t row = first;
+      for (; row + kRows <= last; row += kRows) {
+        tile_of<kRows>(tokens, op, panel + (row - first) * cols, cols, row, token);
+      }
+      for (; row < last; ++row) tile_of<1>(tokens, op, panel + (row - first) * cols, cols, row, token);
+    }
+  }
+}
+
+void linear_rows(const Linear& op, int64_t begin, int64_t end, int64_t panel_rows, float* panel) {
+  switch (op.weight.format) {
+#define PROA_FORMAT(F) \
+  case Format::F:      \
+    return rows_of<F>(op, begin, end, panel_rows, panel);
+    PROA_FORMATS(PROA_FORMAT)
+#undef PROA_FORMAT
+  }
+}
+
+}  // namespace
+}  // namespace proa::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace proa {
+namespace {
+
+HWY_EXPORT(linear_rows);
+
+// Rows of a panel: 256 KiB, a part of a core's own cache, and whole tiles.
+int64_t panel_rows(int64_t cols) { return std::clamp<int64_t>(65536 / std::max<int64_t>(cols, 1) / 4 * 4, 4, 64); }
+
+}  // namespace
+
+int64_t panel_floats(int64_t cols) { return panel_rows(cols) * padded_cols(cols); }
+
+void linear_rows(int64_t target, const Linear& op, int64_t begin, int64_t end, float* panel) {
+  PROA_DISPATCH(linear_rows, target)(op, begin, end, panel_rows(op.weight.cols), panel);
+}
+
+RowRange share_of(int64_t rows, int thread, int num_threads) {
+  const int64_t pieces = (rows + 3) / 4;
+  return {std::min(rows, pieces * thread / num_threads * 4), std::min(rows, pieces * (thread + 1) / num_threads * 4)};
+}
+
+void linear(CpuBackend& backend, std::span<const Linear> linears, float* panels) {
+  int64_t cols = 0;
+  for (const Linear& op : linears) cols = std::max(cols, op.weight.cols);
+  const int num_threads = backend.threads().num_threads();
+  backend.threads().run([&](int thread) {
+    for (const Linear& op : linears) {
+      const RowRange range = share_of(op.weight.rows, thread, num_threads);
+      linear_rows(backend.target(), op, range.begin, range.end, panels + thread * panel_floats(cols));
+    }
+  });
+}
+
+}  // namespace proa
+#endif
