@@ -5,10 +5,10 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "backends/cpu/elementwise.cpp"
-// clang-format off: this order is needed
-#include "hwy/contrib/math/math-inl.h"
-#include "hwy/foreach_target.h"
+// clang-format off
+#include "hwy/foreach_target.h"  // before the others
 #include "hwy/highway.h"
+#include "hwy/contrib/math/math-inl.h"
 // clang-format on
 
 HWY_BEFORE_NAMESPACE();
