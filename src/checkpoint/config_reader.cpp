@@ -12,7 +12,10 @@ using Json = nlohmann::ordered_json;
 constexpr size_t kMaxElements = 16u << 20;
 
 std::string describe(const Json& value) {
-  if (value.is_string()) return "\"" + printable(value.get_ref<const std::string&>(), 60) + "\"";
+  if (value.is_string()) {
+    std::string text = printable(value.get_ref<const std::string&>(), 60);
+    return text.insert(0, 1, '"') += '"';
+  }
   if (value.is_array()) return "an array of " + std::to_string(value.size());
   if (value.is_object()) return "an object";
   return value.dump();

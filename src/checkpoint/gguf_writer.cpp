@@ -14,7 +14,11 @@ namespace {
 
 using Bytes = std::vector<std::byte>;
 
-void append(Bytes& out, std::span<const std::byte> bytes) { out.insert(out.end(), bytes.begin(), bytes.end()); }
+void append(Bytes& out, std::span<const std::byte> bytes) {
+  const size_t at = out.size();
+  out.resize(at + bytes.size());
+  if (!bytes.empty()) std::memcpy(out.data() + at, bytes.data(), bytes.size());
+}
 
 template <class T>
 void append_number(Bytes& out, T value) {

@@ -1,6 +1,7 @@
 #include "checkpoint/safetensors_writer.h"
 
 #include <cassert>
+#include <cstring>
 
 #include "checkpoint/gguf_writer.h"
 #include "quant/formats.h"
@@ -38,11 +39,10 @@ std::vector<std::byte> SafetensorsWriter::bytes() const {
   std::string text = header_.dump();
   text.resize((text.size() + 7) / 8 * 8, ' ');
   const uint64_t length = text.size();
-  std::vector<std::byte> out;
-  const auto append = [&](std::span<const std::byte> bytes) { out.insert(out.end(), bytes.begin(), bytes.end()); };
-  append(std::as_bytes(std::span(&length, 1)));
-  append(std::as_bytes(std::span(text)));
-  append(data_);
+  std::vector<std::byte> out(sizeof(length) + text.size() + data_.size());
+  std::memcpy(out.data(), &length, sizeof(length));
+  std::memcpy(out.data() + sizeof(length), text.data(), text.size());
+  if (!data_.empty()) std::memcpy(out.data() + sizeof(length) + text.size(), data_.data(), data_.size());
   return out;
 }
 

@@ -5,6 +5,8 @@
 namespace proa {
 namespace {
 
+constexpr std::string_view text_or_empty(const char* text) { return text == nullptr ? "" : text; }
+
 template <class T>
 constexpr FormatInfo describe() {
   return {.name = T::name,
@@ -12,7 +14,7 @@ constexpr FormatInfo describe() {
           .block_bytes = sizeof(typename T::Block),
           .block_alignment = alignof(typename T::Block),
           .ggml_type = T::ggml_type,
-          .safetensors_dtype = T::safetensors_dtype ? std::string_view(T::safetensors_dtype) : std::string_view()};
+          .safetensors_dtype = text_or_empty(T::safetensors_dtype)};
 }
 
 #define PROA_FORMAT(T) describe<T>(),
