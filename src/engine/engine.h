@@ -80,11 +80,10 @@ class Engine {
          EngineConfig config);
 
   void run();  // the thread
-  void take_incoming();
-  void drop_cancelled();
+  void end_cancelled();
   void step();
   void accept_token(Sequence& sequence, int row);
-  void finish(Sequence& sequence, TokenEvent event);
+  void finish(Sequence& sequence, TokenEvent event, FinishReason reason);
   void publish_stats();
 
   const std::shared_ptr<const Model> model_;

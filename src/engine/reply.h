@@ -52,7 +52,6 @@ class Reply {
   std::condition_variable arrived_;
   std::vector<TokenEvent> events_;
   bool finished_ = false;  // the last event was pushed
-  bool taken_ = false;     // and handed over
   std::optional<Error> error_;
   int completion_tokens_ = 0;
   std::optional<Clock::time_point> admitted_, first_token_, last_token_;

@@ -1,0 +1,368 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <cassert>
+#include <chrono>
+#include <limits>
+#include <random>
+#include <string>
+#include <utility>
+
+#include "engine/model_runner.h"
+#include "engine/scheduler.h"
+#include "engine/sequence.h"
+
+namespace proa {
+namespace {
+
+Error bad_config(const char* field, std::string expected, std::string actual) {
+  return {.doing = "configure engine",
+          .where = field,
+          .expected = std::move(expected),
+          .actual = std::move(actual),
+          .hint = ""};
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+Result<void> check_ranges(const EngineConfig& config, int vocab_size) {
+  constexpr int64_t kMaxLen = int64_t{1} << 30;
+  const struct {
+    const char* field;
+    int64_t value, low, high;
+  } ranges[] = {
+      {"max_num_seqs", config.max_num_seqs, 1, 1 << 16},
+      {"max_num_batched_tokens", config.max_num_batched_tokens, config.max_num_seqs, 1 << 20},
+      {"max_model_len", config.max_model_len == 0 ? 2 : config.max_model_len, 2, kMaxLen},
+      {"max_queue", config.max_queue, 1, 1 << 20},
+      {"block_size", config.block_size, 1, 1 << 12},
+      {"kv_cache_bytes", config.kv_cache_bytes, 0, std::numeric_limits<int64_t>::max()},
+  };
+  for (const auto& range : ranges) {
+    if (range.value >= range.low && range.value <= range.high) continue;
+    return bad_config(range.field,
+                      "a value in [" + std::to_string(range.low) + ", " + std::to_string(range.high) + "]" +
+                          (range.low == config.max_num_seqs && range.low > 1 ? ", from max_num_seqs on" : ""),
+                      std::to_string(range.value));
+  }
+  for (int32_t id : config.eos_token_ids) {
+    if (id < 0 || id >= vocab_size) {
+      return bad_config("eos_token_ids", "ids in [0, " + std::to_string(vocab_size) + ")", std::to_string(id));
+    }
+  }
+  return {};
+}
+
+// Settles max_model_len and the number of blocks, each of which may follow from the other.
+Result<int> settle_memory(EngineConfig& config, const Model& model) {
+  const bool len_given = config.max_model_len > 0;
+  if (!len_given) {
+    const int64_t limit = model.info().max_position_embeddings;
+    config.max_model_len = std::clamp<int64_t>(limit > 0 ? limit : 4096, 2, int64_t{1} << 30);
+  }
+  // Positions in the cache are 32-bit.
+  const int64_t addressable = std::numeric_limits<int32_t>::max() / config.block_size;
+  const int64_t per_sequence = ceil_div(config.max_model_len - 1, config.block_size);
+  int64_t num_blocks = std::min(per_sequence * config.max_num_seqs, addressable);  // never more than can be used
+  const size_t block_bytes = KvCache::bytes_per_block(model.cache_specs(), config.block_size, config.kv_cache_dtype);
+  if (config.kv_cache_bytes > 0 && block_bytes > 0) {
+    num_blocks = std::min(num_blocks, config.kv_cache_bytes / static_cast<int64_t>(block_bytes));
+  }
+  if (num_blocks < 1 || (len_given && num_blocks < per_sequence)) {
+    const int64_t needed = len_given ? per_sequence : 1;
+    return bad_config("kv_cache_bytes",
+                      "at least " + std::to_string(needed * static_cast<int64_t>(block_bytes)) + " bytes, " +
+                          std::to_string(needed) + " blocks for max_model_len " + std::to_string(config.max_model_len),
+                      std::to_string(config.kv_cache_bytes));
+  }
+  config.max_model_len = std::min(config.max_model_len, num_blocks * config.block_size + 1);
+  config.kv_cache_bytes = num_blocks * static_cast<int64_t>(block_bytes);
+  return static_cast<int>(num_blocks);
+}
+
+bool contains(const std::vector<int32_t>& ids, int32_t id) {
+  return std::find(ids.begin(), ids.end(), id) != ids.end();
+}
+
+// min_tokens forbids the end of sequence. Kernels can leave out one token; further end tokens may be drawn before
+// min_tokens and then do not end the reply.
+int32_t banned_token(const Sequence& sequence, const std::vector<int32_t>& eos_token_ids) {
+  if (sequence.num_generated() >= sequence.params.min_tokens) return -1;
+  if (!sequence.params.ignore_eos && !eos_token_ids.empty()) return eos_token_ids.front();
+  return sequence.params.stop_token_ids.empty() ? -1 : sequence.params.stop_token_ids.front();
+}
+
+SamplingRow sampling_row(const SamplingParams& params) {
+  SamplingRow row;
+  row.temperature = params.temperature;
+  row.top_p = params.top_p;
+  row.min_p = params.min_p;
+  row.repetition_penalty = params.repetition_penalty;
+  row.presence_penalty = params.presence_penalty;
+  row.frequency_penalty = params.frequency_penalty;
+  row.top_k = std::max(params.top_k, 0);
+  std::random_device random;
+  row.seed = params.seed ? *params.seed : (uint64_t{random()} << 32 | random());
+  return row;
+}
+
+}  // namespace
+
+Engine::Engine(std::shared_ptr<const Model> model, std::shared_ptr<Backend> backend, Tokenizer tokenizer,
+               EngineConfig config)
+    : model_(std::move(model)),
+      backend_(std::move(backend)),
+      tokenizer_(std::move(tokenizer)),
+      config_(std::move(config)) {}
+
+Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> model, std::shared_ptr<Backend> backend,
+                                               Tokenizer tokenizer, EngineConfig config) {
+  if (config.eos_token_ids.empty()) {
+    config.eos_token_ids.assign(tokenizer.eos_ids().begin(), tokenizer.eos_ids().end());
+  }
+  PROA_TRY(check_ranges(config, model->info().vocab_size));
+  PROA_ASSIGN(const int num_blocks, settle_memory(config, *model));
+
+  const SchedulerLimits scheduling{.max_num_seqs = config.max_num_seqs,
+                                   .max_num_batched_tokens = config.max_num_batched_tokens,
+                                   .max_model_len = static_cast<int>(config.max_model_len),
+                                   .max_queue = config.max_queue,
+                                   .num_blocks = num_blocks,
+                                   .block_size = config.block_size};
+  const RunnerLimits running{
+      .max_num_seqs = config.max_num_seqs,
+      .max_num_batched_tokens = config.max_num_batched_tokens,
+      .max_num_logit_rows = config.max_num_seqs,
+      .max_top_logprobs = std::min(kMaxLogprobs, model->info().vocab_size),
+      .num_count_slots = config.max_num_seqs,
+      .max_blocks_per_seq = static_cast<int>(ceil_div(config.max_model_len - 1, config.block_size)),
+      .num_blocks = num_blocks,
+      .block_size = config.block_size,
+      .kv_cache_dtype = config.kv_cache_dtype,
+      .num_slots = config.max_num_seqs};
+
+  std::unique_ptr<Engine> engine(
+      new Engine(std::move(model), std::move(backend), std::move(tokenizer), std::move(config)));
+  engine->plan_ = ModelRunner::plan(*engine->model_, running);
+  PROA_ASSIGN(engine->runner_, ModelRunner::create(*engine->model_, *engine->backend_, running));
+  engine->scheduler_ = std::make_unique<Scheduler>(scheduling);
+  engine->publish_stats();
+  engine->thread_ = std::thread([raw = engine.get()] { raw->run(); });
+  return engine;
+}
+
+Engine::~Engine() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  wake_.notify_one();
+  if (thread_.joinable()) thread_.join();
+}
+
+Result<std::shared_ptr<Reply>> Engine::submit(Request request) {
+  const int vocab_size = model_->info().vocab_size;
+  PROA_TRY(validate(request.params, vocab_size));
+  if (request.prompt_token_ids.empty()) {
+    return Error{.doing = "submit request",
+                 .where = "prompt_token_ids",
+                 .expected = "at least one token",
+                 .actual = "none",
+                 .hint = ""};
+  }
+  for (int32_t id : request.prompt_token_ids) {
+    if (id >= 0 && id < vocab_size) continue;
+    return Error{.doing = "submit request",
+                 .where = "prompt_token_ids",
+                 .expected = "ids in [0, " + std::to_string(vocab_size) + ")",
+                 .actual = std::to_string(id),
+                 .hint = ""};
+  }
+  PROA_ASSIGN(const int max_total_tokens,
+              scheduler_->fits(static_cast<int64_t>(request.prompt_token_ids.size()), request.params.max_tokens));
+
+  auto sequence = std::make_unique<Sequence>();
+  sequence->num_prompt_tokens = static_cast<int>(request.prompt_token_ids.size());
+  sequence->max_total_tokens = max_total_tokens;
+  sequence->token_ids = std::move(request.prompt_token_ids);
+  sequence->token_ids.reserve(static_cast<size_t>(max_total_tokens));
+  sequence->sampling = sampling_row(request.params);
+  sequence->stop = StopMatcher(request.params.stop, request.params.include_stop_str_in_output);
+  sequence->detokenizer.emplace(tokenizer_, request.params.skip_special_tokens);
+  sequence->params = std::move(request.params);
+  sequence->deadline = request.deadline;
+  sequence->id = std::move(request.id);
+  std::shared_ptr<Reply> reply(new Reply(Reply::Clock::now(), sequence->num_prompt_tokens));
+  sequence->reply = reply;
+  {
+    std::lock_guard lock(mutex_);
+    if (num_queued_ >= config_.max_queue) {
+      return Error{.doing = "queue request",
+                   .where = "max_queue",
+                   .expected = "fewer than " + std::to_string(config_.max_queue) + " waiting requests",
+                   .actual = std::to_string(num_queued_),
+                   .hint = "try again later"};
+    }
+    ++num_queued_;
+    incoming_.push_back(std::move(sequence));
+  }
+  wake_.notify_one();
+  return reply;
+}
+
+EngineStats Engine::stats() const {
+  std::lock_guard lock(mutex_);
+  return stats_;
+}
+
+void Engine::run() {
+  std::vector<std::unique_ptr<Sequence>> arrived;
+  for (;;) {
+    {
+      const bool busy = !scheduler_->running().empty() || !scheduler_->waiting().empty();
+      std::unique_lock lock(mutex_);
+      wake_.wait(lock, [&] { return busy || stopping_ || !incoming_.empty(); });
+      std::swap(arrived, incoming_);
+      if (stopping_) break;
+    }
+    for (auto& sequence : arrived) {
+      const Result<void> added = scheduler_->add(std::move(sequence));
+      assert(added.ok() && "submit() let more in than the queue holds");
+      (void)added;
+    }
+    arrived.clear();
+    end_cancelled();
+    step();
+    publish_stats();
+  }
+
+  for (auto& sequence : arrived) sequence->reply->push({.finish_reason = FinishReason::cancelled});
+  while (!scheduler_->running().empty()) finish(*scheduler_->running().back(), {}, FinishReason::cancelled);
+  while (!scheduler_->waiting().empty()) finish(*scheduler_->waiting().back(), {}, FinishReason::cancelled);
+}
+
+void Engine::end_cancelled() {
+  const auto now = std::chrono::steady_clock::now();
+  // True if the sequence is gone.
+  const auto end = [&](Sequence& sequence) {
+    if (sequence.reply->cancelled() || sequence.reply.use_count() == 1) {  // asked to, or nobody is left to read
+      finish(sequence, {}, FinishReason::cancelled);
+      return true;
+    }
+    if (sequence.deadline && now >= *sequence.deadline) {
+      sequence.reply->fail({.doing = "generate",
+                            .where = sequence.id.empty() ? "request" : "request " + sequence.id,
+                            .expected = "to finish before its deadline",
+                            .actual = std::to_string(sequence.num_generated()) + " tokens generated by then",
+                            .hint = ""});
+      finish(sequence, {}, FinishReason::error);
+      return true;
+    }
+    return false;
+  };
+  for (size_t i = 0; i < scheduler_->running().size();) i += end(*scheduler_->running()[i]) ? 0 : 1;
+  for (size_t i = 0; i < scheduler_->waiting().size();) i += end(*scheduler_->waiting()[i]) ? 0 : 1;
+}
+
+void Engine::step() {
+  const std::span<const ScheduledSequence> scheduled = scheduler_->schedule();
+  if (!scheduler_->admitted().empty()) {
+    for (const auto& sequence : scheduler_->admitted()) {
+      sequence->reply->admitted();
+      if (!sequence->params.uses_penalties()) continue;
+      sequence->sampling.counts_slot = sequence->state_slot;
+      runner_->reset_counts(sequence->state_slot, sequence->token_ids);
+    }
+    std::lock_guard lock(mutex_);
+    num_queued_ -= static_cast<int>(scheduler_->admitted().size());
+  }
+  if (scheduled.empty()) return;
+
+  runner_->begin();
+  int num_top_logprobs = 0;
+  for (const auto& [sequence, num_tokens, decode] : scheduled) {
+    const std::span<const int32_t> uncomputed = sequence->uncomputed();
+    runner_->add({.token_ids = uncomputed.first(static_cast<size_t>(num_tokens)),
+                  .num_computed = sequence->num_computed,
+                  .blocks = sequence->blocks,
+                  .state_slot = sequence->state_slot,
+                  .decode = decode});
+    if (static_cast<size_t>(num_tokens) < uncomputed.size()) continue;  // more of the prompt is to come
+    sequence->sampling.position = static_cast<uint32_t>(sequence->num_tokens());
+    sequence->sampling.banned = banned_token(*sequence, config_.eos_token_ids);
+    runner_->want_logits(num_tokens - 1, &sequence->sampling);
+    num_top_logprobs = std::max(num_top_logprobs, sequence->params.logprobs.value_or(0));
+  }
+  runner_->forward();
+  runner_->sample(num_top_logprobs);
+
+  ++counted_.num_steps;
+  int row = 0;
+  for (const auto& [sequence, num_tokens, decode] : scheduled) {
+    if (!decode) counted_.prompt_tokens += num_tokens;
+    sequence->num_computed += num_tokens;
+    if (sequence->num_computed == sequence->num_tokens()) accept_token(*sequence, row++);
+  }
+}
+
+// A recurrent state cannot be rewound, so a reply ends here, before the token goes into another step.
+void Engine::accept_token(Sequence& sequence, int row) {
+  const int32_t token = runner_->token(row);
+  const SamplingParams& params = sequence.params;
+  ++counted_.generated_tokens;
+  sequence.token_ids.push_back(token);
+
+  TokenEvent event{.token_id = token, .logprob = runner_->logprob(row)};
+  for (int i = 0; i < params.logprobs.value_or(0); ++i) {
+    const size_t n = static_cast<size_t>(i);
+    event.top_logprobs.push_back({runner_->top_ids(row)[n], runner_->top_logprobs(row)[n]});
+  }
+
+  const bool may_stop = sequence.num_generated() > params.min_tokens;
+  const bool is_end =
+      (!params.ignore_eos && contains(config_.eos_token_ids, token)) || contains(params.stop_token_ids, token);
+  const bool ends = may_stop && is_end;
+  if (!ends || params.include_stop_str_in_output) {
+    event.text = sequence.stop.push(sequence.detokenizer->push(token), may_stop && !ends);
+  }
+
+  if (ends) {
+    event.stop_token = token;
+    finish(sequence, std::move(event), FinishReason::stop);
+  } else if (auto stop_string = sequence.stop.stopped()) {
+    event.stop_string = std::move(stop_string);
+    finish(sequence, std::move(event), FinishReason::stop);
+  } else if (sequence.num_tokens() >= sequence.max_total_tokens) {
+    finish(sequence, std::move(event), FinishReason::length);
+  } else {
+    sequence.reply->push(std::move(event));
+  }
+}
+
+// Memory is given back before the client learns of the end, so that its next request finds it free.
+void Engine::finish(Sequence& sequence, TokenEvent event, FinishReason reason) {
+  if (!sequence.stop.stopped()) {
+    event.text += sequence.stop.push(sequence.detokenizer->finish(), false);
+    event.text += sequence.stop.finish();
+  }
+  event.finish_reason = reason;
+  const bool queued = sequence.state_slot < 0;
+  const std::unique_ptr<Sequence> removed = scheduler_->remove(sequence);
+  if (queued) {
+    std::lock_guard lock(mutex_);
+    --num_queued_;
+  }
+  publish_stats();
+  removed->reply->push(std::move(event));
+}
+
+void Engine::publish_stats() {
+  counted_.num_running = static_cast<int>(scheduler_->running().size());
+  counted_.num_waiting = static_cast<int>(scheduler_->waiting().size());
+  counted_.free_blocks = scheduler_->blocks().num_free();
+  counted_.free_slots = scheduler_->slots().num_free();
+  std::lock_guard lock(mutex_);
+  stats_ = counted_;
+}
+
+}  // namespace proa
