@@ -29,7 +29,8 @@ Result<KvCache> KvCache::create(Backend& backend, std::span<const CacheSpec> spe
     return Error{.doing = "allocate the KV cache",
                  .where = "kv_cache_dtype",
                  .expected = "F32, F16 or BF16",
-                 .actual = std::string(info(format).name)};
+                 .actual = std::string(info(format).name),
+                 .hint = ""};
   }
   KvCache cache;
   cache.views_.resize(specs.size());
@@ -39,7 +40,9 @@ Result<KvCache> KvCache::create(Backend& backend, std::span<const CacheSpec> spe
     if (per_block > std::numeric_limits<size_t>::max() / 2 / static_cast<size_t>(num_blocks)) {
       return Error{.doing = "allocate the KV cache",
                    .where = "layer " + std::to_string(i),
-                   .actual = std::to_string(num_blocks) + " blocks of " + std::to_string(2 * per_block) + " bytes"};
+                   .expected = "a size that fits memory",
+                   .actual = std::to_string(num_blocks) + " blocks of " + std::to_string(2 * per_block) + " bytes",
+                   .hint = ""};
     }
     const size_t half = per_block * static_cast<size_t>(num_blocks);
     PROA_ASSIGN(Buffer buffer, backend.allocate(2 * half));

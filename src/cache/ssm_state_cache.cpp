@@ -27,10 +27,11 @@ Result<SsmStateCache> SsmStateCache::create(Backend& backend, std::span<const Ca
   for (size_t i = 0; i < specs.size(); ++i) {
     if (specs[i].kind != CacheSpec::Kind::state) continue;
     if (slot_elements(specs[i]) > std::numeric_limits<size_t>::max() / sizeof(float) / slots) {
-      return Error{
-          .doing = "allocate the state cache",
-          .where = "layer " + std::to_string(i),
-          .actual = std::to_string(slots) + " slots of " + std::to_string(slot_elements(specs[i])) + " values"};
+      return Error{.doing = "allocate the state cache",
+                   .where = "layer " + std::to_string(i),
+                   .expected = "a size that fits memory",
+                   .actual = std::to_string(slots) + " slots of " + std::to_string(slot_elements(specs[i])) + " values",
+                   .hint = ""};
     }
     PROA_ASSIGN(Buffer buffer, backend.allocate(slot_elements(specs[i]) * slots * sizeof(float)));
     // The SSM states come first: their size is a multiple of the alignment for every real shape, the other's is not.

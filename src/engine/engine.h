@@ -36,8 +36,8 @@ struct EngineConfig {
   int max_queue = 256;         // requests that may wait
   int block_size = 16;         // tokens per KV block
   int64_t kv_cache_bytes = 0;  // 0: as much as max_num_seqs sequences of max_model_len need
-  Format kv_cache_dtype = Format::BF16;  // F32, F16 or BF16
-  std::vector<int32_t> eos_token_ids;    // what ends a reply; empty: the tokenizer's eos_ids()
+  Format kv_cache_dtype = Format::BF16;     // F32, F16 or BF16
+  std::vector<int32_t> eos_token_ids = {};  // what ends a reply; empty: the tokenizer's eos_ids()
 };
 
 struct EngineStats {  // a snapshot taken between steps

@@ -39,9 +39,9 @@ struct RunnerLimits {
 
 // What one sequence does in a step.
 struct SequenceStep {
-  std::span<const int32_t> token_ids;  // the tokens of this step, at least one
-  int num_computed = 0;                // tokens before them, which the caches hold
-  std::span<const int32_t> blocks;     // of the sequence, in order; enough for num_computed + token_ids.size()
+  std::span<const int32_t> token_ids = {};  // the tokens of this step, at least one
+  int num_computed = 0;                     // tokens before them, which the caches hold
+  std::span<const int32_t> blocks = {};     // of the sequence, in order; enough for num_computed + token_ids.size()
   int32_t state_slot = 0;
   bool decode = false;  // exactly one token, added before all that are not decodes
 };

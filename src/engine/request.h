@@ -13,21 +13,21 @@
 namespace proa {
 
 struct SamplingParams {
-  float temperature = 1;         // >= 0; 0: greedy
-  float top_p = 1;               // (0, 1]
-  int top_k = 0;                 // 0 or -1: all
-  float min_p = 0;               // [0, 1]
-  float repetition_penalty = 1;  // > 0
-  float presence_penalty = 0;    // [-2, 2]
-  float frequency_penalty = 0;   // [-2, 2]
-  std::optional<uint64_t> seed;  // the same seed gives the same tokens; unset: a random one
+  float temperature = 1;              // >= 0; 0: greedy
+  float top_p = 1;                    // (0, 1]
+  int top_k = 0;                      // 0 or -1: all
+  float min_p = 0;                    // [0, 1]
+  float repetition_penalty = 1;       // > 0
+  float presence_penalty = 0;         // [-2, 2]
+  float frequency_penalty = 0;        // [-2, 2]
+  std::optional<uint64_t> seed = {};  // the same seed gives the same tokens; unset: a random one
 
-  std::optional<int> max_tokens;            // >= 1; unset: up to the engine's max_model_len
-  int min_tokens = 0;                       // tokens before anything but max_tokens may end the reply
-  std::vector<std::string> stop;            // the reply ends before the first of these texts
-  std::vector<int32_t> stop_token_ids;      // the reply ends with one of these tokens
+  std::optional<int> max_tokens = {};        // >= 1; unset: up to the engine's max_model_len
+  int min_tokens = 0;                        // tokens before anything but max_tokens may end the reply
+  std::vector<std::string> stop = {};        // the reply ends before the first of these texts
+  std::vector<int32_t> stop_token_ids = {};  // the reply ends with one of these tokens
   bool ignore_eos = false;                  // the engine's eos_token_ids do not end the reply (they may still be drawn)
-  std::optional<int> logprobs;              // alternatives reported with every token
+  std::optional<int> logprobs = {};         // alternatives reported with every token
   bool skip_special_tokens = true;          // control tokens leave no text
   bool include_stop_str_in_output = false;  // the text of the stop string or token is kept
 
@@ -43,10 +43,11 @@ constexpr size_t kMaxStopTokenIds = 1024;  // per request
 Result<void> validate(const SamplingParams& params, int vocab_size);
 
 struct Request {
-  std::string id;                         // for people and logs; need not be unique
-  std::vector<int32_t> prompt_token_ids;  // at least one, each in [0, vocab_size)
-  SamplingParams params;
-  std::optional<std::chrono::steady_clock::time_point> deadline;  // not finished by then: ends with FinishReason::error
+  std::string id = {};                         // for people and logs; need not be unique
+  std::vector<int32_t> prompt_token_ids = {};  // at least one, each in [0, vocab_size)
+  SamplingParams params = {};
+  std::optional<std::chrono::steady_clock::time_point> deadline =
+      {};  // not finished by then: ends with FinishReason::error
 };
 
 enum class FinishReason : uint8_t {
@@ -66,14 +67,14 @@ struct TokenLogprob {
 // One generated token, or (token_id == -1) the end of a reply without one.
 struct TokenEvent {
   int32_t token_id = -1;
-  float logprob = 0;                       // of this token, before penalties and temperature
-  std::vector<TokenLogprob> top_logprobs;  // [params.logprobs] best first
-  std::string
-      text;  // text that is certain now, valid UTF-8; often empty: a character or a possible stop string is open
+  float logprob = 0;                            // of this token, before penalties and temperature
+  std::vector<TokenLogprob> top_logprobs = {};  // [params.logprobs] best first
+  // Text that is certain now, valid UTF-8; often empty, while a character or what could be a stop string is open.
+  std::string text = {};
 
-  std::optional<FinishReason> finish_reason;  // set in the last event of a reply, and only there
-  std::optional<int32_t> stop_token;          // finish_reason stop: the token that ended the reply, or
-  std::optional<std::string> stop_string;     // the stop string that did
+  std::optional<FinishReason> finish_reason = {};  // set in the last event of a reply, and only there
+  std::optional<int32_t> stop_token = {};          // finish_reason stop: the token that ended the reply, or
+  std::optional<std::string> stop_string = {};     // the stop string that did
 };
 
 // Wall clock of one request.

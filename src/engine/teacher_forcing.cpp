@@ -12,7 +12,8 @@ Error bad(const char* where, std::string expected, int64_t actual) {
   return {.doing = "compute logits of given tokens",
           .where = where,
           .expected = std::move(expected),
-          .actual = std::to_string(actual)};
+          .actual = std::to_string(actual),
+          .hint = ""};
 }
 
 std::string range(int64_t end) { return "a value in [0, " + std::to_string(end) + ")"; }

@@ -14,7 +14,7 @@ namespace proa {
 struct ForcingOptions {
   // Lengths of successive steps, each at least 1. The last one repeats until all tokens are done; empty means all
   // tokens in one step. {} prefill at once, {7} chunks of 7, {5, 1} 5 tokens and then one by one.
-  std::vector<int> chunks;
+  std::vector<int> chunks = {};
   // A step of one token runs as a decode, as generation does. Off: as a prefill of one token.
   bool decode_single_tokens = true;
   Format kv_cache_dtype = Format::F32;  // F32, F16 or BF16
