@@ -7,10 +7,11 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "backends/cpu/conv_ssm_step.cpp"
+// clang-format off
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
-
 #include "backends/cpu/mamba2-inl.h"
+// clang-format on
 
 HWY_BEFORE_NAMESPACE();
 namespace proa::HWY_NAMESPACE {
@@ -110,9 +111,8 @@ void CpuBackend::conv_ssm_step(const ConvSsmStep& op) {
   const size_t room_stride = Arena::padded<float>(room_floats) / sizeof(float);
 
   const auto convolve = PROA_DISPATCH(convolve_channels, target());
-  threads().parallel_for(int64_t{op.num_seqs} * shape.conv_dim(), 64, [&](int64_t begin, int64_t end, int) {
-    convolve(op, begin, end, activated, history);
-  });
+  threads().parallel_for(int64_t{op.num_seqs} * shape.conv_dim(), 64,
+                         [&](int64_t begin, int64_t end, int) { convolve(op, begin, end, activated, history); });
   const auto advance = PROA_DISPATCH(advance_heads, target());
   threads().parallel_for(int64_t{op.num_seqs} * shape.num_heads, 1, [&](int64_t begin, int64_t end, int thread) {
     advance(op, begin, end, activated, rooms + thread * room_stride);
