@@ -5,7 +5,7 @@
 
 namespace proa {
 
-const Tensor* WeightLoader::find(const std::string& name, bool optional) {
+const Tensor* WeightLoader::find(const std::string& name, [[maybe_unused]] bool optional) {
   const auto it = tensors_.find(name);
   assert((it != tensors_.end() || optional) && "a tensor was asked for that the table does not name");
   if (it == tensors_.end()) return nullptr;
