@@ -62,6 +62,8 @@ class Bpe {
     int32_t id;
   };
 
+  Result<void> add_merges(const std::vector<MergeText>& merges);
+  int32_t find(std::string_view bytes, uint32_t hash) const;
   const Merge* find_merge(int32_t left, int32_t right) const;  // nullptr: these do not merge
   void encode_short(std::string_view word, std::vector<int32_t>& ids) const;
   void encode_long(std::string_view word, BpeScratch& scratch, std::vector<int32_t>& ids) const;

@@ -284,6 +284,12 @@ Result<void> read_added_tokens(const Node& added, Vocabulary& vocabulary) {
     PROA_ASSIGN(token.rstrip, node["rstrip"].boolean(false));
     PROA_ASSIGN(token.single_word, node["single_word"].boolean(false));
     PROA_ASSIGN(token.normalized, node["normalized"].boolean(true));
+    const auto id = static_cast<size_t>(token.id);
+    if (id < vocabulary.tokens.size() && vocabulary.types[id] != TokenType::unused &&
+        vocabulary.tokens[id] != token.content) {
+      return problem(node.path, "an id of its own for '" + std::string(token.content) + "'",
+                     std::to_string(id) + ", which is '" + std::string(vocabulary.tokens[id]) + "' in model.vocab");
+    }
     if (ends_generation(token.content)) token.special = true;  // or a message could end its own turn
     set_token(vocabulary, token.id, token.content, token.special ? TokenType::control : TokenType::user_defined);
     vocabulary.added.push_back(token);

@@ -1,0 +1,83 @@
+// Against Hugging Face `tokenizers` and llama.cpp: tests/goldens/tokenizer/, made by tools/goldens/tokenizer.py.
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "checkpoint/checkpoint.h"
+#include "tokenizer/tokenizer.h"
+#include "tokenizer/vocabulary.h"
+
+namespace proa {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json golden(const std::string& name) {
+  std::ifstream file(PROA_SOURCE_DIR "/tests/goldens/tokenizer/" + name + ".json");
+  return Json::parse(file, nullptr, false);
+}
+
+void expect_same_ids(const Tokenizer& tokenizer, const Json& file) {
+  const auto texts = golden("texts").get<std::vector<std::string>>();
+  ASSERT_GT(texts.size(), 100u);
+  ASSERT_EQ(file["ids"].size(), texts.size());
+  for (size_t i = 0; i < texts.size(); ++i) {
+    const auto ids = file["ids"][i].get<std::vector<int32_t>>();
+    EXPECT_EQ(tokenizer.encode(texts[i], {.parse_special = true}), ids) << i << ": " << texts[i];
+    const Json& plain = file["plain_ids"];
+    const auto differing = plain.find(std::to_string(i));
+    EXPECT_EQ(tokenizer.encode(texts[i]), differing == plain.end() ? ids : differing->get<std::vector<int32_t>>())
+        << i << ": " << texts[i];
+  }
+}
+
+class TokenizerGolden : public testing::TestWithParam<const char*> {};
+
+TEST_P(TokenizerGolden, GivesTheOfficialIdsAndTexts) {
+  const Json file = golden(GetParam());
+  ASSERT_TRUE(file.is_object());
+  auto vocabulary = vocabulary_from_tokenizer_json(file["tokenizer"].dump(), "");
+  ASSERT_TRUE(vocabulary.ok()) << vocabulary.error().message();
+  auto tokenizer = Tokenizer::create(*vocabulary);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.error().message();
+  expect_same_ids(*tokenizer, file);
+
+  ASSERT_FALSE(file["streams"].empty());
+  for (const Json& stream : file["streams"]) {
+    const auto ids = stream["ids"].get<std::vector<int32_t>>();
+    for (const bool skip : {false, true}) {
+      const auto text = stream[skip ? "text_skipping_special" : "text"].get<std::string>();
+      EXPECT_EQ(tokenizer->decode(ids, skip), text);
+      Detokenizer out(*tokenizer, skip);
+      std::string pushed;
+      for (const int32_t id : ids) pushed += out.push(id);
+      EXPECT_EQ(pushed + out.finish(), text);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, TokenizerGolden,
+                         testing::Values("gpt2", "nemotron", "nemotron_merging", "qwen", "prefix", "olmo",
+                                         "merged_previous", "merged_next", "contiguous"),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST(TokenizerGoldenSmolLm2, GivesTheIdsOfLlamaCpp) {
+  const char* path = std::getenv("PROA_SMOLLM2");
+  if (!path) GTEST_SKIP() << "PROA_SMOLLM2 does not name a GGUF file";
+  auto checkpoint = Checkpoint::open(path);
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.error().message();
+  auto tokenizer = Tokenizer::open(*checkpoint);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.error().message();
+  expect_same_ids(*tokenizer, golden("smollm2"));
+  EXPECT_EQ(tokenizer->vocab_size(), 49152);
+  EXPECT_FALSE(tokenizer->adds_bos());
+  EXPECT_EQ(tokenizer->bos_id(), 1);
+  EXPECT_EQ(std::vector<int32_t>(tokenizer->eos_ids().begin(), tokenizer->eos_ids().end()),
+            (std::vector<int32_t>{2, 0}));
+  EXPECT_EQ(tokenizer->token_id("<|im_start|>"), 1);
+}
+
+}  // namespace
+}  // namespace proa
