@@ -1,0 +1,48 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "ops/testing.h"
+
+namespace proa::testing {
+
+struct MlpCase {
+  std::string name;
+  Format format = Format::F32;
+  int num_tokens = 3;
+  int hidden_size = 64;
+  int intermediate_size = 96;
+  Activation activation = Activation::silu;
+  bool gated = true;
+  float scale = 1;  // of the norm: how far the activation is driven
+  int offset = 0;
+};
+
+inline std::vector<MlpCase> mlp_cases() {
+  std::vector<MlpCase> cases = {
+      {.name = "base"},
+      {.name = "no token", .num_tokens = 0},
+      {.name = "one token", .num_tokens = 1},
+      {.name = "a whole tile and one", .num_tokens = 7},
+      {.name = "many tokens", .num_tokens = 65},
+      {.name = "not gated", .gated = false},
+      {.name = "relu2, gated", .activation = Activation::relu2},
+      {.name = "relu2, not gated", .activation = Activation::relu2, .gated = false},
+      {.name = "relu2, not gated, one token", .num_tokens = 1, .activation = Activation::relu2, .gated = false},
+      {.name = "saturated silu", .scale = 60},
+      {.name = "odd sizes", .hidden_size = 37, .intermediate_size = 51},
+      {.name = "odd sizes, one token", .num_tokens = 1, .hidden_size = 37, .intermediate_size = 51},
+      {.name = "intermediate size of one", .intermediate_size = 1},
+      {.name = "misaligned", .offset = 1},
+      {.name = "misaligned Q4_1, one token", .format = Format::Q4_1, .num_tokens = 1, .offset = 1},
+  };
+  for (Format format : kFormats) {
+    const std::string name(info(format).name);
+    cases.push_back({.name = name, .format = format});
+    cases.push_back({.name = name + ", one token", .format = format, .num_tokens = 1});
+  }
+  return cases;
+}
+
+}  // namespace proa::testing

@@ -1,0 +1,53 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "ops/testing.h"
+
+namespace proa::testing {
+
+struct MoeCase {
+  std::string name;
+  Format format = Format::F32;
+  int num_tokens = 5;
+  int hidden_size = 64;
+  int n_routed_experts = 8;
+  int num_experts_per_tok = 3;
+  int intermediate_size = 32;
+  int latent_size = 0;                // 0: no latent
+  int shared_intermediate_size = 96;  // 0: no shared expert
+  Activation activation = Activation::relu2;
+  bool same_expert = false;  // all tokens choose experts 0, 1, ...
+  int offset = 0;
+};
+
+inline std::vector<MoeCase> moe_cases() {
+  std::vector<MoeCase> cases = {
+      {.name = "base"},
+      {.name = "no token", .num_tokens = 0},
+      {.name = "one token", .num_tokens = 1},
+      {.name = "many tokens", .num_tokens = 40},
+      {.name = "one expert for all tokens", .num_experts_per_tok = 1, .same_expert = true},
+      {.name = "all experts", .num_experts_per_tok = 8},
+      {.name = "more experts than tokens", .num_tokens = 2, .n_routed_experts = 64},
+      {.name = "no shared expert", .shared_intermediate_size = 0},
+      {.name = "latent", .latent_size = 32},
+      {.name = "latent, one token", .num_tokens = 1, .latent_size = 32},
+      {.name = "latent, no shared expert", .latent_size = 32, .shared_intermediate_size = 0},
+      {.name = "silu", .activation = Activation::silu},
+      {.name = "odd sizes", .hidden_size = 37, .intermediate_size = 19, .shared_intermediate_size = 45},
+      {.name = "odd latent", .hidden_size = 37, .latent_size = 21},
+      {.name = "misaligned", .offset = 1},
+      {.name = "misaligned Q4_0", .format = Format::Q4_0, .offset = 1},
+  };
+  for (Format format : kFormats) {
+    const std::string name(info(format).name);
+    cases.push_back({.name = name, .format = format});
+    cases.push_back({.name = name + ", one token", .format = format, .num_tokens = 1});
+    cases.push_back({.name = name + ", latent", .format = format, .num_tokens = 9, .latent_size = 32});
+  }
+  return cases;
+}
+
+}  // namespace proa::testing
