@@ -1,0 +1,625 @@
+#include "engine/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <future>
+#include <new>
+#include <random>
+#include <string>
+#include <thread>
+#include <tuple>
+
+#include "engine/fake_model.h"
+#include "tokenizer/vocabulary.h"
+
+// Counts what a thread allocates, for the promise that a step allocates nothing.
+namespace {
+thread_local int64_t allocations = 0;
+
+void* counted(size_t bytes, size_t alignment) {
+  ++allocations;
+  const size_t rounded = (std::max<size_t>(bytes, 1) + alignment - 1) / alignment * alignment;
+  if (void* memory = std::aligned_alloc(alignment, rounded)) return memory;
+  throw std::bad_alloc();
+}
+}  // namespace
+
+void* operator new(size_t bytes) { return counted(bytes, alignof(std::max_align_t)); }
+void* operator new(size_t bytes, std::align_val_t alignment) { return counted(bytes, static_cast<size_t>(alignment)); }
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
+
+namespace proa {
+namespace {
+
+enum : int32_t { kEos = 0, kEnd = 1, kA = 2, kSpace = 28, kE_acute_1 = 29, kE_acute_2 = 30 };
+constexpr int32_t letter(char c) { return kA + (c - 'a'); }
+
+Tokenizer make_tokenizer() {
+  // "Ã" and "©" are how the byte alphabet spells 0xC3 and 0xA9, the two bytes of é; "Ġ" is a space.
+  static const std::vector<std::string_view> tokens = {"</s>", "<|end|>", "a",  "b",   "c", "d",  "e",  "f",  "g", "h",
+                                                       "i",    "j",       "k",  "l",   "m", "n",  "o",  "p",  "q", "r",
+                                                       "s",    "t",       "u",  "v",   "w", "x",  "y",  "z",  "Ġ", "Ã",
+                                                       "©",    "st",      "op", "Ġst", "E", "ND", "ab", "bc", "1", "2"};
+  Vocabulary vocabulary;
+  vocabulary.tokens = tokens;
+  vocabulary.types.assign(tokens.size(), TokenType::normal);
+  for (int32_t id : {kEos, kEnd}) {
+    vocabulary.types[static_cast<size_t>(id)] = TokenType::control;
+    vocabulary.added.push_back({.id = id, .content = tokens[static_cast<size_t>(id)]});
+  }
+  vocabulary.eos_ids = {kEos, kEnd};
+  auto tokenizer = Tokenizer::create(vocabulary);
+  EXPECT_TRUE(tokenizer.ok()) << tokenizer.error().message();
+  return *std::move(tokenizer);
+}
+
+std::unique_ptr<Engine> make_engine(EngineConfig config, std::shared_ptr<FakeModel> model = nullptr,
+                                    std::shared_ptr<Backend> backend = nullptr) {
+  config.kv_cache_dtype = Format::F32;  // the fake model keeps integers in it
+  if (!model) model = std::make_shared<FakeModel>();
+  if (!backend) backend = std::make_shared<HostBackend>();
+  auto engine = Engine::create(std::move(model), std::move(backend), make_tokenizer(), std::move(config));
+  EXPECT_TRUE(engine.ok()) << engine.error().message();
+  return *std::move(engine);
+}
+
+struct Answer {
+  std::vector<int32_t> tokens;
+  std::string text;
+  std::vector<TokenEvent> events;
+
+  const TokenEvent& last() const { return events.back(); }
+};
+
+Answer read(Reply& reply) {
+  Answer answer;
+  std::vector<TokenEvent> events;
+  while (reply.next(events) == Reply::Status::events) {
+    for (TokenEvent& event : events) {
+      EXPECT_TRUE(answer.events.empty() || !answer.last().finish_reason) << "nothing follows the last event";
+      if (event.token_id >= 0) answer.tokens.push_back(event.token_id);
+      answer.text += event.text;
+      answer.events.push_back(std::move(event));
+    }
+  }
+  EXPECT_TRUE(!answer.events.empty() && answer.last().finish_reason) << "the last event says why";
+  EXPECT_EQ(reply.next(events), Reply::Status::end);
+  return answer;
+}
+
+Answer ask(Engine& engine, Request request) {
+  auto reply = engine.submit(std::move(request));
+  EXPECT_TRUE(reply.ok()) << reply.error().message();
+  return read(**reply);
+}
+
+std::vector<int32_t> prompt(int length, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::vector<int32_t> tokens(static_cast<size_t>(length));
+  for (int32_t& token : tokens) token = static_cast<int32_t>(random() % fake::kVocabSize);
+  return tokens;
+}
+
+SamplingParams greedy(int max_tokens) {
+  SamplingParams params;
+  params.temperature = 0;
+  params.max_tokens = max_tokens;
+  params.ignore_eos = true;
+  return params;
+}
+
+TEST(Engine, SameTokensHoweverThePromptIsCut) {
+  const std::vector<int32_t> tokens = prompt(45, 1);
+  const std::vector<int32_t> expected = fake::expected_greedy(tokens, 20);
+  for (int chunk : {1, 2, 3, 7, 16, 44, 45, 46, 512}) {
+    for (int block_size : {1, 5, 16}) {
+      auto engine = make_engine({.max_num_seqs = 1, .max_num_batched_tokens = chunk, .block_size = block_size});
+      EXPECT_EQ(ask(*engine, {.prompt_token_ids = tokens, .params = greedy(20)}).tokens, expected)
+          << chunk << ", " << block_size;
+      EXPECT_EQ(ask(*engine, {.prompt_token_ids = tokens, .params = greedy(20)}).tokens, expected) << "reused memory";
+    }
+  }
+}
+
+TEST(Engine, ConcurrentRequestsGetTheSameTokensAsAlone) {
+  for (const auto& [max_num_seqs, budget] : {std::pair{2, 2}, {3, 5}, {5, 64}, {16, 512}}) {
+    auto engine = make_engine({.max_num_seqs = max_num_seqs, .max_num_batched_tokens = budget, .block_size = 4});
+    std::vector<std::pair<std::vector<int32_t>, std::shared_ptr<Reply>>> requests;
+    for (int i = 0; i < 24; ++i) {
+      const std::vector<int32_t> tokens = prompt(1 + i * 7 % 30, static_cast<uint32_t>(i));
+      auto reply = engine->submit({.prompt_token_ids = tokens, .params = greedy(1 + i * 5 % 23)});
+      ASSERT_TRUE(reply.ok());
+      if (i % 5 == 3) (*reply)->cancel();
+      requests.emplace_back(tokens, *reply);
+    }
+    for (size_t i = 0; i < requests.size(); ++i) {
+      const Answer answer = read(*requests[i].second);
+      const int expected_count = 1 + static_cast<int>(i) * 5 % 23;
+      std::vector<int32_t> expected = fake::expected_greedy(requests[i].first, expected_count);
+      if (answer.last().finish_reason == FinishReason::cancelled) {
+        EXPECT_EQ(i % 5, 3u);
+        expected.resize(answer.tokens.size());
+      }
+      EXPECT_EQ(answer.tokens, expected) << "request " << i;
+    }
+    const EngineStats stats = engine->stats();
+    EXPECT_EQ(stats.free_blocks, engine->memory_plan().num_blocks);
+    EXPECT_EQ(stats.free_slots, max_num_seqs);
+  }
+}
+
+TEST(Engine, SeededDrawsAndPenaltiesDoNotDependOnTheBatch) {
+  const auto params = [](int i) {
+    SamplingParams p;
+    p.temperature = 0.5f + static_cast<float>(i % 3);
+    p.top_k = i % 4 == 1 ? 5 : -1;
+    p.seed = static_cast<uint64_t>(i / 2);
+    p.max_tokens = 12;
+    p.ignore_eos = true;
+    p.logprobs = i % 3;
+    if (i % 2) p.repetition_penalty = 1.7f, p.frequency_penalty = 0.5f, p.presence_penalty = 1;
+    return p;
+  };
+  std::vector<Answer> alone;
+  auto single = make_engine({.max_num_seqs = 1});
+  for (int i = 0; i < 10; ++i) alone.push_back(ask(*single, {.prompt_token_ids = prompt(9, 3), .params = params(i)}));
+  EXPECT_NE(alone[0].tokens, alone[2].tokens) << "seeds differ";
+  EXPECT_NE(alone[0].tokens, alone[1].tokens) << "penalties matter";
+
+  auto engine = make_engine({.max_num_seqs = 4, .max_num_batched_tokens = 7});
+  std::vector<std::shared_ptr<Reply>> replies;
+  for (int i = 0; i < 10; ++i)
+    replies.push_back(engine->submit({.prompt_token_ids = prompt(9, 3), .params = params(i)}).value());
+  for (int i = 0; i < 10; ++i) {
+    const Answer answer = read(*replies[static_cast<size_t>(i)]);
+    EXPECT_EQ(answer.tokens, alone[static_cast<size_t>(i)].tokens) << "request " << i;
+    for (const TokenEvent& event : answer.events) {
+      ASSERT_EQ(event.top_logprobs.size(), static_cast<size_t>(i % 3));
+      for (const TokenLogprob& top : event.top_logprobs)
+        EXPECT_GE(top.logprob, event.token_id == top.token_id ? -100 : -1000);
+      if (!event.top_logprobs.empty()) {
+        EXPECT_GE(event.top_logprobs[0].logprob, event.logprob) << "best first";
+      }
+    }
+  }
+}
+
+TEST(Engine, AnUnsetSeedIsRandom) {
+  auto engine = make_engine({.max_num_seqs = 1});
+  const Request request{.prompt_token_ids = {5}, .params = {.max_tokens = 40, .ignore_eos = true}};
+  EXPECT_NE(ask(*engine, request).tokens, ask(*engine, request).tokens);
+}
+
+// The model says `script` after a prompt of one token.
+struct EndCase {
+  const char* what;
+  std::vector<int32_t> script;
+  std::function<void(SamplingParams&)> change;
+  size_t num_tokens;
+  const char* text;
+  FinishReason reason;
+  std::optional<int32_t> stop_token = std::nullopt;
+  std::optional<std::string> stop_string = std::nullopt;
+};
+
+const int32_t a = letter('a'), b = letter('b'), c = letter('c'), d = letter('d');
+const int32_t kSt = 31, kOp = 32, kSpaceSt = 33, kUpperE = 34, kNd = 35;
+
+const EndCase kEndCases[] = {
+    {"max_tokens", {a, b, c, d}, [](auto& p) { p.max_tokens = 3; }, 3, "abc", FinishReason::length},
+    {"one token", {a, b}, [](auto& p) { p.max_tokens = 1; }, 1, "a", FinishReason::length},
+    {"end token", {a, b, kEos, d}, [](auto&) {}, 3, "ab", FinishReason::stop, kEos},
+    {"the other end token", {a, b, kEnd, d}, [](auto&) {}, 3, "ab", FinishReason::stop, kEnd},
+    {"end token as the last of max_tokens",
+     {a, kEos},
+     [](auto& p) { p.max_tokens = 2; },
+     2,
+     "a",
+     FinishReason::stop,
+     kEos},
+    {"end token at once", {kEos}, [](auto&) {}, 1, "", FinishReason::stop, kEos},
+    {"ignore_eos",
+     {a, kEos, b, kEnd},
+     [](auto& p) { p.ignore_eos = true, p.max_tokens = 4; },
+     4,
+     "ab",
+     FinishReason::length},
+    {"stop token",
+     {a, b, c},
+     [](auto& p) {
+       p.stop_token_ids = {d, c};
+     },
+     3,
+     "ab",
+     FinishReason::stop,
+     c},
+    {"stop token kept",
+     {a, b, c},
+     [](auto& p) { p.stop_token_ids = {c}, p.include_stop_str_in_output = true; },
+     3,
+     "abc",
+     FinishReason::stop,
+     c},
+    {"stop token despite ignore_eos",
+     {a, kEos},
+     [](auto& p) { p.ignore_eos = true, p.stop_token_ids = {kEos}; },
+     2,
+     "a",
+     FinishReason::stop,
+     kEos},
+    {"end token kept",
+     {a, kEos},
+     [](auto& p) { p.include_stop_str_in_output = true, p.skip_special_tokens = false; },
+     2,
+     "a</s>",
+     FinishReason::stop,
+     kEos},
+    {"special tokens shown",
+     {a, kEos, b},
+     [](auto& p) { p.ignore_eos = true, p.skip_special_tokens = false, p.max_tokens = 3; },
+     3,
+     "a</s>b",
+     FinishReason::length},
+    {"stop string in one token",
+     {a, kSt, b},
+     [](auto& p) { p.stop = {"st"}; },
+     2,
+     "a",
+     FinishReason::stop,
+     std::nullopt,
+     "st"},
+    {"stop string over tokens",
+     {a, kSpaceSt, kOp, b},
+     [](auto& p) { p.stop = {"stop"}; },
+     3,
+     "a ",
+     FinishReason::stop,
+     std::nullopt,
+     "stop"},
+    {"stop string kept",
+     {a, kSpaceSt, kOp, b},
+     [](auto& p) { p.stop = {"stop"}, p.include_stop_str_in_output = true; },
+     3,
+     "a stop",
+     FinishReason::stop,
+     std::nullopt,
+     "stop"},
+    {"stop string ends inside a token",
+     {a, kSt, kOp, b},
+     [](auto& p) { p.stop = {"sto"}; },
+     3,
+     "a",
+     FinishReason::stop,
+     std::nullopt,
+     "sto"},
+    {"stop string of several",
+     {kUpperE, kNd},
+     [](auto& p) {
+       p.stop = {"stop", "END"};
+     },
+     2,
+     "",
+     FinishReason::stop,
+     std::nullopt,
+     "END"},
+    {"a stop string that does not come",
+     {a, kUpperE, b, kEos},
+     [](auto& p) { p.stop = {"END"}; },
+     4,
+     "aEb",
+     FinishReason::stop,
+     kEos},
+    {"held back at max_tokens",
+     {a, kUpperE},
+     [](auto& p) { p.stop = {"END"}, p.max_tokens = 2; },
+     2,
+     "aE",
+     FinishReason::length},
+    {"held back at the end token",
+     {a, kUpperE, kEos},
+     [](auto& p) { p.stop = {"END"}; },
+     3,
+     "aE",
+     FinishReason::stop,
+     kEos},
+    {"character over tokens", {kE_acute_1, kE_acute_2, kEos}, [](auto&) {}, 3, "é", FinishReason::stop, kEos},
+    {"half a character at the end",
+     {a, kE_acute_1},
+     [](auto& p) { p.max_tokens = 2; },
+     2,
+     "a\uFFFD",
+     FinishReason::length},
+    {"stop string of a split character",
+     {a, kE_acute_1, kE_acute_2},
+     [](auto& p) { p.stop = {"é"}; },
+     3,
+     "a",
+     FinishReason::stop,
+     std::nullopt,
+     "é"},
+    {"min_tokens bans the end token",
+     {kEos, kEos, a, kEos},
+     [](auto& p) {
+       p.min_tokens = 3;
+       p.stop_token_ids = {};
+     },
+     4,
+     nullptr,
+     FinishReason::stop,
+     kEos},
+    {"min_tokens outlasts the second end token",
+     {kEnd, kEnd, kEnd, kEnd},
+     [](auto& p) { p.min_tokens = 3; },
+     4,
+     "",
+     FinishReason::stop,
+     kEnd},
+    {"min_tokens outlasts a stop string",
+     {kSt, kSt, kSt, a},
+     [](auto& p) { p.min_tokens = 2, p.stop = {"st"}; },
+     3,
+     "stst",
+     FinishReason::stop,
+     std::nullopt,
+     "st"},
+    {"min_tokens equals max_tokens",
+     {kEnd, kEnd, kEnd},
+     [](auto& p) { p.min_tokens = p.max_tokens.emplace(2); },
+     2,
+     "",
+     FinishReason::length},
+};
+
+TEST(Engine, EndsWhereItShould) {
+  for (const EndCase& row : kEndCases) {
+    std::vector<int32_t> script = row.script;
+    script.insert(script.begin(), -1);  // the prompt's token
+    auto engine = make_engine({.max_num_seqs = 1}, std::make_shared<FakeModel>(script));
+    SamplingParams params{.temperature = 0, .max_tokens = 12};
+    row.change(params);
+    const Answer answer = ask(*engine, {.prompt_token_ids = {5}, .params = params});
+    EXPECT_EQ(answer.tokens.size(), row.num_tokens) << row.what;
+    if (row.text) {
+      EXPECT_EQ(answer.text, row.text) << row.what;
+    }
+    EXPECT_EQ(*answer.last().finish_reason, row.reason) << row.what << ": " << to_string(*answer.last().finish_reason);
+    EXPECT_EQ(answer.last().stop_token, row.stop_token) << row.what;
+    EXPECT_EQ(answer.last().stop_string, row.stop_string) << row.what;
+    EXPECT_EQ(engine->stats().free_blocks, engine->memory_plan().num_blocks) << row.what;
+  }
+}
+
+TEST(Engine, FillsTheContextWhenMaxTokensIsUnset) {
+  auto engine = make_engine({.max_num_seqs = 1, .max_model_len = 21, .block_size = 4});
+  SamplingParams params = greedy(1);
+  params.max_tokens.reset();
+  const Answer answer = ask(*engine, {.prompt_token_ids = prompt(9, 1), .params = params});
+  EXPECT_EQ(answer.tokens, fake::expected_greedy(prompt(9, 1), 12));
+  EXPECT_EQ(answer.last().finish_reason, FinishReason::length);
+}
+
+TEST(Engine, RefusesAtOnceWhatCannotRun) {
+  auto engine = make_engine({.max_num_seqs = 1, .max_model_len = 32});
+  const struct {
+    Request request;
+    const char* where;
+  } rows[] = {
+      {{.prompt_token_ids = {}}, "prompt_token_ids"},
+      {{.prompt_token_ids = {1, -1}}, "prompt_token_ids"},
+      {{.prompt_token_ids = {fake::kVocabSize}}, "prompt_token_ids"},
+      {{.prompt_token_ids = prompt(30, 1), .params = {.max_tokens = 3}}, "max_model_len"},
+      {{.prompt_token_ids = prompt(32, 1)}, "max_model_len"},
+      {{.prompt_token_ids = {1}, .params = {.max_tokens = 2147483647}}, "max_model_len"},
+      {{.prompt_token_ids = {1}, .params = {.top_p = 2}}, "top_p"},
+      {{.prompt_token_ids = {1}, .params = {.stop_token_ids = {fake::kVocabSize}}}, "stop_token_ids"},
+  };
+  for (const auto& row : rows) {
+    const auto reply = engine->submit(row.request);
+    ASSERT_FALSE(reply.ok()) << row.where;
+    EXPECT_EQ(reply.error().where, row.where);
+  }
+  EXPECT_EQ(ask(*engine, {.prompt_token_ids = prompt(30, 1), .params = greedy(2)}).tokens.size(), 2u) << "and lives on";
+}
+
+TEST(Engine, RefusesWhenTheQueueIsFullAndTakesMoreLater) {
+  Gate gate;
+  auto model = std::make_shared<FakeModel>();
+  model->on_forward = [&](const Batch&) { gate.pass(); };
+  auto engine = make_engine({.max_num_seqs = 1, .max_queue = 2}, model);
+  const Request request{.prompt_token_ids = {3, 4}, .params = greedy(2)};
+  auto running = engine->submit(request).value();
+  gate.wait_for_arrival(1);
+  auto first = engine->submit(request).value();
+  auto second = engine->submit(request).value();
+  const auto refused = engine->submit(request);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().where, "max_queue");
+  second->cancel();
+  gate.open();
+  EXPECT_EQ(read(*running).tokens, fake::expected_greedy({3, 4}, 2));
+  EXPECT_EQ(read(*first).tokens, fake::expected_greedy({3, 4}, 2));
+  const Answer cancelled = read(*second);
+  EXPECT_TRUE(cancelled.tokens.empty());
+  EXPECT_EQ(cancelled.last().finish_reason, FinishReason::cancelled);
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(ask(*engine, request).tokens.size(), 2u);
+}
+
+TEST(Engine, CancelsBetweenSteps) {
+  Gate gate;
+  auto model = std::make_shared<FakeModel>();
+  model->on_forward = [&](const Batch&) { gate.pass(); };
+  auto engine = make_engine({.max_num_seqs = 1}, model);
+  auto reply = engine->submit({.prompt_token_ids = {3, 4}, .params = greedy(500)}).value();
+  gate.permit(3);
+  gate.wait_for_arrival(4);  // three tokens are out, the fourth is being computed
+  std::vector<TokenEvent> events;
+  ASSERT_EQ(reply->next(events), Reply::Status::events);
+  EXPECT_EQ(events.size(), 3u);
+  EXPECT_EQ(reply->next(events, std::chrono::nanoseconds(1)), Reply::Status::timeout);
+  EXPECT_TRUE(events.empty());
+  reply->cancel();
+  gate.open();
+  const Answer rest = read(*reply);
+  EXPECT_EQ(rest.tokens.size(), 1u);
+  EXPECT_EQ(rest.last().finish_reason, FinishReason::cancelled);
+  EXPECT_EQ(reply->timings().completion_tokens, 4);
+  EXPECT_EQ(reply->timings().prompt_tokens, 2);
+  EXPECT_GE(reply->timings().first_token_seconds, reply->timings().prefill_seconds);
+  EXPECT_EQ(engine->stats().free_slots, 1);
+}
+
+TEST(Engine, AClientThatLeftIsCancelled) {
+  Gate gate;
+  auto model = std::make_shared<FakeModel>();
+  std::atomic<int> steps{0};
+  model->on_forward = [&](const Batch&) { gate.pass(), ++steps; };
+  auto engine = make_engine({.max_num_seqs = 1}, model);
+  auto reply = engine->submit({.prompt_token_ids = {3}, .params = greedy(500)}).value();
+  gate.permit(1);
+  gate.wait_for_arrival(2);
+  reply.reset();
+  gate.open();
+  EXPECT_EQ(ask(*engine, {.prompt_token_ids = {3}, .params = greedy(4)}).tokens.size(), 4u);
+  EXPECT_EQ(steps, 2 + 4);
+}
+
+TEST(Engine, ADeadlineEndsARequestWithAnError) {
+  auto engine = make_engine({.max_num_seqs = 1});
+  auto reply = engine
+                   ->submit({.id = "late",
+                             .prompt_token_ids = {3},
+                             .params = greedy(5),
+                             .deadline = std::chrono::steady_clock::now()})
+                   .value();
+  const Answer answer = read(*reply);
+  EXPECT_TRUE(answer.tokens.empty());
+  EXPECT_EQ(answer.last().finish_reason, FinishReason::error);
+  ASSERT_TRUE(reply->error());
+  EXPECT_NE(reply->error()->message().find("late"), std::string::npos);
+}
+
+TEST(Engine, CanBeDestroyedWithWorkInFlight) {
+  for (int round = 0; round < 20; ++round) {
+    auto engine = make_engine({.max_num_seqs = 3, .max_num_batched_tokens = 16});
+    std::vector<std::shared_ptr<Reply>> replies;
+    for (int i = 0; i < 12; ++i) {
+      replies.push_back(
+          engine->submit({.prompt_token_ids = prompt(20, static_cast<uint32_t>(i)), .params = greedy(490)}).value());
+    }
+    std::vector<std::future<Answer>> answers;
+    for (auto& reply : replies) answers.push_back(std::async(std::launch::async, [&reply] { return read(*reply); }));
+    if (round % 2) replies[0]->timings();
+    engine.reset();
+    for (size_t i = 0; i < answers.size(); ++i) {
+      const Answer answer = answers[i].get();
+      std::vector<int32_t> expected =
+          fake::expected_greedy(prompt(20, static_cast<uint32_t>(i)), static_cast<int>(answer.tokens.size()));
+      EXPECT_EQ(answer.tokens, expected);
+    }
+  }
+}
+
+TEST(Engine, ManyThreadsMaySubmit) {
+  auto engine = make_engine({.max_num_seqs = 4, .max_num_batched_tokens = 8});
+  std::vector<std::thread> clients;
+  for (uint32_t t = 0; t < 6; ++t) {
+    clients.emplace_back([&, t] {
+      for (uint32_t i = 0; i < 10; ++i) {
+        const std::vector<int32_t> tokens = prompt(1 + static_cast<int>(i), t * 100 + i);
+        EXPECT_EQ(ask(*engine, {.prompt_token_ids = tokens, .params = greedy(6)}).tokens,
+                  fake::expected_greedy(tokens, 6));
+      }
+    });
+  }
+  for (std::thread& client : clients) client.join();
+}
+
+// Greedy, without the allocations that the reference allows itself.
+class GreedyBackend : public HostBackend {
+ public:
+  void sample(const Sample& op) override {
+    for (int r = 0; r < op.num_rows; ++r) {
+      const float* row = op.logits + int64_t{r} * op.vocab_size;
+      op.tokens[r] = static_cast<int32_t>(std::max_element(row, row + op.vocab_size) - row);
+      op.logprobs[r] = 0;
+    }
+  }
+};
+
+TEST(Engine, AStepAllocatesNothing) {
+  constexpr int kSteps = 60;
+  std::vector<int64_t> at_step;  // allocations of the engine's thread when a step begins
+  at_step.reserve(1000);
+  auto model = std::make_shared<FakeModel>();
+  model->on_forward = [&](const Batch&) { at_step.push_back(allocations); };
+  auto engine = make_engine({.max_num_seqs = 2, .max_num_batched_tokens = 8, .block_size = 4}, model,
+                            std::make_shared<GreedyBackend>());
+  SamplingParams params = greedy(kSteps);
+  params.stop = {"never to be seen"};
+  auto first = engine->submit({.prompt_token_ids = prompt(40, 1), .params = params}).value();
+  EXPECT_EQ(read(*first).tokens, fake::expected_greedy(prompt(40, 1), kSteps));
+  engine.reset();
+  ASSERT_EQ(at_step.size(), 40u / 8 + kSteps - 1);
+  for (size_t i = 1; i < at_step.size(); ++i) EXPECT_EQ(at_step[i], at_step[1]) << "step " << i;
+}
+
+TEST(EngineConfig, ErrorsNameTheField) {
+  const struct {
+    EngineConfig config;
+    const char* where;
+  } rows[] = {
+      {{.max_num_seqs = 0}, "max_num_seqs"},
+      {{.max_num_seqs = 8, .max_num_batched_tokens = 7}, "max_num_batched_tokens"},
+      {{.max_model_len = 1}, "max_model_len"},
+      {{.max_model_len = -1}, "max_model_len"},
+      {{.max_queue = 0}, "max_queue"},
+      {{.block_size = 0}, "block_size"},
+      {{.kv_cache_bytes = -1}, "kv_cache_bytes"},
+      {{.kv_cache_bytes = 10}, "kv_cache_bytes"},                          // less than a block
+      {{.max_model_len = 400, .kv_cache_bytes = 5000}, "kv_cache_bytes"},  // 40 bytes a token
+      {{.kv_cache_dtype = Format::Q4_0}, "kv_cache_dtype"},
+      {{.eos_token_ids = {fake::kVocabSize}}, "eos_token_ids"},
+  };
+  for (const auto& row : rows) {
+    const auto engine =
+        Engine::create(std::make_shared<FakeModel>(), std::make_shared<HostBackend>(), make_tokenizer(), row.config);
+    ASSERT_FALSE(engine.ok()) << row.where;
+    EXPECT_EQ(engine.error().where, row.where) << engine.error().message();
+  }
+}
+
+TEST(EngineConfig, MemoryFollowsFromLengthAndLengthFromMemory) {
+  // The fake model keeps (2 · 1 · 2 + 2 · 3 · 1) floats per token and 2 · 3 per sequence.
+  auto by_length = make_engine({.max_num_seqs = 3, .max_model_len = 100, .block_size = 16});
+  EXPECT_EQ(by_length->memory_plan().num_blocks, 3 * 7);
+  EXPECT_EQ(by_length->memory_plan().bytes_per_block, 16u * 40);
+  EXPECT_EQ(by_length->memory_plan().kv_bytes, 21u * 16 * 40);
+  EXPECT_EQ(by_length->memory_plan().state_bytes, 3u * 2 * 3 * 4);
+  auto by_memory = make_engine({.max_num_seqs = 3, .block_size = 16, .kv_cache_bytes = 5 * 16 * 40 + 7});
+  EXPECT_EQ(by_memory->memory_plan().num_blocks, 5);
+  EXPECT_EQ(by_memory->config().max_model_len, 81);
+  auto by_model = make_engine({.max_num_seqs = 1});
+  EXPECT_EQ(by_model->config().max_model_len, 512);
+  EXPECT_EQ(by_model->config().eos_token_ids, (std::vector<int32_t>{kEos, kEnd}));
+}
+
+TEST(EngineConfig, EveryFailedAllocationIsAnError) {
+  int failures = 0;
+  for (int index = 0; index < 100; ++index) {
+    auto backend = std::make_shared<HostBackend>();
+    backend->fail_allocation(index);
+    const auto engine = Engine::create(std::make_shared<FakeModel>(), backend, make_tokenizer(), {.max_num_seqs = 1});
+    if (engine.ok()) break;
+    EXPECT_EQ(engine.error().doing, "allocate");
+    ++failures;
+  }
+  EXPECT_EQ(failures, 2 + 2 + 2);  // KV layers, state layers, workspace and arrays
+}
+
+}  // namespace
+}  // namespace proa
