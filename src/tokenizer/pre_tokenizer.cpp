@@ -3,7 +3,8 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
-#include <cassert>
+#include <algorithm>
+#include <chrono>
 #include <optional>
 #include <utility>
 
@@ -12,8 +13,18 @@
 namespace proa {
 namespace {
 
-constexpr uint32_t kMatchLimit = 10'000'000;    // steps of one search
-constexpr uint32_t kHeapLimitKiB = 256 * 1024;  // backtracking memory of one search by the interpreter
+// An expression from outside may take quadratic or exponential time. Compiled code does not count its steps in simple
+// repeats, so only expressions of our own list are compiled; the others are interpreted, with limits on the steps from
+// one start and on the time of one encoding, many times what an honest expression needs.
+constexpr uint32_t kHeapLimitKiB = 256 * 1024;  // backtracking memory of the interpreter
+constexpr size_t kStartsPerClock = 16;  // how many starts an interpreted search tries without a look at the clock
+
+uint32_t match_limit(size_t text_size) {
+  return static_cast<uint32_t>(std::min<size_t>(1'000'000 + 16 * text_size, UINT32_MAX));
+}
+std::chrono::nanoseconds time_limit(size_t text_size) {
+  return std::chrono::seconds(1) + std::chrono::nanoseconds(2000) * text_size;
+}
 
 struct CodeDeleter {
   void operator()(pcre2_code* code) const { pcre2_code_free(code); }
@@ -109,11 +120,13 @@ void join_pieces(PreTokenizerStep::Behavior behavior, std::vector<Piece>& pieces
 struct PreTokenizer::Step {
   PreTokenizerStep description;
   std::unique_ptr<pcre2_code, CodeDeleter> code;  // null for prefix_space
+  bool trusted = false;                           // linear time is known
 };
 
 struct PreTokenizer::Scratch::State {
   std::vector<std::unique_ptr<pcre2_match_data, MatchDataDeleter>> data;  // [steps]
   std::vector<std::string> prefixed;                                      // [steps]
+  std::chrono::steady_clock::time_point deadline;
   std::unique_ptr<pcre2_match_context, MatchContextDeleter> context;
 };
 
@@ -142,9 +155,10 @@ Result<PreTokenizer> PreTokenizer::create(std::span<const PreTokenizerStep> step
       int code = 0;
       PCRE2_SIZE offset = 0;
       // MULTILINE because ^ and $ of the Oniguruma syntax in tokenizer.json match at line breaks.
-      step->code.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(expression.data()), expression.size(),
-                                     PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &code, &offset,
-                                     nullptr));
+      step->code.reset(
+          pcre2_compile(reinterpret_cast<PCRE2_SPTR>(expression.data()), expression.size(),
+                        PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C | PCRE2_USE_OFFSET_LIMIT,
+                        &code, &offset, nullptr));
       if (!step->code) {
         PCRE2_UCHAR text[256] = "unknown";
         pcre2_get_error_message(code, text, sizeof text);
@@ -153,14 +167,16 @@ Result<PreTokenizer> PreTokenizer::create(std::span<const PreTokenizerStep> step
                      .expected = "a regular expression that PCRE2 takes",
                      .actual = reinterpret_cast<char*>(text)};
       }
-      pcre2_jit_compile(step->code.get(), PCRE2_JIT_COMPLETE);  // without JIT the interpreter answers
+      // Where there is no JIT the interpreter answers.
+      step->trusted = is_known_expression(description.expression);
+      if (step->trusted) pcre2_jit_compile(step->code.get(), PCRE2_JIT_COMPLETE);
     }
     result.steps_.push_back(std::move(step));
   }
   return result;
 }
 
-PreTokenizer::Scratch PreTokenizer::make_scratch() const {
+PreTokenizer::Scratch PreTokenizer::make_scratch(size_t text_size) const {
   Scratch scratch;
   for (const auto& step : steps_) {
     (void)step;
@@ -168,8 +184,9 @@ PreTokenizer::Scratch PreTokenizer::make_scratch() const {
   }
   scratch.state_->prefixed.resize(steps_.size());
   scratch.state_->context.reset(pcre2_match_context_create(nullptr));
-  pcre2_set_match_limit(scratch.state_->context.get(), kMatchLimit);
+  pcre2_set_match_limit(scratch.state_->context.get(), match_limit(text_size));
   pcre2_set_heap_limit(scratch.state_->context.get(), kHeapLimitKiB);
+  scratch.state_->deadline = std::chrono::steady_clock::now() + time_limit(text_size);
   return scratch;
 }
 
@@ -193,14 +210,28 @@ void PreTokenizer::cut_from(size_t index, std::string_view text, Scratch& scratc
   pcre2_match_context* context = scratch.state_->context.get();
   const PCRE2_SIZE* range = pcre2_get_ovector_pointer(data);
   const auto subject = reinterpret_cast<PCRE2_SPTR>(text.data());
-  // The next match from `from` on, or none. Empty matches cut nothing.
-  const auto next_match = [&](size_t from) -> std::optional<std::pair<size_t, size_t>> {
-    const uint32_t options = PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY;
-    int found = pcre2_match(step.code.get(), subject, text.size(), from, options, data, context);
-    if (found == PCRE2_ERROR_JIT_STACKLIMIT) {
-      found = pcre2_match(step.code.get(), subject, text.size(), from, options | PCRE2_NO_JIT, data, context);
+  constexpr uint32_t kOptions = PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY;  // empty matches cut nothing
+  const auto search_compiled = [&](size_t from) {
+    pcre2_set_offset_limit(context, PCRE2_UNSET);
+    const int found = pcre2_match(step.code.get(), subject, text.size(), from, kOptions, data, context);
+    if (found != PCRE2_ERROR_JIT_STACKLIMIT) return found;
+    return pcre2_match(step.code.get(), subject, text.size(), from, kOptions | PCRE2_NO_JIT, data, context);
+  };
+  const auto search_interpreted = [&](size_t from) {
+    int found = PCRE2_ERROR_NOMATCH;
+    while (found == PCRE2_ERROR_NOMATCH && from < text.size()) {
+      if (std::chrono::steady_clock::now() > scratch.state_->deadline) break;
+      pcre2_set_offset_limit(context, from + kStartsPerClock - 1);
+      found = pcre2_match(step.code.get(), subject, text.size(), from, kOptions, data, context);
+      from += kStartsPerClock;
+      while (from < text.size() && (static_cast<uint8_t>(text[from]) & 0xC0) == 0x80) ++from;
     }
-    // \K inside a lookaround can report ranges that go backwards.
+    return found;
+  };
+  // The next match from `from` on, or none.
+  const auto next_match = [&](size_t from) -> std::optional<std::pair<size_t, size_t>> {
+    const int found = step.trusted ? search_compiled(from) : search_interpreted(from);
+    // \K can report ranges that are empty or go backwards.
     if (found < 0 || range[0] < from || range[1] <= range[0]) return std::nullopt;
     return std::pair<size_t, size_t>(range[0], range[1]);
   };

@@ -21,7 +21,7 @@ class PreTokenizer {
   // Errors name the expression and where in it the trouble is.
   static Result<PreTokenizer> create(std::span<const PreTokenizerStep> steps);
 
-  // Working memory of cut(), for one thread; belongs to the PreTokenizer that made it.
+  // Working memory of cut(), for one thread and one encoding; belongs to the PreTokenizer that made it.
   class Scratch {
    public:
     Scratch(Scratch&&) noexcept;
@@ -33,10 +33,10 @@ class PreTokenizer {
     struct State;
     std::unique_ptr<State> state_;
   };
-  Scratch make_scratch() const;
+  Scratch make_scratch(size_t text_size) const;  // bytes of all texts it will cut: what its limits grow with
 
   // Calls `word` for each word of `text` (valid UTF-8) in order; words are not empty and live until the call returns.
-  // An expression that exceeds its limit of steps leaves the rest of the text as one word.
+  // An expression that exceeds its limits of steps or time leaves the rest of the text as one word.
   void cut(std::string_view text, Scratch& scratch, const std::function<void(std::string_view)>& word) const;
 
  private:

@@ -1,6 +1,8 @@
 // What the names in GGUF's tokenizer.ggml.pre stand for. The expressions are facts of the models' own tokenizer.json;
 // vectors in the tests hold them to the official tokenizers.
+#include <algorithm>
 #include <array>
+#include <iterator>
 
 #include "tokenizer/vocabulary.h"
 
@@ -69,7 +71,20 @@ constexpr Preset kPresets[] = {
     {.name = "gpt-4o", .expressions = {kGpt4o}, .llama_cpp = {kGpt4oLlamaCpp}},
 };
 
+// Other spellings and steps in tokenizer.json files.
+constexpr const char* kKnown[] = {R"('(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)",
+                                  R"(\p{N}{1,3})", R"(\p{L}+)", R"(\s+)", R"(\d)"};
+
 }  // namespace
+
+bool is_known_expression(std::string_view expression) {
+  const auto matches = [&](const char* known) { return known && expression == known; };
+  for (const Preset& preset : kPresets) {
+    if (std::any_of(preset.expressions.begin(), preset.expressions.end(), matches)) return true;
+    if (std::any_of(preset.llama_cpp.begin(), preset.llama_cpp.end(), matches)) return true;
+  }
+  return std::any_of(std::begin(kKnown), std::end(kKnown), matches);
+}
 
 Result<PreTokenizerPreset> pretokenizer_preset(std::string_view pre, bool llama_cpp) {
   std::string known;

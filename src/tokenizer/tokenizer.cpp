@@ -119,7 +119,7 @@ std::vector<int32_t> Tokenizer::encode(std::span<const TextSegment> segments, bo
   std::vector<int32_t> ids;
   ids.reserve(text.size() / 4 + 8);
   if (add_bos && tables_->add_bos && tables_->bos_id >= 0) ids.push_back(tables_->bos_id);
-  PreTokenizer::Scratch words = tables_->pre_tokenizer.make_scratch();
+  PreTokenizer::Scratch words = tables_->pre_tokenizer.make_scratch(text.size());
   BpeScratch merging;
   const std::string_view view = text;
   size_t done = 0;

@@ -76,6 +76,9 @@ struct PreTokenizerPreset {
 // Qwen), to compare outputs. Unknown names are an error that lists the known ones.
 Result<PreTokenizerPreset> pretokenizer_preset(std::string_view pre, bool llama_cpp = false);
 
+// Whether an expression is one of ours, and so known to run in linear time.
+bool is_known_expression(std::string_view expression);
+
 // Views into `gguf`, which must outlive the vocabulary.
 Result<Vocabulary> vocabulary_from_gguf(const Gguf& gguf, bool llama_cpp = false);
 
