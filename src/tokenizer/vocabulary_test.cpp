@@ -1,0 +1,319 @@
+#include "tokenizer/vocabulary.h"
+
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <nlohmann/json.hpp>
+
+#include "checkpoint/gguf.h"
+#include "checkpoint/gguf_writer.h"
+#include "tokenizer/bpe.h"
+#include "tokenizer/tokenizer.h"
+
+namespace proa {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string error_of(const Result<Tokenizer>& result) { return result.ok() ? "" : result.error().message(); }
+
+// What goes into a small GGUF vocabulary: a, b, ab, then the added tokens.
+struct GgufFields {
+  std::string model = "gpt2", pre = "gpt-2";
+  std::vector<std::string> tokens = {"a", "b", "ab", "<s>", "</s>", "<think>", "<|im_end|>"};
+  std::vector<int32_t> types = {1, 1, 1, 3, 3, 4, 4};
+  std::vector<std::string> merges = {"a b"};
+  std::function<void(GgufWriter&)> more = [](GgufWriter&) {};
+
+  // `use` sees the vocabulary while the bytes it points into live.
+  std::string read(const std::function<void(const Vocabulary&, const Tokenizer&)>& use) const {
+    GgufWriter writer;
+    writer.put_string("general.architecture", "llama");
+    if (!model.empty()) writer.put_string("tokenizer.ggml.model", model);
+    if (!pre.empty()) writer.put_string("tokenizer.ggml.pre", pre);
+    if (!tokens.empty()) writer.put_strings("tokenizer.ggml.tokens", tokens);
+    if (!types.empty()) writer.put_i32s("tokenizer.ggml.token_type", types);
+    if (!merges.empty()) writer.put_strings("tokenizer.ggml.merges", merges);
+    more(writer);
+    const std::vector<std::byte> bytes = writer.bytes();
+    auto gguf = Gguf::parse(bytes, "test.gguf");
+    if (!gguf.ok()) return gguf.error().message();
+    auto vocabulary = vocabulary_from_gguf(*gguf);
+    if (!vocabulary.ok()) return vocabulary.error().message();
+    auto tokenizer = Tokenizer::create(*vocabulary);
+    if (!tokenizer.ok()) return tokenizer.error().message();
+    use(*vocabulary, *tokenizer);
+    return "";
+  }
+};
+
+TEST(GgufVocabulary, ReadsAllFields) {
+  GgufFields fields;
+  fields.more = [](GgufWriter& writer) {
+    writer.put_u32("tokenizer.ggml.bos_token_id", 3);
+    writer.put_u32("tokenizer.ggml.eos_token_id", 4);
+    writer.put_u32("tokenizer.ggml.eot_token_id", UINT32_MAX);
+    writer.put_bool("tokenizer.ggml.add_bos_token", true);
+    writer.put_bool("tokenizer.ggml.add_eos_token", true);
+  };
+  const std::string error = fields.read([](const Vocabulary& vocabulary, const Tokenizer& tokenizer) {
+    EXPECT_EQ(vocabulary.bos_id, 3);
+    // <|im_end|> says user-defined, and is a control token for all that.
+    EXPECT_EQ(vocabulary.eos_ids, (std::vector<int32_t>{4, 6}));
+    EXPECT_EQ(vocabulary.types[6], TokenType::control);
+    EXPECT_EQ(vocabulary.types[5], TokenType::user_defined);
+    EXPECT_TRUE(tokenizer.adds_bos());
+    EXPECT_TRUE(tokenizer.adds_eos());
+    EXPECT_EQ(tokenizer.encode("ab<s>", {.parse_special = true, .add_bos = true}), (std::vector<int32_t>{3, 2, 3}));
+  });
+  EXPECT_EQ(error, "");
+}
+
+TEST(GgufVocabulary, ThePresetFillsWhatTheFileLeavesOut) {
+  GgufFields fields;
+  fields.pre = "llama-bpe";
+  fields.types.clear();
+  EXPECT_EQ(fields.read([](const Vocabulary& vocabulary, const Tokenizer&) {
+    EXPECT_TRUE(vocabulary.add_bos);
+    EXPECT_TRUE(vocabulary.ignore_merges);
+    EXPECT_TRUE(vocabulary.added.empty());  // without types nothing is known to be more than a word
+    EXPECT_EQ(vocabulary.bos_id, -1);
+  }),
+            "");
+  fields.pre.clear();  // as llama.cpp does
+  EXPECT_EQ(fields.read([](const Vocabulary& vocabulary, const Tokenizer&) { EXPECT_EQ(vocabulary.steps.size(), 4u); }),
+            "");
+}
+
+TEST(GgufVocabulary, BrokenFilesAreErrorsThatNameTheKey) {
+  struct Row {
+    const char* message;
+    void (*change)(GgufFields&);
+  };
+  const Row rows[] = {
+      {"tokenizer.ggml.model", [](GgufFields& f) { f.model.clear(); }},
+      {"expected gpt2 (byte-level BPE), found 'llama'", [](GgufFields& f) { f.model = "llama"; }},
+      {"tokenizer.ggml.pre: expected one of default, gpt-2", [](GgufFields& f) { f.pre = "nobody"; }},
+      {"tokenizer.ggml.tokens", [](GgufFields& f) { f.tokens.clear(); }},
+      {"tokenizer.ggml.token_type: expected 7 types", [](GgufFields& f) { f.types.pop_back(); }},
+      {"tokenizer.ggml.token_type[1]: expected 1 to 6, found 0", [](GgufFields& f) { f.types[1] = 0; }},
+      {"tokenizer.ggml.token_type[1]: expected 1 to 6, found -7", [](GgufFields& f) { f.types[1] = -7; }},
+      {"tokenizer.ggml.merges", [](GgufFields& f) { f.merges.clear(); }},
+      {"tokenizer.ggml.merges[0]", [](GgufFields& f) { f.merges[0] = "ab"; }},
+      {"tokenizer.ggml.merges[0]", [](GgufFields& f) { f.merges[0] = "a b "; }},
+      {"merge 0: expected tokens of the vocabulary, found 'c'", [](GgufFields& f) { f.merges[0] = "a c"; }},
+      {"merge 0: expected tokens of the vocabulary, found ''", [](GgufFields& f) { f.merges[0] = " b"; }},
+      {"eos_token_id: expected an id below 7, found 7",
+       [](GgufFields& f) { f.more = [](GgufWriter& w) { w.put_u32("tokenizer.ggml.eos_token_id", 7); }; }},
+      {"bos_token_id: expected an id below 7, found -3",
+       [](GgufFields& f) { f.more = [](GgufWriter& w) { w.put_i32("tokenizer.ggml.bos_token_id", -3); }; }},
+      {"add_bos_token",
+       [](GgufFields& f) { f.more = [](GgufWriter& w) { w.put_string("tokenizer.ggml.add_bos_token", "yes"); }; }},
+  };
+  for (const Row& row : rows) {
+    GgufFields fields;
+    row.change(fields);
+    const std::string error = fields.read([](const Vocabulary&, const Tokenizer&) {});
+    EXPECT_NE(error.find(row.message), std::string::npos) << row.message << " in: " << error;
+  }
+}
+
+Json base() {
+  return Json::parse(R"({
+    "version": "1.0", "truncation": null, "padding": null,
+    "added_tokens": [
+      {"id": 3, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true},
+      {"id": 4, "content": "<|im_end|>", "special": false},
+      {"id": 6, "content": "<think>", "special": false}],
+    "normalizer": null,
+    "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+      {"type": "Split", "pattern": {"Regex": "\\s+"}, "behavior": "Isolated", "invert": false},
+      {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]},
+    "post_processor": {"type": "TemplateProcessing",
+      "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}], "pair": [],
+      "special_tokens": {"<s>": {"id": "<s>", "ids": [3], "tokens": ["<s>"]}}},
+    "decoder": {"type": "ByteLevel"},
+    "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+      "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+      "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}})");
+}
+
+Result<Tokenizer> open(const std::string& json, const std::string& config = "") {
+  PROA_ASSIGN(const Vocabulary vocabulary, vocabulary_from_tokenizer_json(json, config));
+  return Tokenizer::create(vocabulary);
+}
+
+TEST(TokenizerJson, ReadsAllFields) {
+  auto tokenizer = open(base().dump(), R"({"bos_token": "<s>", "eos_token": {"content": "<|im_end|>"},
+                                           "model_max_length": 1000000000000000019884624838656})");
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.error().message();
+  EXPECT_EQ(tokenizer->vocab_size(), 7);  // id 5 is unused
+  EXPECT_EQ(tokenizer->piece(5), "");
+  EXPECT_EQ(tokenizer->bos_id(), 3);
+  EXPECT_TRUE(tokenizer->adds_bos());
+  EXPECT_TRUE(tokenizer->is_special(4));  // by its name, whatever the file says
+  EXPECT_FALSE(tokenizer->is_special(6));
+  ASSERT_EQ(tokenizer->eos_ids().size(), 1u);
+  EXPECT_EQ(tokenizer->eos_ids()[0], 4);
+  EXPECT_EQ(tokenizer->encode("ab<think>", {.add_bos = true}), (std::vector<int32_t>{3, 2, 6}));
+}
+
+TEST(TokenizerJson, OtherSpellingsOfTheSame) {
+  const std::pair<const char*, void (*)(Json&)> rows[] = {
+      {"merges as text", [](Json& j) { j["model"]["merges"] = {"a b"}; }},
+      {"no model type", [](Json& j) { j["model"].erase("type"); }},
+      {"empty affixes", [](Json& j) { j["model"]["continuing_subword_prefix"] = ""; }},
+      {"NFC",
+       [](Json& j) {
+         j["normalizer"] = {{"type", "NFC"}};
+       }},
+      {"NFC in a sequence",
+       [](Json& j) {
+         j["normalizer"] = {{"type", "Sequence"}, {"normalizers", {{{"type", "NFC"}}}}};
+       }},
+      {"ByteLevel alone",
+       [](Json& j) {
+         j["pre_tokenizer"] = {{"type", "ByteLevel"}, {"add_prefix_space", false}};
+       }},
+      {"Split by text",
+       [](Json& j) {
+         j["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {{"String", ".?*"}};
+       }},
+      {"two post-processors",
+       [](Json& j) {
+         j["post_processor"] = {{"type", "Sequence"}, {"processors", {{{"type", "ByteLevel"}}, j["post_processor"]}}};
+       }},
+      {"duplicate added tokens", [](Json& j) { j["added_tokens"].push_back(j["added_tokens"][0]); }},
+  };
+  for (const auto& [what, change] : rows) {
+    Json json = base();
+    change(json);
+    auto tokenizer = open(json.dump());
+    ASSERT_TRUE(tokenizer.ok()) << what << ": " << error_of(tokenizer);
+    EXPECT_EQ(tokenizer->encode("ab<think>", {.add_bos = true}), (std::vector<int32_t>{3, 2, 6})) << what;
+  }
+}
+
+TEST(TokenizerJson, TheConfigDecidesAboutBos) {
+  EXPECT_FALSE(open(base().dump(), R"({"add_bos_token": false})")->adds_bos());
+  Json json = base();
+  json["post_processor"] = nullptr;
+  EXPECT_FALSE(open(json.dump())->adds_bos());
+  EXPECT_EQ(open(json.dump(), R"({"bos_token": "<s>", "add_bos_token": true})")->encode("a", {.add_bos = true}),
+            (std::vector<int32_t>{3, 0}));
+}
+
+TEST(TokenizerJson, BrokenAndUnsupportedFilesAreErrorsThatNameTheField) {
+  struct Row {
+    const char* message;
+    void (*change)(Json&);
+  };
+  const Row rows[] = {
+      {"expected an object, found an array", [](Json& j) { j = Json::array(); }},
+      {"model.vocab: expected an object of token to id, found nothing", [](Json& j) { j.erase("model"); }},
+      {"model.type: expected BPE, found 'Unigram'", [](Json& j) { j["model"]["type"] = "Unigram"; }},
+      {"model.type: expected a string, found a number", [](Json& j) { j["model"]["type"] = 5; }},
+      {"model.byte_fallback: expected false", [](Json& j) { j["model"]["byte_fallback"] = true; }},
+      {"model.dropout: expected null or 0", [](Json& j) { j["model"]["dropout"] = 0.1; }},
+      {"model.end_of_word_suffix", [](Json& j) { j["model"]["end_of_word_suffix"] = "</w>"; }},
+      {"model.ignore_merges: expected a boolean", [](Json& j) { j["model"]["ignore_merges"] = "true"; }},
+      {"model.unk_token: expected a token of the vocabulary, found '<x>'",
+       [](Json& j) { j["model"]["unk_token"] = "<x>"; }},
+      {"model.vocab: expected an object", [](Json& j) { j["model"]["vocab"] = Json::array(); }},
+      {"model.vocab.b: expected a token id, found -1", [](Json& j) { j["model"]["vocab"]["b"] = -1; }},
+      {"model.vocab.b: expected a token id, found 4294967296", [](Json& j) { j["model"]["vocab"]["b"] = 1ll << 32; }},
+      {"model.vocab.b: expected a token id, found 'x'", [](Json& j) { j["model"]["vocab"]["b"] = "x"; }},
+      {"model.vocab.b: expected an id of its own, found 0, which is 'a' too",
+       [](Json& j) { j["model"]["vocab"]["b"] = 0; }},
+      {"expected 1 to",
+       [](Json& j) {
+         j["model"]["vocab"] = Json::object(), j["added_tokens"] = nullptr, j["model"]["merges"] = Json::array(),
+         j["post_processor"] = nullptr;
+       }},
+      {"model.merges: expected an array", [](Json& j) { j["model"]["merges"] = "a b"; }},
+      {"model.merges[0]", [](Json& j) { j["model"]["merges"] = {"ab"}; }},
+      {"model.merges[0]", [](Json& j) { j["model"]["merges"] = {"a b c"}; }},
+      {"model.merges[0]", [](Json& j) { j["model"]["merges"] = Json::parse(R"([["a"]])"); }},
+      {"model.merges[0]", [](Json& j) { j["model"]["merges"] = Json::parse(R"([["a", 1]])"); }},
+      {"model.merges[0]", [](Json& j) { j["model"]["merges"] = Json::parse("[1]"); }},
+      {"merge 1: expected tokens of the vocabulary, found 'c'", [](Json& j) { j["model"]["merges"].push_back("a c"); }},
+      {"added_tokens: expected an array", [](Json& j) { j["added_tokens"] = 1; }},
+      {"added_tokens[1].id: expected a token id, found -4", [](Json& j) { j["added_tokens"][1]["id"] = -4; }},
+      {"added_tokens[1].id: expected a token id, found 99999999",
+       [](Json& j) { j["added_tokens"][1]["id"] = 99999999; }},
+      {"added_tokens[1].id: expected a token id, found nothing", [](Json& j) { j["added_tokens"][1].erase("id"); }},
+      {"added_tokens[1]: expected an id of its own", [](Json& j) { j["added_tokens"][1]["id"] = 0; }},
+      {"added_tokens[1].content: expected a string", [](Json& j) { j["added_tokens"][1]["content"] = 4; }},
+      {"added_tokens[1].lstrip: expected a boolean", [](Json& j) { j["added_tokens"][1]["lstrip"] = 4; }},
+      {"normalizer.type: expected NFC, a Sequence of it, or null, found 'Lowercase'",
+       [](Json& j) {
+         j["normalizer"] = {{"type", "Lowercase"}};
+       }},
+      {"normalizer.normalizers[0].type",
+       [](Json& j) { j["normalizer"] = Json::parse(R"({"type":"Sequence","normalizers":[{"type":"NFKC"}]})"); }},
+      {"pre_tokenizer: expected ByteLevel", [](Json& j) { j["pre_tokenizer"] = nullptr; }},
+      {"pre_tokenizer: expected ByteLevel", [](Json& j) { j["pre_tokenizer"]["pretokenizers"].erase(1); }},
+      {"pre_tokenizer.type: expected Split, Digits, ByteLevel",
+       [](Json& j) {
+         j["pre_tokenizer"] = {{"type", "Metaspace"}};
+       }},
+      {"pre_tokenizer.pretokenizers[2].type: expected nothing after ByteLevel",
+       [](Json& j) {
+         j["pre_tokenizer"]["pretokenizers"].push_back({{"type", "Digits"}});
+       }},
+      {"pretokenizers[0].behavior", [](Json& j) { j["pre_tokenizer"]["pretokenizers"][0]["behavior"] = "Sideways"; }},
+      {"pretokenizers[0].pattern.String", [](Json& j) { j["pre_tokenizer"]["pretokenizers"][0]["pattern"] = "x"; }},
+      {"compile pre-tokenizer", [](Json& j) { j["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "(a"; }},
+      {"at most 16 steps",
+       [](Json& j) {
+         auto& steps = j["pre_tokenizer"]["pretokenizers"];
+         for (int i = 0; i < 20; ++i) steps.insert(steps.begin(), steps[0]);
+       }},
+      {"post_processor.type",
+       [](Json& j) {
+         j["post_processor"] = {{"type", "BertProcessing"}};
+       }},
+      {"post_processor.single",
+       [](Json& j) {
+         auto& s = j["post_processor"]["single"];
+         s.push_back(s[0]);
+       }},
+      {"post_processor.special_tokens.<s>.ids: expected an array, found nothing",
+       [](Json& j) { j["post_processor"].erase("special_tokens"); }},
+      {"post_processor.special_tokens.<s>.ids: expected one id, found 2",
+       [](Json& j) {
+         j["post_processor"]["special_tokens"]["<s>"]["ids"] = {3, 3};
+       }},
+      {"bos or eos token: expected an id below 7, found 50",
+       [](Json& j) { j["post_processor"]["special_tokens"]["<s>"]["ids"] = {50}; }},
+      {"decoder.type: expected ByteLevel, found 'WordPiece'",
+       [](Json& j) {
+         j["decoder"] = {{"type", "WordPiece"}};
+       }},
+  };
+  for (const Row& row : rows) {
+    Json json = base();
+    row.change(json);
+    const std::string error = error_of(open(json.dump()));
+    EXPECT_NE(error.find(row.message), std::string::npos) << row.message << " in: " << error;
+  }
+  EXPECT_NE(error_of(open(base().dump(), "{")), "");
+  EXPECT_NE(error_of(open(base().dump(), "[]")), "");
+  EXPECT_NE(error_of(open(base().dump(), R"({"bos_token": "<nobody>"})")).find("bos_token"), std::string::npos);
+  EXPECT_NE(error_of(open(base().dump(), R"({"eos_token": 5})")).find("eos_token"), std::string::npos);
+  EXPECT_NE(error_of(open(base().dump(), R"({"add_bos_token": "no"})")).find("add_bos_token"), std::string::npos);
+}
+
+TEST(TokenizerJson, TruncatedFilesAndInvalidBytesAreErrors) {
+  const std::string json = base().dump();
+  for (size_t length = 0; length < json.size(); ++length) EXPECT_FALSE(open(json.substr(0, length)).ok()) << length;
+  for (size_t i = 0; i < json.size(); i += 7) {
+    std::string changed = json;
+    changed[i] = '\xFF';
+    EXPECT_FALSE(open(changed).ok()) << i;
+  }
+  EXPECT_FALSE(open(std::string(100'000, '[')).ok());
+}
+
+}  // namespace
+}  // namespace proa
