@@ -24,6 +24,10 @@ constexpr int kVectors = 32 / kLanes;  // of a block of 32 columns
 constexpr int kRows = 4;
 constexpr int kTokens = HWY_TARGET == HWY_AVX3 ? 6 : HWY_TARGET == HWY_NEON ? 4 : 2;
 
+// Bytes to fetch ahead of one token's dot products. Rows of small models are short, and the hardware follows streams of
+// a few hundred bytes badly: 576 columns of Q8_0 came from memory at 8 GB/s a thread without this and at 27 with it.
+constexpr int kAhead = 12288;
+
 // unpack(format, block, w): the 32 values from `block` on as vectors.
 
 HWY_INLINE void unpack(F32, const float* block, V* w) {
@@ -156,6 +160,7 @@ HWY_INLINE void dot_rows(const Weight& weight, int64_t row, const float* x, V (&
     for (int i = 0; i < kVectors; ++i) xv[i] = hn::LoadU(d, x + c + i * kLanes);
     for (int r = 0; r < R; ++r) {
       unpack(F(), block[r], w);
+      __builtin_prefetch(reinterpret_cast<const std::byte*>(block[r]) + kAhead);
       block[r] += kBlocks<F>;
       for (int i = 0; i < kVectors; ++i) sum[r] = hn::MulAdd(w[i], xv[i], sum[r]);
     }
