@@ -1,0 +1,660 @@
+// Filters, tests and global functions.
+#include <algorithm>
+#include <cctype>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <ctime>
+#include <optional>
+#include <unordered_map>
+
+#include "chat/jinja_eval.h"
+
+namespace proa::jinja {
+namespace {
+
+using Self = const Value&;
+using In = Interpreter&;
+
+bool flag(const Value& value) { return !value.is_missing() && value.truthy(); }
+
+// Strings compare without case unless asked, as Jinja's sorting filters do.
+Value fold_case(const Value& value, bool case_sensitive) {
+  return value.text() && !case_sensitive ? Value(lower(*value.text())) : value;
+}
+
+// "a.b.0" through attributes and items.
+Value attribute_path(In in, Value value, const Value& path) {
+  if (path.is_integer()) return in.item(value, path);
+  const std::string names = in.text(path).bytes;
+  for (size_t at = 0; at <= names.size() && !in.budget.failed();) {
+    const size_t end = std::min(names.find('.', at), names.size());
+    const std::string name = names.substr(at, end - at);
+    const bool number = !name.empty() && name.size() < 10 && std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isdigit(c); });
+    value = number ? in.item(value, Value(int64_t{std::atoi(name.c_str())})) : in.item(value, template_text(name));
+    at = end + 1;
+  }
+  return value;
+}
+
+Value none_of_them(std::string_view what) {
+  return Value::undefined("No " + std::string(what) + " item, sequence was empty.");
+}
+
+// ---- filters
+
+Value filter_default(In, Self self, Args& args) {
+  const bool use = self.is_undefined() || (flag(args[1]) && !self.truthy());
+  if (!use) return self;
+  return args[0].is_missing() ? template_text("") : args[0];
+}
+
+Value filter_join(In in, Self self, Args& args) {
+  const Text separator = args[0].is_missing() ? Text() : in.text(args[0]);
+  Text out;
+  bool first = true;
+  for (const Value& item : in.items(self)) {
+    if (!in.budget.take(2 * separator.size())) break;
+    if (!first) out.append(separator);
+    first = false;
+    out.append(in.text(args[1].is_missing() || args[1].is_none() ? item : attribute_path(in, item, args[1])));
+  }
+  return in.make(std::move(out));
+}
+
+Value filter_length(In in, Self self, Args&) {
+  const std::optional<size_t> length = self.length();
+  if (!length) return in.fail(std::string("object of type '") + self.type() + "' has no len()");
+  return Value(*length);
+}
+
+Value filter_trim(In in, Self self, Args& args) {
+  const Text text = in.text(self);
+  if (args[0].is_missing() || args[0].is_none()) return in.make(strip(text, nullptr, true, true));
+  const std::string chars = in.text(args[0]).bytes;
+  return in.make(strip(text, &chars, true, true));
+}
+
+Value filter_tojson(In in, Self self, Args& args) {
+  JsonStyle style;
+  style.ensure_ascii = flag(args[0]);
+  if (args[1].is_integer()) {
+    const int64_t width = std::max<int64_t>(0, args[1].integer());
+    if (width > 1000) return in.fail("tojson indent is too large");
+    style.indent = std::string(static_cast<size_t>(width), ' ');
+  } else if (args[1].text()) {
+    style.indent = args[1].text()->bytes;
+  }
+  if (style.indent) style.item_separator = ",";
+  if (!args[2].is_missing() && !args[2].is_none()) {
+    const std::vector<Value> separators = in.items(args[2]);
+    if (separators.size() != 2 || !separators[0].text() || !separators[1].text()) {
+      return in.fail("tojson separators must be two strings");
+    }
+    style.item_separator = separators[0].text()->bytes;
+    style.key_separator = separators[1].text()->bytes;
+  }
+  style.sort_keys = flag(args[3]);
+  return in.make(to_json(self, style, in.budget));
+}
+
+Value filter_items(In in, Self self, Args&) {
+  std::vector<Value> pairs;
+  if (self.is_undefined()) return in.make(std::move(pairs), Sequence::Kind::kGenerator);
+  if (!self.dict()) return in.fail("Can only get item pairs from a mapping.");
+  for (const auto& [key, value] : self.dict()->entries) {
+    if (!in.budget.step()) break;
+    pairs.push_back(in.make({key, value}, Sequence::Kind::kTuple));
+  }
+  return in.make(std::move(pairs), Sequence::Kind::kGenerator);
+}
+
+Value filter_dictsort(In in, Self self, Args& args) {
+  if (self.is_undefined()) return in.fail(self.undefined_message());
+  if (!self.dict()) return in.fail("dictsort needs a mapping");
+  size_t by = 0;
+  if (!args[1].is_missing()) {
+    const std::string name = in.text(args[1]).bytes;
+    if (name != "key" && name != "value") return in.fail("You can only sort by either \"key\" or \"value\"");
+    by = name == "value";
+  }
+  std::vector<std::pair<Value, Value>> keyed;  // sort key, (key, value)
+  for (const auto& [key, value] : self.dict()->entries) {
+    if (!in.budget.step()) break;
+    keyed.emplace_back(fold_case(by ? value : key, flag(args[0])), in.make({key, value}, Sequence::Kind::kTuple));
+  }
+  const bool reverse = flag(args[2]);
+  std::stable_sort(keyed.begin(), keyed.end(), [&](const auto& a, const auto& b) {
+    return reverse ? compare(b.first, a.first, in.budget) < 0 : compare(a.first, b.first, in.budget) < 0;
+  });
+  std::vector<Value> pairs;
+  for (auto& entry : keyed) pairs.push_back(std::move(entry.second));
+  return in.make(std::move(pairs));
+}
+
+Value filter_sort(In in, Self self, Args& args) {
+  std::vector<std::pair<std::vector<Value>, Value>> keyed;
+  std::vector<std::string> paths;
+  if (args[2].text()) {
+    const std::string& all = args[2].text()->bytes;
+    for (size_t at = 0; at <= all.size();) {
+      const size_t end = std::min(all.find(',', at), all.size());
+      paths.push_back(all.substr(at, end - at));
+      at = end + 1;
+    }
+  }
+  for (const Value& item : in.items(self)) {
+    std::vector<Value> keys;
+    for (const std::string& path : paths) {
+      keys.push_back(fold_case(attribute_path(in, item, template_text(path)), flag(args[1])));
+    }
+    if (paths.empty()) {
+      const Value key = args[2].is_integer() ? in.item(item, args[2]) : item;
+      keys.push_back(fold_case(key, flag(args[1])));
+    }
+    keyed.emplace_back(std::move(keys), item);
+  }
+  const bool reverse = flag(args[0]);
+  std::stable_sort(keyed.begin(), keyed.end(), [&](const auto& a, const auto& b) {
+    for (size_t i = 0; i < a.first.size(); ++i) {
+      const int order = compare(a.first[i], b.first[i], in.budget);
+      if (order != 0) return reverse ? order > 0 : order < 0;
+    }
+    return false;
+  });
+  std::vector<Value> sorted;
+  for (auto& entry : keyed) sorted.push_back(std::move(entry.second));
+  return in.make(std::move(sorted));
+}
+
+Value filter_unique(In in, Self self, Args& args) {
+  std::vector<Value> seen;
+  std::vector<Value> kept;
+  for (const Value& item : in.items(self)) {
+    const Value key = fold_case(args[1].is_missing() ? item : attribute_path(in, item, args[1]), flag(args[0]));
+    bool known = false;
+    for (const Value& other : seen) known = known || equals(key, other, in.budget);
+    if (known) continue;
+    seen.push_back(key);
+    kept.push_back(item);
+  }
+  return in.make(std::move(kept), Sequence::Kind::kGenerator);
+}
+
+Value extreme(In in, Self self, Args& args, int sign) {
+  std::optional<Value> best;
+  Value best_key;
+  for (const Value& item : in.items(self)) {
+    Value key = fold_case(args[1].is_missing() ? item : attribute_path(in, item, args[1]), flag(args[0]));
+    if (best && compare(key, best_key, in.budget) * sign <= 0) continue;
+    best = item;
+    best_key = std::move(key);
+  }
+  return best ? *best : Value::undefined("No aggregated item, sequence was empty.");
+}
+
+Value filter_sum(In in, Self self, Args& args) {
+  Value total = args[1].is_missing() ? Value(0) : args[1];
+  for (const Value& item : in.items(self)) {
+    total = in.binary('+', total, args[0].is_missing() || args[0].is_none() ? item : attribute_path(in, item, args[0]));
+  }
+  return total;
+}
+
+Value filter_reverse(In in, Self self, Args&) {
+  std::vector<Value> items = in.items(self);
+  std::reverse(items.begin(), items.end());
+  if (!self.text()) return in.make(std::move(items), Sequence::Kind::kGenerator);
+  Text out;
+  for (const Value& item : items) out.append(*item.text());
+  return in.make(std::move(out));
+}
+
+// map('filter', ...), map(attribute='a.b', default=...)
+Value filter_map(In in, Self self, Args& args) {
+  std::vector<Value> mapped;
+  Value path = Value::missing();
+  Value otherwise = Value::missing();
+  if (args.positional.empty()) {
+    for (const auto& [name, value] : args.named) (name == "attribute" ? path : otherwise) = value;
+    if (path.is_missing()) return in.fail("map requires a filter argument");
+  }
+  const std::vector<Value> items = in.items(self);
+  for (const Value& item : items) {
+    if (!in.budget.step()) break;
+    if (!path.is_missing()) {
+      Value value = attribute_path(in, item, path);
+      mapped.push_back(value.is_undefined() && !otherwise.is_missing() ? otherwise : value);
+    } else {
+      Args rest{{args.positional.begin() + 1, args.positional.end()}, args.named};
+      mapped.push_back(in.filter(in.text(args[0]).bytes, item, std::move(rest)));
+    }
+  }
+  return in.make(std::move(mapped), Sequence::Kind::kGenerator);
+}
+
+// select(test, ...), selectattr(attribute, test, ...); truth when no test is given.
+Value choose(In in, Self self, Args& args, bool by_attribute, bool wanted) {
+  const size_t first = by_attribute ? 1 : 0;
+  if (by_attribute && args.positional.empty()) return in.fail("Missing parameter for attribute name");
+  std::vector<Value> kept;
+  for (const Value& item : in.items(self)) {
+    if (!in.budget.step()) break;
+    const Value subject = by_attribute ? attribute_path(in, item, args[0]) : item;
+    bool holds = subject.truthy();
+    if (args.positional.size() > first) {
+      Args rest{{args.positional.begin() + static_cast<ptrdiff_t>(first) + 1, args.positional.end()}, args.named};
+      holds = in.test(in.text(args[first]).bytes, subject, std::move(rest));
+    }
+    if (holds == wanted) kept.push_back(item);
+  }
+  return in.make(std::move(kept), Sequence::Kind::kGenerator);
+}
+
+Value filter_list(In in, Self self, Args&) { return in.make(in.items(self)); }
+
+Value filter_first(In in, Self self, Args&) {
+  if (const Sequence* sequence = self.sequence()) return sequence->items.empty() ? none_of_them("first") : sequence->items[0];
+  std::vector<Value> items = in.items(self);
+  return items.empty() ? none_of_them("first") : items[0];
+}
+
+Value filter_last(In in, Self self, Args&) {
+  if (const Sequence* sequence = self.sequence()) return sequence->items.empty() ? none_of_them("last") : sequence->items.back();
+  std::vector<Value> items = in.items(self);
+  return items.empty() ? none_of_them("last") : items.back();
+}
+
+// Python's replace; `count` < 0 means all.
+Text replace_all(In in, const Text& text, const Text& old, const Text& by, int64_t count) {
+  Text out;
+  size_t at = 0;
+  const auto put = [&](const Text& piece, size_t begin, size_t size) {
+    if (in.budget.take(2 * size)) out.append(piece, begin, size);
+  };
+  if (old.size() == 0) {  // between all characters
+    for (; count != 0 && !in.budget.failed(); --count) {
+      put(by, 0, by.size());
+      if (at >= text.size()) return out;
+      const size_t length = decode_character(text.bytes, at).length;
+      put(text, at, length);
+      at += length;
+    }
+  } else {
+    for (; count != 0 && !in.budget.failed(); --count) {
+      const size_t found = text.bytes.find(old.bytes, at);
+      if (found == std::string::npos) break;
+      put(text, at, found - at);
+      put(by, 0, by.size());
+      at = found + old.size();
+    }
+  }
+  put(text, at, text.size() - at);
+  return out;
+}
+
+Value filter_replace(In in, Self self, Args& args) {
+  const int64_t count = args[2].is_integer() ? args[2].integer() : -1;
+  return in.make(replace_all(in, in.text(self), in.text(args[0]), in.text(args[1]), count));
+}
+
+Value filter_indent(In in, Self self, Args& args) {
+  Text indention;
+  if (args[0].text()) {
+    indention = *args[0].text();
+  } else {
+    const int64_t width = args[0].is_integer() ? args[0].integer() : 4;
+    if (width > 1000) return in.fail("indent is too wide");
+    indention = Text(std::string(static_cast<size_t>(std::max<int64_t>(0, width)), ' '), Origin::kTemplate);
+  }
+  const Text text = in.text(self);
+  Text out;
+  bool first = true;
+  for (size_t at = 0; at <= text.size() && !in.budget.failed();) {
+    const size_t end = std::min(text.bytes.find('\n', at), text.size());
+    if (!first) out.append("\n", Origin::kTemplate);
+    const bool wanted = first ? flag(args[1]) : (end > at || flag(args[2]));
+    if (wanted && in.budget.take(2 * indention.size())) out.append(indention);
+    out.append(text, at, end - at);
+    first = false;
+    at = end + 1;
+  }
+  return in.make(std::move(out));
+}
+
+std::optional<double> parse_real(std::string_view text) {
+  Text stripped = strip(Text(text, Origin::kTemplate), nullptr, true, true);
+  std::string& digits = stripped.bytes;
+  digits.erase(std::remove(digits.begin(), digits.end(), '_'), digits.end());
+  if (digits.empty() || digits.find_first_of("xXpP(") != std::string::npos) return std::nullopt;
+  char* end = nullptr;
+  const double value = std::strtod(digits.c_str(), &end);
+  return end == digits.c_str() + digits.size() ? std::optional(value) : std::nullopt;
+}
+
+std::optional<int64_t> truncate_real(double value) {
+  if (!(std::fabs(value) < 9.2e18)) return std::nullopt;
+  return static_cast<int64_t>(value);
+}
+
+Value filter_int(In in, Self self, Args& args) {
+  const Value otherwise = args[0].is_missing() ? Value(0) : args[0];
+  if (self.is_integer()) return Value(self.integer());
+  std::optional<int64_t> value;
+  if (self.is<double>()) {
+    value = truncate_real(self.real());
+  } else if (self.text()) {
+    const int64_t base = args[1].is_integer() ? args[1].integer() : 10;
+    if (base != 0 && (base < 2 || base > 36)) return in.fail("int() base must be >= 2 and <= 36, or 0");
+    std::string digits = strip(*self.text(), nullptr, true, true).bytes;
+    digits.erase(std::remove(digits.begin(), digits.end(), '_'), digits.end());
+    char* end = nullptr;
+    errno = 0;
+    const long long parsed = std::strtoll(digits.c_str(), &end, static_cast<int>(base));
+    if (!digits.empty() && end == digits.c_str() + digits.size() && errno == 0) {
+      value = parsed;
+    } else if (const std::optional<double> real = parse_real(digits)) {
+      value = truncate_real(*real);
+    }
+  }
+  return value ? Value(*value) : otherwise;
+}
+
+Value filter_float(In, Self self, Args& args) {
+  if (self.is_number()) return Value(self.real());
+  if (self.text()) {
+    if (const std::optional<double> value = parse_real(self.text()->bytes)) return Value(*value);
+  }
+  return args[0].is_missing() ? Value(0.0) : args[0];
+}
+
+Value filter_round(In in, Self self, Args& args) {
+  if (!self.is_number()) return in.fail("round needs a number");
+  const int64_t precision = args[0].is_integer() ? args[0].integer() : 0;
+  const std::string method = args[1].is_missing() ? "common" : in.text(args[1]).bytes;
+  if (precision < 0 || precision > 20) return in.fail("round takes a precision of 0 to 20");
+  if (method == "common") {
+    if (self.is_integer()) return Value(self.integer());
+    if (!std::isfinite(self.real())) return self;
+    char digits[400];
+    std::snprintf(digits, sizeof digits, "%.*f", static_cast<int>(precision), self.real());
+    return Value(std::strtod(digits, nullptr));
+  }
+  if (method != "ceil" && method != "floor") return in.fail("method must be common, ceil or floor");
+  const double scale = std::pow(10.0, static_cast<double>(precision));
+  const double scaled = self.real() * scale;
+  return Value((method == "ceil" ? std::ceil(scaled) : std::floor(scaled)) / scale);
+}
+
+Value filter_abs(In in, Self self, Args&) {
+  if (self.is<double>()) return Value(std::fabs(self.real()));
+  if (!self.is_integer()) return in.fail("abs needs a number");
+  return self.integer() < 0 ? in.binary('-', Value(0), self) : Value(self.integer());
+}
+
+Value filter_escape(In in, Self self, Args&) {
+  const Text text = in.text(self);
+  Text out;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text.bytes[i];
+    const char* entity = c == '&' ? "&amp;" : c == '<' ? "&lt;" : c == '>' ? "&gt;" : c == '\'' ? "&#39;" : c == '"' ? "&#34;" : nullptr;
+    if (entity) {
+      out.append(entity, text.origin(i));
+    } else {
+      out.append(text, i, 1);
+    }
+  }
+  return in.make(std::move(out));
+}
+
+Value filter_format(In in, Self self, Args& args) {
+  return in.percent_format(in.text(self), args.positional);
+}
+
+Value filter_wordcount(In in, Self self, Args&) {
+  const Text text = in.text(self);
+  int64_t words = 0;
+  bool inside = false;
+  for (unsigned char c : text.bytes) {
+    const bool word = std::isalnum(c) || c == '_' || c >= 0x80;
+    words += word && !inside;
+    inside = word;
+  }
+  return Value(words);
+}
+
+Value filter_attr(In in, Self self, Args& args) {
+  const Value value = in.attribute(self, in.text(args[0]).bytes);
+  return value;
+}
+
+const std::unordered_map<std::string_view, Builtin>& filters() {
+  static const Builtin kDefault{"default_value boolean", 0, filter_default};
+  static const Builtin kLength{"", 0, filter_length};
+  static const Builtin kEscape{"", 0, filter_escape};
+  static const std::unordered_map<std::string_view, Builtin> table = {
+      {"default", kDefault},
+      {"d", kDefault},
+      {"length", kLength},
+      {"count", kLength},
+      {"escape", kEscape},
+      {"e", kEscape},
+      {"forceescape", kEscape},
+      {"abs", {"", 0, filter_abs}},
+      {"attr", {"name", 1, filter_attr}},
+      {"capitalize", {"", 0, [](In in, Self self, Args&) { return in.make(capitalize(in.text(self))); }}},
+      {"dictsort", {"case_sensitive by reverse", 0, filter_dictsort}},
+      {"first", {"", 0, filter_first}},
+      {"float", {"default", 0, filter_float}},
+      {"format", {"*", 0, filter_format}},
+      {"indent", {"width first blank", 0, filter_indent}},
+      {"int", {"default base", 0, filter_int}},
+      {"items", {"", 0, filter_items}},
+      {"join", {"d attribute", 0, filter_join}},
+      {"last", {"", 0, filter_last}},
+      {"list", {"", 0, filter_list}},
+      {"lower", {"", 0, [](In in, Self self, Args&) { return in.make(lower(in.text(self))); }}},
+      {"map", {"*", 0, filter_map}},
+      {"max", {"case_sensitive attribute", 0, [](In in, Self self, Args& args) { return extreme(in, self, args, 1); }}},
+      {"min", {"case_sensitive attribute", 0, [](In in, Self self, Args& args) { return extreme(in, self, args, -1); }}},
+      {"reject", {"*", 0, [](In in, Self self, Args& args) { return choose(in, self, args, false, false); }}},
+      {"rejectattr", {"*", 0, [](In in, Self self, Args& args) { return choose(in, self, args, true, false); }}},
+      {"replace", {"old new count", 2, filter_replace}},
+      {"reverse", {"", 0, filter_reverse}},
+      {"round", {"precision method", 0, filter_round}},
+      // Marks text as safe HTML, which means nothing with autoescaping off.
+      {"safe", {"", 0, [](In in, Self self, Args&) { return in.make(in.text(self)); }}},
+      {"select", {"*", 0, [](In in, Self self, Args& args) { return choose(in, self, args, false, true); }}},
+      {"selectattr", {"*", 0, [](In in, Self self, Args& args) { return choose(in, self, args, true, true); }}},
+      {"sort", {"reverse case_sensitive attribute", 0, filter_sort}},
+      {"string", {"", 0, [](In in, Self self, Args&) { return in.make(in.text(self)); }}},
+      {"sum", {"attribute start", 0, filter_sum}},
+      {"title", {"", 0, [](In in, Self self, Args&) { return in.make(title(in.text(self), true)); }}},
+      {"tojson", {"ensure_ascii indent separators sort_keys", 0, filter_tojson}},
+      {"trim", {"chars", 0, filter_trim}},
+      {"unique", {"case_sensitive attribute", 0, filter_unique}},
+      {"upper", {"", 0, [](In in, Self self, Args&) { return in.make(upper(in.text(self))); }}},
+      {"wordcount", {"", 0, filter_wordcount}},
+  };
+  return table;
+}
+
+// ---- tests
+
+Value compare_with(In in, Self self, Args& args, bool (*accept)(int)) {
+  const int order = compare(self, args[0], in.budget);
+  return Value(accept(order));
+}
+
+Value remainder_is(In in, Self self, int64_t divisor, int64_t rest) {
+  const Value value = in.binary('%', self, Value(divisor));
+  return Value(value.is_number() && value.real() == static_cast<double>(rest));
+}
+
+Value is_case(In in, Self self, bool upper_case) {
+  const Text text = in.text(self);
+  bool cased = false;
+  for (size_t at = 0; at < text.size();) {
+    const Character c = decode_character(text.bytes, at);
+    at += c.length;
+    if (c.code == kInvalid || !is_cased(c.code)) continue;
+    if ((upper_case ? to_upper(c.code) : to_lower(c.code)) != c.code) return Value(false);
+    cased = true;
+  }
+  return Value(cased);
+}
+
+Value test_sequence(In, Self self, Args&) {
+  if (const Sequence* s = self.sequence()) return Value(s->kind != Sequence::Kind::kGenerator && s->kind != Sequence::Kind::kView);
+  return Value(self.text() || self.dict() || self.is_undefined());
+}
+
+Value test_sameas(In in, Self self, Args& args) {
+  const Value& other = args[0];
+  if (self.is_bool() != other.is_bool() || self.is_integer() != other.is_integer()) return Value(false);
+  if (self.sequence() || other.sequence()) return Value(self.sequence() == other.sequence());
+  if (self.dict() || other.dict()) return Value(self.dict() == other.dict());
+  return Value(equals(self, other, in.budget));
+}
+
+const std::unordered_map<std::string_view, Builtin>& tests() {
+  static const Builtin kEqual{"other", 1, [](In in, Self self, Args& args) { return Value(equals(self, args[0], in.budget)); }};
+  static const Builtin kDiffers{"other", 1, [](In in, Self self, Args& args) { return Value(!equals(self, args[0], in.budget)); }};
+  static const Builtin kLess{"other", 1, [](In in, Self self, Args& args) { return compare_with(in, self, args, [](int order) { return order < 0; }); }};
+  static const Builtin kAtMost{"other", 1, [](In in, Self self, Args& args) { return compare_with(in, self, args, [](int order) { return order <= 0; }); }};
+  static const Builtin kGreater{"other", 1, [](In in, Self self, Args& args) { return compare_with(in, self, args, [](int order) { return order > 0; }); }};
+  static const Builtin kAtLeast{"other", 1, [](In in, Self self, Args& args) { return compare_with(in, self, args, [](int order) { return order >= 0; }); }};
+  static const std::unordered_map<std::string_view, Builtin> table = {
+      {"==", kEqual},
+      {"eq", kEqual},
+      {"equalto", kEqual},
+      {"!=", kDiffers},
+      {"ne", kDiffers},
+      {"<", kLess},
+      {"lt", kLess},
+      {"lessthan", kLess},
+      {"<=", kAtMost},
+      {"le", kAtMost},
+      {">", kGreater},
+      {"gt", kGreater},
+      {"greaterthan", kGreater},
+      {">=", kAtLeast},
+      {"ge", kAtLeast},
+      {"boolean", {"", 0, [](In, Self self, Args&) { return Value(self.is_bool()); }}},
+      {"callable", {"", 0, [](In, Self self, Args&) { return Value(self.callable() || self.is_undefined()); }}},
+      {"defined", {"", 0, [](In, Self self, Args&) { return Value(!self.is_undefined()); }}},
+      {"divisibleby", {"num", 1, [](In in, Self self, Args& args) {
+                         const Value rest = in.binary('%', self, args[0]);
+                         return Value(rest.is_number() && rest.real() == 0);
+                       }}},
+      {"escaped", {"", 0, [](In, Self, Args&) { return Value(false); }}},
+      {"even", {"", 0, [](In in, Self self, Args&) { return remainder_is(in, self, 2, 0); }}},
+      {"false", {"", 0, [](In, Self self, Args&) { return Value(self.is_bool() && !self.truthy()); }}},
+      {"filter", {"", 0, [](In in, Self self, Args&) { return Value(find_filter(in.text(self).bytes) != nullptr); }}},
+      {"float", {"", 0, [](In, Self self, Args&) { return Value(self.is<double>()); }}},
+      {"in", {"seq", 1, [](In in, Self self, Args& args) { return Value(in.contains(args[0], self)); }}},
+      {"integer", {"", 0, [](In, Self self, Args&) { return Value(self.is<int64_t>()); }}},
+      {"iterable", {"", 0, [](In, Self self, Args&) { return Value(self.text() || self.sequence() || self.dict() || self.is_undefined() || self.loop()); }}},
+      {"lower", {"", 0, [](In in, Self self, Args&) { return is_case(in, self, false); }}},
+      {"mapping", {"", 0, [](In, Self self, Args&) { return Value(self.dict() != nullptr); }}},
+      {"none", {"", 0, [](In, Self self, Args&) { return Value(self.is_none()); }}},
+      {"number", {"", 0, [](In, Self self, Args&) { return Value(self.is_number()); }}},
+      {"odd", {"", 0, [](In in, Self self, Args&) { return remainder_is(in, self, 2, 1); }}},
+      {"sameas", {"other", 1, test_sameas}},
+      {"sequence", {"", 0, test_sequence}},
+      {"string", {"", 0, [](In, Self self, Args&) { return Value(self.text() != nullptr); }}},
+      {"test", {"", 0, [](In in, Self self, Args&) { return Value(find_test(in.text(self).bytes) != nullptr); }}},
+      {"true", {"", 0, [](In, Self self, Args&) { return Value(self.is_bool() && self.truthy()); }}},
+      {"undefined", {"", 0, [](In, Self self, Args&) { return Value(self.is_undefined()); }}},
+      {"upper", {"", 0, [](In in, Self self, Args&) { return is_case(in, self, true); }}},
+  };
+  return table;
+}
+
+// ---- global functions
+
+Value global_range(In in, Self, Args& args) {
+  constexpr int64_t kMaxRange = 100'000;  // the sandbox's own bound
+  int64_t numbers[3] = {0, 0, 1};
+  for (size_t i = 0; i < 3; ++i) {
+    if (args[i].is_missing()) continue;
+    if (!args[i].is_integer()) return in.fail(std::string("'") + args[i].type() + "' object cannot be interpreted as an integer");
+    numbers[i] = args[i].integer();
+  }
+  if (args[1].is_missing()) std::swap(numbers[0], numbers[1]);
+  const auto [start, stop, step] = numbers;
+  if (step == 0) return in.fail("range() arg 3 must not be zero");
+  std::vector<Value> values;
+  for (int64_t i = start; step > 0 ? i < stop : i > stop;) {
+    if (values.size() >= kMaxRange) return in.fail("range is too big; the sandbox allows " + std::to_string(kMaxRange));
+    if (!in.budget.step()) return Value();
+    values.emplace_back(i);
+    if (__builtin_add_overflow(i, step, &i)) break;
+  }
+  return in.make(std::move(values), Sequence::Kind::kRange);
+}
+
+// Pairs of the optional mapping or sequence of pairs, then of the named arguments.
+Dict dict_of(In in, Args& args) {
+  Dict dict;
+  if (args.positional.size() > 1) in.fail("dict expected at most 1 argument");
+  for (const Value& source : args.positional) {
+    if (source.dict()) {
+      for (const auto& [key, value] : source.dict()->entries) dict.set(key, value, in.budget);
+      continue;
+    }
+    for (const Value& pair : in.items(source)) {
+      const std::vector<Value> parts = in.items(pair);
+      if (parts.size() != 2) {
+        in.fail("dictionary update sequence needs pairs");
+        break;
+      }
+      dict.set(parts[0], parts[1], in.budget);
+    }
+  }
+  for (const auto& [name, value] : args.named) dict.set(template_text(name), value, in.budget);
+  return dict;
+}
+
+Value global_namespace(In in, Self, Args& args) {
+  Namespace* ns = in.make_namespace();
+  for (auto& [key, value] : dict_of(in, args).entries) {
+    const std::string name = in.text(key).bytes;
+    if (!name.empty() && name[0] == '_') return in.fail("cannot store underscore-prefixed attributes on a namespace");
+    ns->attributes.emplace_back(name, value);
+  }
+  return Value(ns);
+}
+
+Value global_strftime_now(In in, Self, Args& args) {
+  const std::string format = in.text(args[0]).bytes;
+  if (format.empty() || format.size() > 1000) return template_text("");
+  std::string out(format.size() * 32 + 256, '\0');
+  const std::tm now = in.now();
+  out.resize(std::strftime(out.data(), out.size(), format.c_str(), &now));
+  return in.make(Text(out, Origin::kTemplate));
+}
+
+const std::unordered_map<std::string_view, Builtin>& globals() {
+  static const std::unordered_map<std::string_view, Builtin> table = {
+      {"dict", {"*", 0, [](In in, Self, Args& args) { return Value(dict_of(in, args)); }}},
+      {"namespace", {"*", 0, global_namespace}},
+      {"raise_exception", {"message", 1, [](In in, Self, Args& args) { return in.fail(in.text(args[0]).bytes); }}},
+      {"range", {"start stop step", 1, global_range}},
+      {"strftime_now", {"format", 1, global_strftime_now}},
+  };
+  return table;
+}
+
+const Builtin* find_in(const std::unordered_map<std::string_view, Builtin>& table, std::string_view name) {
+  const auto found = table.find(name);
+  return found == table.end() ? nullptr : &found->second;
+}
+
+}  // namespace
+
+const Builtin* find_filter(std::string_view name) { return find_in(filters(), name); }
+const Builtin* find_test(std::string_view name) { return find_in(tests(), name); }
+const Builtin* find_global(std::string_view name) { return find_in(globals(), name); }
+
+}  // namespace proa::jinja

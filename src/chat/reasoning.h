@@ -1,0 +1,54 @@
+// Splits generated text into reasoning and content while it streams.
+// Rules: text up to </think> is reasoning, what follows is content; a <think> that opens the text is dropped; without
+// </think> everything is reasoning; a <tool_call> while thinking ends it (models leave out </think> at times); the
+// whitespace around the boundary belongs to neither side.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace proa {
+
+// Where the answer begins, by what the rendered prompt ends with.
+enum class ReasoningStart {
+  kOpen,    // after <think>: the text is reasoning from its first byte
+  kClosed,  // after </think>: the text is content, whitespace before it is dropped
+  kNone,    // neither: content, unless the text itself begins with <think>
+};
+ReasoningStart reasoning_start(std::string_view prompt);
+
+struct ReasoningDelta {
+  std::string reasoning;
+  std::string content;
+};
+
+// One per answer. However the text is cut into deltas, the sums of what comes out are the same. What could still turn
+// out to be a tag, or whitespace before one, is held back until the next delta or finish().
+class ReasoningParser {
+ public:
+  explicit ReasoningParser(ReasoningStart start);
+
+  ReasoningDelta feed(std::string_view delta);
+  ReasoningDelta finish();  // at the end of the answer: what was held back
+
+  bool in_reasoning() const { return state_ == State::kReasoningStart || state_ == State::kReasoning; }
+
+ private:
+  enum class State {
+    kBefore,          // a <think> may come
+    kReasoningStart,  // whitespace and one <think> are dropped
+    kReasoning,
+    kContentStart,  // whitespace is dropped
+    kContent,
+  };
+  void advance(bool at_end, ReasoningDelta* out);
+
+  State state_;
+  bool drop_reasoning_space_ = false;  // no reasoning came out yet
+  std::string held_;
+};
+
+// The whole answer at once.
+ReasoningDelta split_reasoning(std::string_view text, ReasoningStart start);
+
+}  // namespace proa
