@@ -5,7 +5,7 @@
   tests/check_includes.py --root DIR another one
 
 Rules: a folder includes itself and what the last column of its row names; test files (`*_test.cpp`, `*_test.h`,
-`testing.h`) include any floor and are included by test files alone; apps/ includes everything; only apps/, tests and
+`*_cases.h`, `testing.h`) include any floor and are included by test files alone; apps/ includes everything; only apps/, tests and
 backends/ itself include backends/. A folder of src/ without a row, a row without a folder, a row that names an unknown
 folder and rows that together allow a cycle are errors too. Headers of libraries are not looked at.
 """
@@ -63,7 +63,7 @@ def folder_of(path, root):
 
 def is_test(path):
     stem = pathlib.PurePath(path).stem
-    return stem.endswith("_test") or stem == "testing"
+    return stem.endswith(("_test", "_cases")) or stem == "testing"
 
 
 def check_file(path, root, table):

@@ -28,8 +28,8 @@ Which logits are kept, and why that is enough
   P(rest) * KL(P given rest || Q given rest). The script measures the ratio for its own pairs of runs and stops unless
   the two means agree within 1 %; four rows are kept in full so that the test can measure it too.
 
-Greedy: 64 tokens after each prompt, token by token, also past end-of-text; per step the two best ids and logits. To
-compare, feed the golden's tokens and look at each step's best; it may differ only where the golden's gap is below
+Greedy: 64 tokens after each prompt, also past end-of-text; per step the two best ids and logits. The prompts advance side
+by side, one token each per batch. To compare, feed the golden's tokens and look at each step's best; it may differ only where the golden's gap is below
 the noise (`logit_diff_max` of the golden's pairs).
 
 Perplexity: text.txt is tokenized once, without special tokens, and cut into windows of 512 tokens (the last is shorter).
@@ -58,11 +58,11 @@ WINDOW = 512
 FULL_ROWS = 4
 F32_KV = dict(type_k=0, type_v=0)  # ggml's numbers of the types F32 and F16
 F16_KV = dict(type_k=1, type_v=1)
-# Name of a setting -> (context parameters, tokens per batch). The first is the golden.
+# Name of a setting -> (context parameters, tokens per batch). The first is the golden. (The number of threads is not
+# among them: it changes no bit.)
 SETTINGS = {
     "base": (dict(flash_attn_type=0, **F32_KV), WINDOW),
     "batch_1": (dict(flash_attn_type=0, **F32_KV), 1),
-    "threads_1": (dict(flash_attn_type=0, n_threads=1, n_threads_batch=1, **F32_KV), WINDOW),
     "kv_f16": (dict(flash_attn_type=0, **F16_KV), WINDOW),
     "flash_attn_kv_f16": (dict(flash_attn_type=1, **F16_KV), WINDOW),
 }
@@ -82,9 +82,10 @@ class Model:
         count = lc.llama_tokenize(self.vocab, data, len(data), ids, len(ids), False, special)
         return list(ids[:count])
 
-    def context(self, setting):
+    def context(self, setting, num_seqs=1):
         params = lc.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = 1024, WINDOW, WINDOW
+        params.n_ctx, params.n_batch, params.n_ubatch = 1024 * num_seqs, WINDOW, WINDOW
+        params.n_seq_max = num_seqs
         params.n_threads = params.n_threads_batch = 2
         overrides, batch_size = SETTINGS[setting]
         for key, value in overrides.items():
@@ -99,22 +100,23 @@ class Context:
     def clear(self):
         lc.llama_memory_clear(lc.llama_get_memory(self.handle), True)
 
-    def decode(self, ids, first=0):
-        """Logits [len(ids), vocab_size] of tokens at positions first, first + 1, ..."""
-        out = np.empty((len(ids), self.vocab_size), np.float32)
-        for start in range(0, len(ids), self.batch_size):
-            part = ids[start:start + self.batch_size]
-            batch = lc.llama_batch_init(len(part), 0, 1)
-            batch.n_tokens = len(part)
-            for i, token in enumerate(part):
-                batch.token[i], batch.pos[i] = token, first + start + i
-                batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, 1
-            if lc.llama_decode(self.handle, batch) != 0:
-                sys.exit("llama_decode failed")
-            logits = np.ctypeslib.as_array(lc.llama_get_logits(self.handle), (len(part), self.vocab_size))
-            out[start:start + len(part)] = logits
-            lc.llama_batch_free(batch)
-        return out
+    def decode_batch(self, tokens):
+        """Logits [len(tokens), vocab_size] of (token id, position, sequence) each."""
+        batch = lc.llama_batch_init(len(tokens), 0, 1)
+        batch.n_tokens = len(tokens)
+        for i, (token, position, sequence) in enumerate(tokens):
+            batch.token[i], batch.pos[i] = token, position
+            batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, sequence, 1
+        if lc.llama_decode(self.handle, batch) != 0:
+            sys.exit("llama_decode failed")
+        lc.llama_batch_free(batch)
+        return np.ctypeslib.as_array(lc.llama_get_logits(self.handle), (len(tokens), self.vocab_size)).copy()
+
+    def decode(self, ids, sequence=0):
+        """Logits [len(ids), vocab_size] of a sequence's first tokens."""
+        tokens = [(token, position, sequence) for position, token in enumerate(ids)]
+        return np.concatenate([self.decode_batch(tokens[start:start + self.batch_size])
+                               for start in range(0, len(tokens), self.batch_size)])
 
 
 def write_f32_twin(source, target):
@@ -170,20 +172,19 @@ def compare(p, q):
     }
 
 
-def greedy(context, ids):
-    """STEPS best tokens after ids, each with the runner-up, both logits."""
-    context.clear()
-    logits = context.decode(ids)[-1]
-    steps = {"token_ids": [], "second_ids": [], "best_logits": [], "second_logits": []}
+def greedy(context, prompts):
+    """Per prompt: STEPS best tokens after it, each with the runner-up, both logits."""
+    names = ("token_ids", "second_ids", "best_logits", "second_logits")
+    results = [{name: [] for name in names} for _ in prompts]
+    logits = [context.decode(prompt["token_ids"], i)[-1] for i, prompt in enumerate(prompts)]
     for step in range(STEPS):
-        second, best = np.argsort(logits, kind="stable")[-2:]
-        steps["token_ids"].append(int(best))
-        steps["second_ids"].append(int(second))
-        steps["best_logits"].append(round(float(logits[best]), 5))
-        steps["second_logits"].append(round(float(logits[second]), 5))
-        if step + 1 < STEPS:
-            logits = context.decode([int(best)], len(ids) + step)[0]
-    return steps
+        for result, row in zip(results, logits):
+            second, best = (int(i) for i in np.argsort(row, kind="stable")[-2:])
+            for name, value in zip(names, (best, second, round(float(row[best]), 5), round(float(row[second]), 5))):
+                result[name].append(value)
+        logits = context.decode_batch([(result["token_ids"][-1], len(prompt["token_ids"]) + step, i)
+                                       for i, (prompt, result) in enumerate(zip(prompts, results))])
+    return results
 
 
 def perplexity(context, ids):
@@ -234,10 +235,12 @@ def main():
             runs[golden, setting] = selected_rows(context, prompts)
             if setting != "batch_1":  # 6,000 batches of one token say no more than those of the prompts
                 scores[golden, setting] = perplexity(context, text_ids)
-            if setting == "base":
-                for prompt in prompts:
-                    prompt.setdefault("greedy", {})[golden] = greedy(context, prompt["token_ids"])
             lc.llama_free(context.handle)
+        print(f"{golden} greedy", file=sys.stderr, flush=True)
+        context = model.context("base", len(prompts))
+        for prompt, steps in zip(prompts, greedy(context, prompts)):
+            prompt.setdefault("greedy", {})[golden] = steps
+        lc.llama_free(context.handle)
         logits = runs[golden, "base"]
         top_ids = np.argsort(-logits, -1, kind="stable")[:, :TOP]
         peak = logits.max(-1, keepdims=True).astype(np.float64)
