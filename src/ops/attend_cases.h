@@ -1,0 +1,97 @@
+// Cases of attend and how far float may be from the reference.
+//
+// Bound. A score is a dot product of head_dim terms: it is off by at most (head_dim + 4) u · scale · Σ|q k|, u = 2^-24,
+// which moves every weight by twice the largest of these relative to their sum; the sum over n keys adds n + 16
+// roundings, the weights' exp among them (its argument is off by |score| u, covered by the first term). So
+//   |error| <= (2 (head_dim + 4) · max_key scale Σ|q k| + n + 16) u · Σ weight |v|.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "ops/attend.h"
+#include "ops/testing.h"
+
+namespace proa::testing {
+
+struct AttendSequence {
+  int history = 0;     // tokens in the cache before this step
+  int num_tokens = 1;  // of this step
+};
+
+struct AttendCase {
+  std::string name;
+  int num_heads = 6;
+  int num_kv_heads = 2;
+  int head_dim = 64;
+  int window = 0;
+  float scale = 0.125f;
+  float q_scale = 1;  // large: one key takes all the weight
+  Format format = Format::F16;
+  int block_size = 16;
+  int stored_until = 1 << 30;  // tokens from this position on have slot_mapping -1: their keys are in the cache already
+  int padded_sequences = 0;    // at the end: one token each, seq_lens 0
+  std::vector<AttendSequence> sequences = {{20, 1}};
+};
+
+inline std::vector<AttendCase> attend_cases() {
+  std::vector<AttendCase> cases;
+  const auto add = [&](const char* name, const std::function<void(AttendCase&)>& change) {
+    AttendCase c;
+    c.name = name;
+    change(c);
+    cases.push_back(c);
+  };
+  add("base", [](auto&) {});
+  add("no sequence", [](auto& c) { c.sequences = {}; });
+  add("the first token sees itself", [](auto& c) { c.sequences = {{0, 1}}; });
+  for (Format format : {Format::F32, Format::F16, Format::BF16}) {
+    for (int head_dim : {64, 128, 80, 33, 1}) {
+      add("format and head_dim", [&](auto& c) {
+        c.name = std::string(info(format).name) + ", head_dim " + std::to_string(head_dim);
+        c.format = format, c.head_dim = head_dim, c.sequences = {{70, 1}, {3, 5}, {0, 19}};
+      });
+    }
+  }
+  for (int group : {1, 2, 3, 4, 5, 8, 16}) {
+    add("heads per KV head", [&](auto& c) {
+      c.name += ": " + std::to_string(group);
+      c.num_heads = 2 * group, c.sequences = {{45, 1}, {10, 30}};
+    });
+  }
+  add("300 heads on one", [](auto& c) { c.num_heads = 300, c.num_kv_heads = 1, c.sequences = {{5, 1}, {2, 3}}; });
+  for (int block_size : {1, 8, 64, 100}) {
+    add("block_size", [&](auto& c) {
+      c.name += " " + std::to_string(block_size);
+      c.block_size = block_size, c.sequences = {{130, 1}, {7, 20}};
+    });
+  }
+  for (int length : {15, 16, 17, 63, 64, 65, 127}) {
+    add("history", [&](auto& c) { c.name += " " + std::to_string(length), c.sequences = {{length, 1}, {length, 2}}; });
+  }
+  add("prefill", [](auto& c) { c.sequences = {{0, 150}}; });
+  add("prefill in several tiles of queries", [](auto& c) { c.num_heads = 32, c.sequences = {{0, 70}}; });
+  add("chunked prefill, the second chunk", [](auto& c) { c.sequences = {{75, 75}}; });
+  add("decode and prefill mixed", [](auto& c) { c.sequences = {{33, 1}, {0, 1}, {90, 1}, {0, 40}, {16, 17}}; });
+  add("decode at depth 1,500: keys are split", [](auto& c) { c.sequences = {{1500, 1}}; });
+  add("one KV head, decode at depth 3,000", [](auto& c) {
+    c.num_heads = 4, c.num_kv_heads = 1, c.head_dim = 16, c.scale = 0.25f, c.sequences = {{3000, 1}};
+  });
+  add("few queries at depth 1,100", [](auto& c) { c.num_kv_heads = 1, c.sequences = {{1100, 7}}; });
+  for (int window : {1, 5, 16, 64, 1000}) {
+    add("window", [&](auto& c) {
+      c.name += " " + std::to_string(window);
+      c.window = window, c.sequences = {{100, 1}, {0, 90}, {50, 20}};
+    });
+  }
+  add("window of 1,000 at depth 2,000", [](auto& c) { c.window = 1000, c.sequences = {{2000, 1}}; });
+  add("one key takes all", [](auto& c) { c.q_scale = 100, c.sequences = {{80, 1}, {0, 30}}; });
+  add("all keys alike", [](auto& c) { c.q_scale = 0, c.sequences = {{80, 1}, {0, 30}}; });
+  add("negative scale", [](auto& c) { c.scale = -0.3f, c.sequences = {{80, 1}}; });
+  add("keys of some tokens are stored already", [](auto& c) { c.stored_until = 12, c.sequences = {{0, 20}, {30, 1}}; });
+  add("padded rows", [](auto& c) { c.padded_sequences = 3, c.sequences = {{9, 1}, {25, 1}}; });
+  return cases;
+}
+
+}  // namespace proa::testing
