@@ -33,7 +33,7 @@ fi
 
 # A compiler takes up to 1.5 GB, so a machine with many cores and little memory runs fewer of them.
 jobs=$(nproc)
-memory_jobs=$(awk '/^MemAvailable/ {n = int($2 / 1500000); print n > 1 ? n : 1}' /proc/meminfo)
+memory_jobs=$(awk '/^MemAvailable/ {n = int($2 / 1500000); print (n > 1 ? n : 1)}' /proc/meminfo)
 [ "$jobs" -le "$memory_jobs" ] || jobs=$memory_jobs
 
 announced=
