@@ -53,7 +53,9 @@ int32_t draw(const SamplingRow& row, const std::vector<double>& logits) {
     sum += weight[i];
     if (sum > target) return i;
   }
-  return ids[0];  // rounding only
+  int32_t last = vocab_size - 1;  // rounding passed the end: the last that can be drawn
+  while (weight[last] == 0) --last;
+  return last;
 }
 
 }  // namespace
@@ -94,9 +96,14 @@ void sample_reference(const Sample& op) {
         op.counts && row.counts_slot >= 0 ? op.counts + int64_t{row.counts_slot} * op.vocab_size : nullptr;
     std::vector<double> adjusted = logits;
     for (int i = 0; counts && i < op.vocab_size; ++i) {
-      const TokenCount output = counts[i] & ~kInPrompt;
-      if (counts[i] != 0) adjusted[i] *= adjusted[i] > 0 ? 1.0 / row.repetition_penalty : row.repetition_penalty;
-      if (output != 0) adjusted[i] -= row.presence_penalty + double{row.frequency_penalty} * output;
+      if (counts[i] == 0) continue;
+      float x = static_cast<float>(logits[i]);
+      x = x > 0 ? x / row.repetition_penalty : x * row.repetition_penalty;
+      if (const TokenCount output = counts[i] & ~kInPrompt) {
+        x -= row.presence_penalty;
+        x -= row.frequency_penalty * static_cast<float>(output);
+      }
+      adjusted[i] = finite(x);
     }
     if (row.banned >= 0 && row.banned < op.vocab_size) adjusted[row.banned] = kNever;
 

@@ -7,8 +7,9 @@
 //
 // Order is by logit, ties to the lower id; top_k keeps exactly k tokens, and top_p counts the probability of those.
 // The draw is the first token, in order of id, at which the sum of kept probabilities exceeds uniform_draw(row).
-// Logits from a broken model do no harm: NaN counts as -inf and +inf as the largest float. Where every token is -inf
-// or banned the token is 0, with log probability -inf unless token 0 was only banned.
+// Penalties are applied in F32, in the order above (all backends agree on ties). Logits from a broken model do no harm:
+// NaN counts as -inf and +inf as the largest float. Where every token is -inf or banned the token is 0, with log
+// probability -inf unless token 0 was only banned.
 #pragma once
 
 #include <cstdint>
