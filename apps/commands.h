@@ -1,0 +1,12 @@
+// The sub-commands of the program. Each adds its flags to `app`; when it was chosen it runs, and leaves its exit code.
+#pragma once
+
+namespace CLI {
+class App;
+}
+
+namespace proa {
+
+void add_run_command(CLI::App& app, int& exit_code);
+
+}  // namespace proa

@@ -1,0 +1,159 @@
+#include "apps/open_engine.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <fstream>
+#include <iterator>
+
+#include "backends/backends.h"
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/config_reader.h"
+
+namespace proa {
+namespace {
+
+Result<Format> parse_kv_cache_dtype(const std::string& name) {
+  if (name == "auto" || name == "bfloat16") return Format::BF16;
+  if (name == "float16") return Format::F16;
+  if (name == "float32") return Format::F32;
+  return Error{"open engine", "--kv-cache-dtype", "auto, bfloat16, float16 or float32", name, ""};
+}
+
+// generation_config.json: what vLLM takes from it, and the ids that end a reply.
+struct GenerationConfig {
+  SamplingParams params;
+  std::vector<int32_t> eos_token_ids;
+};
+
+Result<GenerationConfig> read_generation_config(const Checkpoint& checkpoint, const Tokenizer& tokenizer) {
+  GenerationConfig result;
+  const auto known = tokenizer.eos_ids();
+  result.eos_token_ids.assign(known.begin(), known.end());
+  if (!checkpoint.generation_config().is_object()) return result;
+
+  const ConfigReader config(checkpoint.generation_config(), checkpoint.path() + "/generation_config.json");
+  PROA_ASSIGN(const double temperature, config.number("temperature", {.min = 0, .max = 100}, 1.0));
+  PROA_ASSIGN(const double top_p, config.number("top_p", {.min = 1e-6, .max = 1}, 1.0));
+  PROA_ASSIGN(const double min_p, config.number("min_p", {.min = 0, .max = 1}, 0.0));
+  PROA_ASSIGN(const int64_t top_k, config.integer("top_k", {.min = -1}, 0));
+  PROA_ASSIGN(const double repetition, config.number("repetition_penalty", {.min = 1e-3, .max = 100}, 1.0));
+  PROA_ASSIGN(const bool do_sample, config.boolean("do_sample", true));
+  result.params.temperature = do_sample ? static_cast<float>(temperature) : 0;
+  result.params.top_p = static_cast<float>(top_p);
+  result.params.min_p = static_cast<float>(min_p);
+  result.params.top_k = static_cast<int>(top_k);
+  result.params.repetition_penalty = static_cast<float>(repetition);
+
+  PROA_ASSIGN(const auto eos, config.integer_or_list("eos_token_id", {.min = 0}, std::vector<int64_t>{}));
+  for (const int64_t id : eos) {
+    const auto token = static_cast<int32_t>(id);
+    if (std::find(result.eos_token_ids.begin(), result.eos_token_ids.end(), token) == result.eos_token_ids.end()) {
+      result.eos_token_ids.push_back(token);
+    }
+  }
+  return result;
+}
+
+Result<std::string> read_template_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string source((std::istreambuf_iterator<char>(file)), {});
+  if (!file) return Error{"read chat template", "--chat-template " + path, "a readable file", "", ""};
+  return source;
+}
+
+// The template's source: the file that was asked for, else the checkpoint's own, else ChatML if the vocabulary has its
+// tags.
+Result<std::optional<std::string>> chat_template_source(const Checkpoint& checkpoint, const Tokenizer& tokenizer,
+                                                        const std::string& file) {
+  std::optional<std::string> source;
+  if (!file.empty()) {
+    PROA_ASSIGN(source, read_template_file(file));
+  } else if (const Gguf* gguf = checkpoint.gguf()) {
+    if (gguf->has("tokenizer.chat_template")) {
+      PROA_ASSIGN(source, gguf->string("tokenizer.chat_template"));
+    }
+  } else if (checkpoint.has_file("chat_template.jinja")) {
+    PROA_ASSIGN(source, checkpoint.read_text("chat_template.jinja"));
+  } else if (checkpoint.has_file("tokenizer_config.json")) {
+    PROA_ASSIGN(const auto json, checkpoint.read_json("tokenizer_config.json"));
+    const auto found = json.is_object() ? json.find("chat_template") : json.end();
+    if (json.is_object() && found != json.end()) {
+      if (found->is_string()) source = found->get<std::string>();
+      for (const auto& named : found->is_array() ? *found : nlohmann::ordered_json::array()) {
+        if (named.is_object() && named.value("name", "") == "default") source = named.value("template", "");
+      }
+    }
+  }
+  if (!source && tokenizer.token_id("<|im_start|>") && tokenizer.token_id("<|im_end|>")) {
+    source = std::string(chatml_template());
+  }
+  return source;
+}
+
+Result<std::optional<ChatTemplate>> open_chat_template(const Checkpoint& checkpoint, const Tokenizer& tokenizer,
+                                                       const std::string& file) {
+  PROA_ASSIGN(const auto source, chat_template_source(checkpoint, tokenizer, file));
+  if (!source) return std::optional<ChatTemplate>();
+  SpecialTokenTexts tokens;
+  if (const auto bos = tokenizer.bos_id()) tokens.bos_token = tokenizer.piece(*bos);
+  if (!tokenizer.eos_ids().empty()) tokens.eos_token = tokenizer.piece(tokenizer.eos_ids().front());
+  PROA_ASSIGN(auto parsed, ChatTemplate::create(*source, tokens));
+  return std::optional<ChatTemplate>(std::move(parsed));
+}
+
+}  // namespace
+
+void add_open_flags(CLI::App& command, OpenOptions& options) {
+  command.add_option("model", options.model, "a Hugging Face folder or a GGUF file")->required();
+  command.add_option("--device", options.device, "auto, cpu, or reference (every op on the plain reference)")
+      ->capture_default_str();
+  command.add_option("--threads", options.threads, "CPU threads; 0: one per core")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  command
+      .add_option("--max-model-len", options.max_model_len,
+                  "tokens of a conversation, prompt and answer; 0: the model's own")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 24))
+      ->capture_default_str();
+  command.add_option("--kv-cache-dtype", options.kv_cache_dtype, "auto, bfloat16, float16 or float32")
+      ->capture_default_str();
+  command.add_option("--max-num-batched-tokens", options.max_num_batched_tokens, "prompt tokens of one step")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  command.add_option("--chat-template", options.chat_template,
+                     "a Jinja file to use in place of the checkpoint's template");
+}
+
+Result<OpenedEngine> open_engine(const OpenOptions& options) {
+  PROA_ASSIGN(const Format kv_cache_dtype, parse_kv_cache_dtype(options.kv_cache_dtype));
+  PROA_ASSIGN(auto made, make_backend(options.device, {.num_threads = options.threads}));
+  const std::shared_ptr<Backend> backend = std::move(made);
+  PROA_ASSIGN(auto opened, Checkpoint::open(options.model));
+  const auto checkpoint = std::make_shared<const Checkpoint>(std::move(opened));
+  PROA_ASSIGN(auto owned_model, open_model(checkpoint, *backend));
+  const std::shared_ptr<const Model> model = std::move(owned_model);
+  PROA_ASSIGN(Tokenizer tokenizer, Tokenizer::open(*checkpoint));
+  if (tokenizer.vocab_size() > model->info().vocab_size) {
+    return Error{
+        "open engine", checkpoint->path(),
+        "a tokenizer of at most " + std::to_string(model->info().vocab_size) + " tokens, the rows of the embedding",
+        std::to_string(tokenizer.vocab_size()), ""};
+  }
+  PROA_ASSIGN(GenerationConfig generation, read_generation_config(*checkpoint, tokenizer));
+
+  std::optional<ChatTemplate> chat_template;
+  PROA_ASSIGN(chat_template, open_chat_template(*checkpoint, tokenizer, options.chat_template));
+
+  int64_t max_model_len = options.max_model_len;
+  if (max_model_len == 0) max_model_len = std::min(model->info().max_position_embeddings, kDefaultMaxModelLen);
+  PROA_ASSIGN(auto engine, Engine::create(model, backend, tokenizer,
+                                          {.max_num_seqs = options.max_num_seqs,
+                                           .max_num_batched_tokens = options.max_num_batched_tokens,
+                                           .max_model_len = max_model_len,
+                                           .kv_cache_dtype = kv_cache_dtype,
+                                           .eos_token_ids = generation.eos_token_ids}));
+  return OpenedEngine{
+      checkpoint, model, backend, std::move(tokenizer), std::move(chat_template), generation.params, std::move(engine)};
+}
+
+}  // namespace proa

@@ -1,0 +1,51 @@
+// From a path and flags to a running engine: checkpoint, backend, model, tokenizer, chat template. The assembly that
+// every command shares.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "chat/chat_template.h"
+#include "core/result.h"
+#include "engine/engine.h"
+#include "tokenizer/tokenizer.h"
+
+namespace CLI {
+class App;
+}
+
+namespace proa {
+
+struct OpenOptions {  // flags, named as vLLM's
+  std::string model;
+  std::string device = "auto";
+  std::string kv_cache_dtype = "auto";  // auto, bfloat16, float16, float32
+  std::string chat_template;            // a file; empty: the checkpoint's own
+  int threads = 0;
+  int64_t max_model_len = 0;  // tokens; 0: the model's own, at most kDefaultMaxModelLen
+  int max_num_batched_tokens = 512;
+  int max_num_seqs = 1;
+};
+
+// Where a file allows 2^20 tokens, room is not reserved for them unless they are asked for.
+constexpr int64_t kDefaultMaxModelLen = 32768;
+
+void add_open_flags(CLI::App& command, OpenOptions& options);
+
+struct OpenedEngine {
+  std::shared_ptr<const Checkpoint> checkpoint;
+  std::shared_ptr<const Model> model;
+  std::shared_ptr<Backend> backend;
+  Tokenizer tokenizer;
+  std::optional<ChatTemplate> chat_template;  // none: the checkpoint has none and its vocabulary knows no ChatML
+  SamplingParams defaults;                    // of the checkpoint's generation_config.json, as vLLM takes them
+  std::unique_ptr<Engine> engine;             // last: it goes first
+};
+
+// Errors: as of every part, naming file, tensor or flag.
+Result<OpenedEngine> open_engine(const OpenOptions& options);
+
+}  // namespace proa

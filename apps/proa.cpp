@@ -1,0 +1,44 @@
+// The program: one sub-command per file. What a command cannot do ends as one line on standard error and exit code 1;
+// a flag that is wrong ends with exit code 2.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "apps/commands.h"
+
+namespace {
+
+// vLLM takes --max_tokens for --max-tokens. Only names of flags are folded, never their values.
+std::vector<std::string> fold_underscores(int argc, char** argv) {
+  std::vector<std::string> arguments(argv + 1, argv + argc);
+  for (std::string& argument : arguments) {
+    if (argument == "--") break;
+    if (!argument.starts_with("--")) continue;
+    const auto name_end = argument.begin() + static_cast<std::ptrdiff_t>(std::min(argument.find('='), argument.size()));
+    std::replace(argument.begin(), name_end, '_', '-');
+  }
+  std::reverse(arguments.begin(), arguments.end());  // the order CLI11 wants a vector in
+  return arguments;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Proa runs Nemotron-3-Nano and its family where the data is.", "proa");
+  app.set_version_flag("--version", "proa " PROA_VERSION);
+  app.require_subcommand(1);
+  app.footer("Example: proa run SmolLM2-135M-Instruct.Q4_1.gguf -p \"What is a proa?\"");
+  int exit_code = 0;
+  proa::add_run_command(app, exit_code);
+
+  try {
+    app.parse(fold_underscores(argc, argv));
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+    std::fprintf(stderr, "proa: %s (see proa %s--help)\n", error.what(),
+                 app.get_subcommands().empty() ? "" : (app.get_subcommands().front()->get_name() + " ").c_str());
+    return 2;
+  }
+  return exit_code;
+}
