@@ -18,7 +18,8 @@ constexpr std::string_view kChatMl =
     "{%- if ns.system or tools %}\n"
     "  {{- '<|im_start|>system\\n' + ns.system }}\n"
     "  {%- if tools %}\n"
-    "    {{- ('\\n\\n' if ns.system else '') + '# Tools\\n\\nThe functions you may call, as JSON schemas:\\n<tools>\\n' }}\n"
+    "    {{- ('\\n\\n' if ns.system else '') + '# Tools\\n\\nThe functions you may call, as JSON "
+    "schemas:\\n<tools>\\n' }}\n"
     "    {%- for tool in tools %}{{- tool | tojson + '\\n' }}{% endfor %}\n"
     "    {{- '</tools>\\n\\nTo call a function, answer with its name and arguments as JSON:\\n<tool_call>\\n' }}\n"
     "    {{- '{\"name\": \"function\", \"arguments\": {\"parameter\": \"value\"}}\\n</tool_call>' }}\n"
@@ -140,10 +141,8 @@ bool ChatTemplate::probe_content_parts() const {
 
 Result<std::vector<Segment>> ChatTemplate::render(const Json& messages, const ChatOptions& options) const {
   if (!messages.is_array()) {
-    return Error{.doing = "render chat template",
-                 .where = "messages",
-                 .expected = "an array",
-                 .actual = messages.type_name()};
+    return Error{
+        .doing = "render chat template", .where = "messages", .expected = "an array", .actual = messages.type_name()};
   }
   Json prepared = messages;
   for (size_t i = 0; i < prepared.size(); ++i) {

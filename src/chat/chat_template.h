@@ -24,7 +24,7 @@ struct SpecialTokenTexts {
 };
 
 struct ChatOptions {
-  nlohmann::ordered_json tools;            // array of tool definitions in the caller's order, or null
+  nlohmann::ordered_json tools;  // array of tool definitions in the caller's order, or null
   bool add_generation_prompt = true;
   std::optional<bool> enable_thinking;     // left undefined for the template when absent
   nlohmann::ordered_json template_kwargs;  // further variables (chat_template_kwargs of a request), or null

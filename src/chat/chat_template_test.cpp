@@ -125,7 +125,9 @@ TEST_F(Templates, MessageTextIsInput) {
   const ordered_json message = {{"role", "user"}, {"content", evil}};
   for (const auto& [name, rows] : templates.items()) {
     const ChatTemplate chat = load(name);
-    const Result<std::vector<Segment>> segments = chat.render({message});
+    ChatOptions options;
+    options.tools = ordered_json::array();  // one template cannot do with null
+    const Result<std::vector<Segment>> segments = chat.render(ordered_json::array({message}), options);
     ASSERT_TRUE(segments.ok()) << name << ": " << segments.error().message();
     std::string input;
     for (const Segment& segment : *segments) {
@@ -141,9 +143,12 @@ TEST_F(Templates, MessageTextIsInput) {
 
 TEST_F(Templates, ContentPartsWhereTheTemplateIteratesContent) {
   const std::pair<const char*, bool> kRows[] = {
-      {"NVIDIA-Nemotron-3-Nano-30B-A3B-BF16.jinja", false}, {"Qwen3.5-4B.jinja", true},
-      {"google-gemma-4-31B-it.jinja", true},                {"Qwen-Qwen2.5-7B-Instruct.jinja", false},
-      {"meta-llama-Llama-3.1-8B-Instruct.jinja", false},    {"Mistral-Small-3.2-24B-Instruct-2506.jinja", true},
+      {"NVIDIA-Nemotron-3-Nano-30B-A3B-BF16.jinja", false},
+      {"Qwen3.5-4B.jinja", true},
+      {"google-gemma-4-31B-it.jinja", true},
+      {"Qwen-Qwen2.5-7B-Instruct.jinja", false},
+      {"meta-llama-Llama-3.1-8B-Instruct.jinja", false},
+      {"Mistral-Small-3.2-24B-Instruct-2506.jinja", true},
   };
   for (const auto& [name, expected] : kRows) EXPECT_EQ(load(name).takes_content_parts(), expected) << name;
 }
@@ -155,9 +160,10 @@ Result<std::string> chatml(const ordered_json& messages, const ChatOptions& opti
 }
 
 TEST(ChatMl, Renders) {
-  const std::string tool = "# Tools\n\nThe functions you may call, as JSON schemas:\n<tools>\n{\"name\": \"f\"}\n</tools>\n\n"
-                           "To call a function, answer with its name and arguments as JSON:\n<tool_call>\n"
-                           "{\"name\": \"function\", \"arguments\": {\"parameter\": \"value\"}}\n</tool_call><|im_end|>\n";
+  const std::string tool =
+      "# Tools\n\nThe functions you may call, as JSON schemas:\n<tools>\n{\"name\": \"f\"}\n</tools>\n\n"
+      "To call a function, answer with its name and arguments as JSON:\n<tool_call>\n"
+      "{\"name\": \"function\", \"arguments\": {\"parameter\": \"value\"}}\n</tool_call><|im_end|>\n";
   const struct {
     const char *messages, *tools, *expected;
   } kRows[] = {
@@ -172,7 +178,8 @@ TEST(ChatMl, Renders) {
            {"function":{"name":"g","arguments":""}}]},{"role":"tool","content":"1"},{"role":"tool","content":"2"}])",
        "null",
        "<|im_start|>assistant\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"b\": 1, \"a\": [null]}}\n</tool_call>\n"
-       "<tool_call>\n{\"name\": \"g\", \"arguments\": {}}\n</tool_call><|im_end|>\n<|im_start|>user\n<tool_response>\n1\n"
+       "<tool_call>\n{\"name\": \"g\", \"arguments\": "
+       "{}}\n</tool_call><|im_end|>\n<|im_start|>user\n<tool_response>\n1\n"
        "</tool_response>\n<tool_response>\n2\n</tool_response>\n<|im_end|>\n"},
       {R"([{"role":"assistant","content":"x","tool_calls":[{"function":{"name":"f","arguments":{}}}]}])", "null",
        "<|im_start|>assistant\nx\n<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call><|im_end|>\n"},
@@ -213,12 +220,14 @@ TEST(ChatTemplateErrors, NameTheField) {
 }
 
 TEST(ChatTemplateOptions, KwargsCannotReplaceWhatTheEngineGives) {
-  const Result<ChatTemplate> chat =
-      ChatTemplate::create("{{ bos_token }}{{ add_generation_prompt }}{{ tools is none }}{{ effort }}{{ enable_thinking is defined }}"
-                           "{{ messages[0].reasoning_content }}{{ messages[0].thinking }}", kTokens);
+  const Result<ChatTemplate> chat = ChatTemplate::create(
+      "{{ bos_token }}{{ add_generation_prompt }}{{ tools is none }}{{ effort }}{{ enable_thinking is defined }}"
+      "{{ messages[0].reasoning_content }}{{ messages[0].thinking }}",
+      kTokens);
   ASSERT_TRUE(chat.ok());
   ChatOptions options;
-  options.template_kwargs = {{"bos_token", "X"}, {"add_generation_prompt", false}, {"tools", 3}, {"messages", 4}, {"effort", "low"}};
+  options.template_kwargs = {
+      {"bos_token", "X"}, {"add_generation_prompt", false}, {"tools", 3}, {"messages", 4}, {"effort", "low"}};
   const Result<std::vector<Segment>> text = chat->render({{{"role", "assistant"}, {"reasoning", "r"}}}, options);
   ASSERT_TRUE(text.ok()) << text.error().message();
   EXPECT_EQ(jinja::join(*text), "<s>TrueTruelowFalserr");

@@ -44,7 +44,8 @@ inline std::string sha256(std::string_view data) {
   const auto rotate = [](uint32_t x, int n) { return x >> n | x << (32 - n); };
   for (size_t block = 0; block < padded.size(); block += 64) {
     std::array<uint32_t, 64> w{};
-    for (size_t i = 0; i < 64; ++i) w[i / 4] |= uint32_t{static_cast<unsigned char>(padded[block + i])} << (24 - i % 4 * 8);
+    for (size_t i = 0; i < 64; ++i)
+      w[i / 4] |= uint32_t{static_cast<unsigned char>(padded[block + i])} << (24 - i % 4 * 8);
     for (size_t i = 16; i < 64; ++i) {
       const uint32_t s0 = rotate(w[i - 15], 7) ^ rotate(w[i - 15], 18) ^ w[i - 15] >> 3;
       const uint32_t s1 = rotate(w[i - 2], 17) ^ rotate(w[i - 2], 19) ^ w[i - 2] >> 10;

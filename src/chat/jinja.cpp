@@ -11,7 +11,7 @@ namespace proa::jinja {
 namespace {
 
 bool is_known_role(std::string_view role) {
-  constexpr std::array<std::string_view, 8> kRoles = {"system", "user",     "assistant", "tool",
+  constexpr std::array<std::string_view, 8> kRoles = {"system",    "user",    "assistant", "tool",
                                                       "developer", "ipython", "function",  "model"};
   return std::find(kRoles.begin(), kRoles.end(), role) != kRoles.end();
 }
@@ -21,8 +21,8 @@ Value message_value(const nlohmann::ordered_json& message, Budget& budget) {
   Dict dict;
   for (const auto& [key, value] : message.items()) {
     const bool role = key == "role" && value.is_string() && is_known_role(value.get_ref<const std::string&>());
-    dict.set(Value(Text(key, Origin::kInput)),
-             from_json(value, role ? Origin::kTemplate : Origin::kInput, budget, 3), budget);
+    dict.set(Value(Text(key, Origin::kInput)), from_json(value, role ? Origin::kTemplate : Origin::kInput, budget, 3),
+             budget);
   }
   return Value(std::move(dict));
 }

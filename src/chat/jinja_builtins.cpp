@@ -30,7 +30,8 @@ Value attribute_path(In in, Value value, const Value& path) {
   for (size_t at = 0; at <= names.size() && !in.budget.failed();) {
     const size_t end = std::min(names.find('.', at), names.size());
     const std::string name = names.substr(at, end - at);
-    const bool number = !name.empty() && name.size() < 10 && std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isdigit(c); });
+    const bool number = !name.empty() && name.size() < 10 &&
+                        std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isdigit(c); });
     value = number ? in.item(value, Value(int64_t{std::atoi(name.c_str())})) : in.item(value, template_text(name));
     at = end + 1;
   }
@@ -254,13 +255,15 @@ Value choose(In in, Self self, Args& args, bool by_attribute, bool wanted) {
 Value filter_list(In in, Self self, Args&) { return in.make(in.items(self)); }
 
 Value filter_first(In in, Self self, Args&) {
-  if (const Sequence* sequence = self.sequence()) return sequence->items.empty() ? none_of_them("first") : sequence->items[0];
+  if (const Sequence* sequence = self.sequence())
+    return sequence->items.empty() ? none_of_them("first") : sequence->items[0];
   std::vector<Value> items = in.items(self);
   return items.empty() ? none_of_them("first") : items[0];
 }
 
 Value filter_last(In in, Self self, Args&) {
-  if (const Sequence* sequence = self.sequence()) return sequence->items.empty() ? none_of_them("last") : sequence->items.back();
+  if (const Sequence* sequence = self.sequence())
+    return sequence->items.empty() ? none_of_them("last") : sequence->items.back();
   std::vector<Value> items = in.items(self);
   return items.empty() ? none_of_them("last") : items.back();
 }
@@ -397,7 +400,12 @@ Value filter_escape(In in, Self self, Args&) {
   Text out;
   for (size_t i = 0; i < text.size(); ++i) {
     const char c = text.bytes[i];
-    const char* entity = c == '&' ? "&amp;" : c == '<' ? "&lt;" : c == '>' ? "&gt;" : c == '\'' ? "&#39;" : c == '"' ? "&#34;" : nullptr;
+    const char* entity = c == '&'    ? "&amp;"
+                         : c == '<'  ? "&lt;"
+                         : c == '>'  ? "&gt;"
+                         : c == '\'' ? "&#39;"
+                         : c == '"'  ? "&#34;"
+                                     : nullptr;
     if (entity) {
       out.append(entity, text.origin(i));
     } else {
@@ -407,9 +415,7 @@ Value filter_escape(In in, Self self, Args&) {
   return in.make(std::move(out));
 }
 
-Value filter_format(In in, Self self, Args& args) {
-  return in.percent_format(in.text(self), args.positional);
-}
+Value filter_format(In in, Self self, Args& args) { return in.percent_format(in.text(self), args.positional); }
 
 Value filter_wordcount(In in, Self self, Args&) {
   const Text text = in.text(self);
@@ -423,9 +429,11 @@ Value filter_wordcount(In in, Self self, Args&) {
   return Value(words);
 }
 
+// Attributes only: the items of a dict are not looked at.
 Value filter_attr(In in, Self self, Args& args) {
-  const Value value = in.attribute(self, in.text(args[0]).bytes);
-  return value;
+  const std::string name = in.text(args[0]).bytes;
+  if (self.dict() && !find_method(self, name)) return Value::undefined("'dict object' has no attribute '" + name + "'");
+  return in.attribute(self, name);
 }
 
 const std::unordered_map<std::string_view, Builtin>& filters() {
@@ -456,7 +464,8 @@ const std::unordered_map<std::string_view, Builtin>& filters() {
       {"lower", {"", 0, [](In in, Self self, Args&) { return in.make(lower(in.text(self))); }}},
       {"map", {"*", 0, filter_map}},
       {"max", {"case_sensitive attribute", 0, [](In in, Self self, Args& args) { return extreme(in, self, args, 1); }}},
-      {"min", {"case_sensitive attribute", 0, [](In in, Self self, Args& args) { return extreme(in, self, args, -1); }}},
+      {"min",
+       {"case_sensitive attribute", 0, [](In in, Self self, Args& args) { return extreme(in, self, args, -1); }}},
       {"reject", {"*", 0, [](In in, Self self, Args& args) { return choose(in, self, args, false, false); }}},
       {"rejectattr", {"*", 0, [](In in, Self self, Args& args) { return choose(in, self, args, true, false); }}},
       {"replace", {"old new count", 2, filter_replace}},
@@ -505,7 +514,7 @@ Value is_case(In in, Self self, bool upper_case) {
 }
 
 Value test_sequence(In, Self self, Args&) {
-  if (const Sequence* s = self.sequence()) return Value(s->kind != Sequence::Kind::kGenerator && s->kind != Sequence::Kind::kView);
+  if (const Sequence* s = self.sequence()) return Value(s->has_positions());
   return Value(self.text() || self.dict() || self.is_undefined());
 }
 
@@ -518,12 +527,22 @@ Value test_sameas(In in, Self self, Args& args) {
 }
 
 const std::unordered_map<std::string_view, Builtin>& tests() {
-  static const Builtin kEqual{"other", 1, [](In in, Self self, Args& args) { return Value(equals(self, args[0], in.budget)); }};
-  static const Builtin kDiffers{"other", 1, [](In in, Self self, Args& args) { return Value(!equals(self, args[0], in.budget)); }};
-  static const Builtin kLess{"other", 1, [](In in, Self self, Args& args) { return compare_with(in, self, args, [](int order) { return order < 0; }); }};
-  static const Builtin kAtMost{"other", 1, [](In in, Self self, Args& args) { return compare_with(in, self, args, [](int order) { return order <= 0; }); }};
-  static const Builtin kGreater{"other", 1, [](In in, Self self, Args& args) { return compare_with(in, self, args, [](int order) { return order > 0; }); }};
-  static const Builtin kAtLeast{"other", 1, [](In in, Self self, Args& args) { return compare_with(in, self, args, [](int order) { return order >= 0; }); }};
+  static const Builtin kEqual{"other", 1,
+                              [](In in, Self self, Args& args) { return Value(equals(self, args[0], in.budget)); }};
+  static const Builtin kDiffers{"other", 1,
+                                [](In in, Self self, Args& args) { return Value(!equals(self, args[0], in.budget)); }};
+  static const Builtin kLess{"other", 1, [](In in, Self self, Args& args) {
+                               return compare_with(in, self, args, [](int order) { return order < 0; });
+                             }};
+  static const Builtin kAtMost{"other", 1, [](In in, Self self, Args& args) {
+                                 return compare_with(in, self, args, [](int order) { return order <= 0; });
+                               }};
+  static const Builtin kGreater{"other", 1, [](In in, Self self, Args& args) {
+                                  return compare_with(in, self, args, [](int order) { return order > 0; });
+                                }};
+  static const Builtin kAtLeast{"other", 1, [](In in, Self self, Args& args) {
+                                  return compare_with(in, self, args, [](int order) { return order >= 0; });
+                                }};
   static const std::unordered_map<std::string_view, Builtin> table = {
       {"==", kEqual},
       {"eq", kEqual},
@@ -543,10 +562,12 @@ const std::unordered_map<std::string_view, Builtin>& tests() {
       {"boolean", {"", 0, [](In, Self self, Args&) { return Value(self.is_bool()); }}},
       {"callable", {"", 0, [](In, Self self, Args&) { return Value(self.callable() || self.is_undefined()); }}},
       {"defined", {"", 0, [](In, Self self, Args&) { return Value(!self.is_undefined()); }}},
-      {"divisibleby", {"num", 1, [](In in, Self self, Args& args) {
-                         const Value rest = in.binary('%', self, args[0]);
-                         return Value(rest.is_number() && rest.real() == 0);
-                       }}},
+      {"divisibleby",
+       {"num", 1,
+        [](In in, Self self, Args& args) {
+          const Value rest = in.binary('%', self, args[0]);
+          return Value(rest.is_number() && rest.real() == 0);
+        }}},
       {"escaped", {"", 0, [](In, Self, Args&) { return Value(false); }}},
       {"even", {"", 0, [](In in, Self self, Args&) { return remainder_is(in, self, 2, 0); }}},
       {"false", {"", 0, [](In, Self self, Args&) { return Value(self.is_bool() && !self.truthy()); }}},
@@ -554,7 +575,11 @@ const std::unordered_map<std::string_view, Builtin>& tests() {
       {"float", {"", 0, [](In, Self self, Args&) { return Value(self.is<double>()); }}},
       {"in", {"seq", 1, [](In in, Self self, Args& args) { return Value(in.contains(args[0], self)); }}},
       {"integer", {"", 0, [](In, Self self, Args&) { return Value(self.is<int64_t>()); }}},
-      {"iterable", {"", 0, [](In, Self self, Args&) { return Value(self.text() || self.sequence() || self.dict() || self.is_undefined() || self.loop()); }}},
+      {"iterable",
+       {"", 0,
+        [](In, Self self, Args&) {
+          return Value(self.text() || self.sequence() || self.dict() || self.is_undefined() || self.loop());
+        }}},
       {"lower", {"", 0, [](In in, Self self, Args&) { return is_case(in, self, false); }}},
       {"mapping", {"", 0, [](In, Self self, Args&) { return Value(self.dict() != nullptr); }}},
       {"none", {"", 0, [](In, Self self, Args&) { return Value(self.is_none()); }}},
@@ -578,7 +603,8 @@ Value global_range(In in, Self, Args& args) {
   int64_t numbers[3] = {0, 0, 1};
   for (size_t i = 0; i < 3; ++i) {
     if (args[i].is_missing()) continue;
-    if (!args[i].is_integer()) return in.fail(std::string("'") + args[i].type() + "' object cannot be interpreted as an integer");
+    if (!args[i].is_integer())
+      return in.fail(std::string("'") + args[i].type() + "' object cannot be interpreted as an integer");
     numbers[i] = args[i].integer();
   }
   if (args[1].is_missing()) std::swap(numbers[0], numbers[1]);

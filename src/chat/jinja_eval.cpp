@@ -39,7 +39,9 @@ Interpreter::Flow Interpreter::exec(const Stmt& stmt) {
   ++depth_;
   Flow flow = Flow::kNext;
   switch (stmt.kind) {
-    case Stmt::Kind::kData: write_literal(stmt.text); break;
+    case Stmt::Kind::kData:
+      write_literal(stmt.text);
+      break;
     case Stmt::Kind::kOutput: {
       const Value value = eval(*stmt.expr);
       if (value.text()) {
@@ -56,24 +58,40 @@ Interpreter::Flow Interpreter::exec(const Stmt& stmt) {
         break;
       }
       break;
-    case Stmt::Kind::kFor: flow = exec_for(stmt); break;
-    case Stmt::Kind::kSet: assign(stmt.target, eval(*stmt.expr)); break;
+    case Stmt::Kind::kFor:
+      flow = exec_for(stmt);
+      break;
+    case Stmt::Kind::kSet:
+      assign(stmt.target, eval(*stmt.expr));
+      break;
     case Stmt::Kind::kSetBlock: {
       Value value = make(captured_output(stmt.body));
       assign(stmt.target, apply_filters(stmt.expr.get(), std::move(value)));
       break;
     }
-    case Stmt::Kind::kMacro: set_variable(stmt.macro->name, define_macro(*stmt.macro)); break;
-    case Stmt::Kind::kCallBlock: exec_call_block(stmt); break;
+    case Stmt::Kind::kMacro:
+      set_variable(stmt.macro->name, define_macro(*stmt.macro));
+      break;
+    case Stmt::Kind::kCallBlock:
+      exec_call_block(stmt);
+      break;
     case Stmt::Kind::kFilterBlock: {
       Value value = make(captured_output(stmt.body));
       write(text(apply_filters(stmt.expr.get(), std::move(value))));
       break;
     }
-    case Stmt::Kind::kWith: exec_with(stmt); break;
-    case Stmt::Kind::kScope: write(captured_output(stmt.body)); break;
-    case Stmt::Kind::kBreak: flow = Flow::kBreak; break;
-    case Stmt::Kind::kContinue: flow = Flow::kContinue; break;
+    case Stmt::Kind::kWith:
+      exec_with(stmt);
+      break;
+    case Stmt::Kind::kScope:
+      write(captured_output(stmt.body));
+      break;
+    case Stmt::Kind::kBreak:
+      flow = Flow::kBreak;
+      break;
+    case Stmt::Kind::kContinue:
+      flow = Flow::kContinue;
+      break;
   }
   --depth_;
   return flow;
@@ -117,7 +135,6 @@ Interpreter::Flow Interpreter::exec_for(const Stmt& stmt) {
   Loop& loop = loops_.emplace_back();
   loop.items = std::move(found);
   loop.length = loop.items.size();
-  loop.depth = loop_depth_++;
   for (loop.index = 0; loop.index < loop.length && !budget.failed(); ++loop.index) {
     auto scope = enter(outer);
     set_variable("loop", Value(&loop));
@@ -126,7 +143,6 @@ Interpreter::Flow Interpreter::exec_for(const Stmt& stmt) {
     leave(std::move(scope), outer);
     if (flow == Flow::kBreak) break;
   }
-  --loop_depth_;
   // A template may have kept `loop`; the object stays, what it holds does not.
   loop.items.clear();
   loop.items.shrink_to_fit();
@@ -210,8 +226,8 @@ void Interpreter::assign(const Target& target, const Value& value) {
 Value Interpreter::define_macro(const MacroDefinition& macro) {
   budget.take(256);
   for (Scope* scope = scope_; scope && !scope->captured; scope = scope->parent) scope->captured = true;
-  return Value(Callable{
-      .kind = Callable::Kind::kMacro, .name = macro.name, .self = Value(), .macro = &macro, .scope = scope_});
+  return Value(
+      Callable{.kind = Callable::Kind::kMacro, .name = macro.name, .self = Value(), .macro = &macro, .scope = scope_});
 }
 
 Value Interpreter::call_macro(const Callable& callable, Args args) {
@@ -219,7 +235,6 @@ Value Interpreter::call_macro(const Callable& callable, Args args) {
   if (depth_ >= kMaxDepth) return fail("template nests or calls too deeply");
   ++depth_;
   Scope* outer = scope_;
-  const int outer_loops = std::exchange(loop_depth_, 0);
   auto scope = enter(callable.scope);
   Text out;
   Text* outer_out = std::exchange(out_, &out);
@@ -270,7 +285,6 @@ Value Interpreter::call_macro(const Callable& callable, Args args) {
 
   out_ = outer_out;
   leave(std::move(scope), outer);
-  loop_depth_ = outer_loops;
   --depth_;
   return make(std::move(out));
 }
@@ -300,13 +314,13 @@ Value Interpreter::eval_inner(const Expr& expr) {
   const auto arg = [&](size_t i) { return eval(*expr.args[i]); };
   switch (expr.kind) {
     case Expr::Kind::kConst:
-    case Expr::Kind::kName: break;  // done by eval()
+    case Expr::Kind::kName:
+      break;  // done by eval()
     case Expr::Kind::kTuple:
     case Expr::Kind::kList: {
       std::vector<Value> values;
       for (const ExprPtr& item : expr.args) values.push_back(eval(*item));
-      return make(std::move(values),
-                  expr.kind == Expr::Kind::kTuple ? Sequence::Kind::kTuple : Sequence::Kind::kList);
+      return make(std::move(values), expr.kind == Expr::Kind::kTuple ? Sequence::Kind::kTuple : Sequence::Kind::kList);
     }
     case Expr::Kind::kDict: {
       Dict dict;
@@ -316,13 +330,16 @@ Value Interpreter::eval_inner(const Expr& expr) {
       }
       return Value(std::move(dict));
     }
-    case Expr::Kind::kGetattr: return attribute(arg(0), expr.name);
+    case Expr::Kind::kGetattr:
+      return attribute(arg(0), expr.name);
     case Expr::Kind::kGetitem: {
       const Value object = arg(0);
       return item(object, arg(1));
     }
-    case Expr::Kind::kSlice: return eval_slice(expr);
-    case Expr::Kind::kCall: return eval_call(expr, {});
+    case Expr::Kind::kSlice:
+      return eval_slice(expr);
+    case Expr::Kind::kCall:
+      return eval_call(expr, {});
     case Expr::Kind::kFilter: {
       const Value subject = arg(0);
       return filter(expr.name, subject, eval_args(expr));
@@ -331,13 +348,15 @@ Value Interpreter::eval_inner(const Expr& expr) {
       const Value subject = arg(0);
       return Value(test(expr.name, subject, eval_args(expr)));
     }
-    case Expr::Kind::kNot: return Value(!arg(0).truthy());
+    case Expr::Kind::kNot:
+      return Value(!arg(0).truthy());
     case Expr::Kind::kNegative: {
       const Value value = arg(0);
       if (value.is<double>()) return Value(-value.real());
       return binary('-', Value(0), value);
     }
-    case Expr::Kind::kPositive: return binary('+', Value(0), arg(0));
+    case Expr::Kind::kPositive:
+      return binary('+', Value(0), arg(0));
     case Expr::Kind::kBinary: {
       const Value left = arg(0);
       const char op = expr.name == "//" ? 'f' : expr.name == "**" ? 'p' : expr.name[0];
@@ -348,7 +367,8 @@ Value Interpreter::eval_inner(const Expr& expr) {
       for (const ExprPtr& part : expr.args) out.append(text(eval(*part)));
       return make(std::move(out));
     }
-    case Expr::Kind::kCompare: return eval_compare(expr);
+    case Expr::Kind::kCompare:
+      return eval_compare(expr);
     case Expr::Kind::kAnd: {
       Value left = arg(0);
       return left.truthy() ? arg(1) : left;
@@ -377,7 +397,8 @@ Value Interpreter::eval_compare(const Expr& expr) {
       holds = contains(right, left) == (op == "in");
     } else {
       const int order = compare(left, right, budget);
-      const bool nan = (left.is<double>() && std::isnan(left.real())) || (right.is<double>() && std::isnan(right.real()));
+      const bool nan =
+          (left.is<double>() && std::isnan(left.real())) || (right.is<double>() && std::isnan(right.real()));
       holds = !nan && (op == "<" ? order < 0 : op == "<=" ? order <= 0 : op == ">" ? order > 0 : order >= 0);
     }
     if (!holds || budget.failed()) return Value(false);
@@ -401,12 +422,14 @@ Value Interpreter::eval_slice(const Expr& expr) {
   if (object.is_undefined()) return fail(object.undefined_message());
   const Text* string = object.text();
   const Sequence* sequence = object.sequence();
-  if (!string && (!sequence || sequence->kind == Sequence::Kind::kGenerator || sequence->kind == Sequence::Kind::kView)) {
+  if (!string && !(sequence && sequence->has_positions())) {
     return Value::undefined(std::string("'") + object.type() + "' object cannot be sliced");
   }
   const bool ascii = string && is_ascii(string->bytes);
   const std::vector<size_t> offsets = string && !ascii ? character_offsets(string->bytes) : std::vector<size_t>();
-  const int64_t length = static_cast<int64_t>(sequence ? sequence->items.size() : ascii ? string->size() : offsets.size() - 1);
+  const int64_t length = static_cast<int64_t>(sequence ? sequence->items.size()
+                                              : ascii  ? string->size()
+                                                       : offsets.size() - 1);
   if (!budget.step(static_cast<uint64_t>(length) / 16)) return Value();
 
   // Python's slice.indices().
@@ -465,8 +488,8 @@ Value Interpreter::lookup(const std::string& name) {
   }
   if (const Value* value = context_.find(name)) return *value;
   if (find_global(name)) {
-    return Value(Callable{
-        .kind = Callable::Kind::kFunction, .name = name, .self = Value(), .macro = nullptr, .scope = nullptr});
+    return Value(
+        Callable{.kind = Callable::Kind::kFunction, .name = name, .self = Value(), .macro = nullptr, .scope = nullptr});
   }
   return Value::undefined("'" + name + "' is undefined");
 }
@@ -487,8 +510,8 @@ Value loop_attribute(const Loop& loop, std::string_view name) {
   if (name == "first") return Value(loop.index == 0);
   if (name == "last") return Value(loop.index + 1 >= loop.length);
   if (name == "length") return Value(loop.length);
-  if (name == "depth") return Value(loop.depth + 1);
-  if (name == "depth0") return Value(loop.depth);
+  if (name == "depth") return Value(1);  // of recursion, which is not supported
+  if (name == "depth0") return Value(0);
   if (name == "previtem") {
     return live && loop.index > 0 ? loop.items[loop.index - 1] : Value::undefined("there is no previous item");
   }
@@ -539,7 +562,7 @@ Value Interpreter::item(const Value& object, const Value& key) {
   } else if (key.is_integer()) {
     const Sequence* sequence = object.sequence();
     const Text* string = object.text();
-    if (string || (sequence && sequence->kind != Sequence::Kind::kGenerator && sequence->kind != Sequence::Kind::kView)) {
+    if (string || (sequence && sequence->has_positions())) {
       std::vector<size_t> offsets;
       if (string && !is_ascii(string->bytes)) {
         if (!budget.step(string->size() / 16)) return Value();
@@ -651,9 +674,15 @@ Value Interpreter::binary(char op, const Value& left, const Value& right) {
     int64_t result = 0;
     bool overflow = false;
     switch (op) {
-      case '+': overflow = __builtin_add_overflow(a, b, &result); break;
-      case '-': overflow = __builtin_sub_overflow(a, b, &result); break;
-      case '*': overflow = __builtin_mul_overflow(a, b, &result); break;
+      case '+':
+        overflow = __builtin_add_overflow(a, b, &result);
+        break;
+      case '-':
+        overflow = __builtin_sub_overflow(a, b, &result);
+        break;
+      case '*':
+        overflow = __builtin_mul_overflow(a, b, &result);
+        break;
       case 'p': {
         result = 1;
         int64_t base = a;
@@ -679,11 +708,16 @@ Value Interpreter::binary(char op, const Value& left, const Value& right) {
     const double b = right.real();
     if ((op == '/' || op == 'f' || op == '%') && b == 0) return fail("division by zero");
     switch (op) {
-      case '+': return Value(a + b);
-      case '-': return Value(a - b);
-      case '*': return Value(a * b);
-      case '/': return Value(a / b);
-      case 'f': return Value(std::floor(a / b));
+      case '+':
+        return Value(a + b);
+      case '-':
+        return Value(a - b);
+      case '*':
+        return Value(a * b);
+      case '/':
+        return Value(a / b);
+      case 'f':
+        return Value(std::floor(a / b));
       case 'p':
         if (a == 0 && b < 0) return fail("zero cannot be raised to a negative power");
         return Value(std::pow(a, b));
@@ -738,7 +772,8 @@ Value Interpreter::binary(char op, const Value& left, const Value& right) {
     if (values && values->kind == Sequence::Kind::kTuple) return percent_format(*left.text(), values->items);
     return percent_format(*left.text(), {right});
   }
-  if (op == '+' && left.text()) return fail(std::string("can only concatenate str (not \"") + right.type() + "\") to str");
+  if (op == '+' && left.text())
+    return fail(std::string("can only concatenate str (not \"") + right.type() + "\") to str");
   const std::string name = op == 'f' ? "//" : op == 'p' ? "**" : std::string(1, op);
   return fail("unsupported operand type(s) for " + name + ": '" + left.type() + "' and '" + right.type() + "'");
 }

@@ -108,7 +108,6 @@ class Interpreter {
   Text* out_ = nullptr;
   int line_ = 0;
   int depth_ = 0;
-  int loop_depth_ = 0;
   std::vector<std::unique_ptr<Scope>> kept_scopes_;
   std::deque<Namespace> namespaces_;
   std::deque<Loop> loops_;

@@ -52,7 +52,9 @@ class Lexer {
   }
 
  private:
-  bool starts(std::string_view text) const { return std::string_view(source_).substr(at_).substr(0, text.size()) == text; }
+  bool starts(std::string_view text) const {
+    return std::string_view(source_).substr(at_).substr(0, text.size()) == text;
+  }
   void advance(size_t count) {
     line_ += static_cast<int>(std::count(source_.begin() + at_, source_.begin() + at_ + count, '\n'));
     at_ += count;
@@ -216,14 +218,16 @@ class Lexer {
     size_t i = at_;
     std::string digits;
     const auto take = [&](auto accept) {
-      while (i < source_.size() && (accept(source_[i]) || (source_[i] == '_' && i + 1 < source_.size() && accept(source_[i + 1])))) {
+      while (i < source_.size() &&
+             (accept(source_[i]) || (source_[i] == '_' && i + 1 < source_.size() && accept(source_[i + 1])))) {
         if (source_[i] != '_') digits += source_[i];
         ++i;
       }
     };
     bool real = false;
     const char second = i + 1 < source_.size() ? source_[i + 1] : 0;
-    if (source_[i] == '0' && (second == 'x' || second == 'X' || second == 'o' || second == 'O' || second == 'b' || second == 'B')) {
+    if (source_[i] == '0' &&
+        (second == 'x' || second == 'X' || second == 'o' || second == 'O' || second == 'b' || second == 'B')) {
       digits = source_.substr(i, 2);
       i += 2;
       take([](char c) { return hex_value(c) >= 0; });

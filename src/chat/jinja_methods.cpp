@@ -123,8 +123,9 @@ Value method_splitlines(In in, Self self, Args& args) {
 // startswith, endswith: one string or a tuple of them.
 Value method_has_affix(In in, Self self, Args& args, bool at_end) {
   const std::string& text = self.text()->bytes;
-  const std::vector<Value> affixes =
-      args[0].sequence() && args[0].sequence()->kind == Sequence::Kind::kTuple ? in.items(args[0]) : std::vector<Value>{args[0]};
+  const std::vector<Value> affixes = args[0].sequence() && args[0].sequence()->kind == Sequence::Kind::kTuple
+                                         ? in.items(args[0])
+                                         : std::vector<Value>{args[0]};
   for (const Value& value : affixes) {
     const std::string& affix = need_text(in, value).bytes;
     if (affix.size() > text.size()) continue;
@@ -162,7 +163,9 @@ Value method_count(In in, Self self, Args& args) {
   const std::string& wanted = need_text(in, args[0]).bytes;
   if (wanted.empty()) return Value(count_characters(text) + 1);
   int64_t count = 0;
-  for (size_t at = text.find(wanted); at != std::string::npos && in.budget.step(); at = text.find(wanted, at + wanted.size())) ++count;
+  for (size_t at = text.find(wanted); at != std::string::npos && in.budget.step();
+       at = text.find(wanted, at + wanted.size()))
+    ++count;
   return Value(count);
 }
 
@@ -173,10 +176,12 @@ Value method_partition(In in, Self self, Args& args, bool last) {
   const size_t found = last ? text.bytes.rfind(by.bytes) : text.bytes.find(by.bytes);
   if (found == std::string::npos) {
     const Value empty = template_text("");
-    return last ? in.make({empty, empty, self}, Sequence::Kind::kTuple) : in.make({self, empty, empty}, Sequence::Kind::kTuple);
+    return last ? in.make({empty, empty, self}, Sequence::Kind::kTuple)
+                : in.make({self, empty, empty}, Sequence::Kind::kTuple);
   }
   const size_t after = found + by.size();
-  return in.make({in.make(text.slice(0, found)), in.make(text.slice(found, by.size())), in.make(text.slice(after, text.size() - after))},
+  return in.make({in.make(text.slice(0, found)), in.make(text.slice(found, by.size())),
+                  in.make(text.slice(after, text.size() - after))},
                  Sequence::Kind::kTuple);
 }
 
@@ -231,7 +236,8 @@ Value method_zfill(In in, Self self, Args& args) {
   if (width > 100'000) return in.fail("padding is too wide");
   const size_t sign = text.size() > 0 && (text.bytes[0] == '-' || text.bytes[0] == '+') ? 1 : 0;
   Text out = text.slice(0, sign);
-  for (int64_t i = static_cast<int64_t>(count_characters(text.bytes)); i < width; ++i) out.append("0", Origin::kTemplate);
+  for (int64_t i = static_cast<int64_t>(count_characters(text.bytes)); i < width; ++i)
+    out.append("0", Origin::kTemplate);
   out.append(text, sign, text.size() - sign);
   return in.make(std::move(out));
 }
@@ -248,7 +254,9 @@ Value all_characters(Self self, bool (*accept)(uint32_t)) {
   return Value(!text.empty());
 }
 bool is_digit(uint32_t c) { return c >= '0' && c <= '9'; }
-bool is_letter(uint32_t c) { return c < 0x80 ? std::isalpha(static_cast<int>(c)) != 0 : is_cased(c) || (c >= 0x100 && !is_space(c)); }
+bool is_letter(uint32_t c) {
+  return c < 0x80 ? std::isalpha(static_cast<int>(c)) != 0 : is_cased(c) || (c >= 0x100 && !is_space(c));
+}
 
 // '{} {0} {name}'.format(...), without attributes, conversions and format specs.
 Value method_format(In in, Self self, Args& args) {
@@ -267,13 +275,16 @@ Value method_format(In in, Self self, Args& args) {
       if (end == std::string::npos) return in.fail("Single '{' encountered in format string");
       const std::string field = text.bytes.substr(at + 1, end - at - 1);
       at = end + 1;
-      const bool number = field.size() < 6 && std::all_of(field.begin(), field.end(), [](unsigned char d) { return std::isdigit(d); });
+      const bool number =
+          field.size() < 6 && std::all_of(field.begin(), field.end(), [](unsigned char d) { return std::isdigit(d); });
       if (number) {
         const size_t index = field.empty() ? automatic++ : static_cast<size_t>(std::atoi(field.c_str()));
-        if (index >= args.positional.size()) return in.fail("Replacement index " + std::to_string(index) + " out of range");
+        if (index >= args.positional.size())
+          return in.fail("Replacement index " + std::to_string(index) + " out of range");
         out.append(in.text(args[index]));
       } else {
-        const auto found = std::find_if(args.named.begin(), args.named.end(), [&](const auto& pair) { return pair.first == field; });
+        const auto found =
+            std::find_if(args.named.begin(), args.named.end(), [&](const auto& pair) { return pair.first == field; });
         if (found == args.named.end()) return in.fail("format field '" + field + "' is not supported or not given");
         out.append(in.text(found->second));
       }
@@ -291,10 +302,16 @@ const Table& string_methods() {
       {"center", {"width fillchar", 1, [](In in, Self self, Args& args) { return method_pad(in, self, args, 0); }}},
       {"count", {"sub", 1, method_count}},
       {"endswith", {"suffix", 1, [](In in, Self self, Args& args) { return method_has_affix(in, self, args, true); }}},
-      {"find", {"sub start end", 1, [](In in, Self self, Args& args) { return method_find(in, self, args, false, false); }}},
+      {"find",
+       {"sub start end", 1, [](In in, Self self, Args& args) { return method_find(in, self, args, false, false); }}},
       {"format", {"*", 0, method_format}},
-      {"index", {"sub start end", 1, [](In in, Self self, Args& args) { return method_find(in, self, args, false, true); }}},
-      {"isalnum", {"", 0, [](In, Self self, Args&) { return all_characters(self, [](uint32_t c) { return is_digit(c) || is_letter(c); }); }}},
+      {"index",
+       {"sub start end", 1, [](In in, Self self, Args& args) { return method_find(in, self, args, false, true); }}},
+      {"isalnum",
+       {"", 0,
+        [](In, Self self, Args&) {
+          return all_characters(self, [](uint32_t c) { return is_digit(c) || is_letter(c); });
+        }}},
       {"isalpha", {"", 0, [](In, Self self, Args&) { return all_characters(self, is_letter); }}},
       {"isdecimal", {"", 0, [](In, Self self, Args&) { return all_characters(self, is_digit); }}},
       {"isdigit", {"", 0, [](In, Self self, Args&) { return all_characters(self, is_digit); }}},
@@ -307,20 +324,38 @@ const Table& string_methods() {
       {"lower", {"", 0, [](In in, Self self, Args&) { return in.make(lower(*self.text())); }}},
       {"lstrip", {"chars", 0, [](In in, Self self, Args& args) { return method_strip(in, self, args, true, false); }}},
       {"partition", {"sep", 1, [](In in, Self self, Args& args) { return method_partition(in, self, args, false); }}},
-      {"removeprefix", {"prefix", 1, [](In in, Self self, Args& args) { return method_remove_affix(in, self, args, false); }}},
-      {"removesuffix", {"suffix", 1, [](In in, Self self, Args& args) { return method_remove_affix(in, self, args, true); }}},
+      {"removeprefix",
+       {"prefix", 1, [](In in, Self self, Args& args) { return method_remove_affix(in, self, args, false); }}},
+      {"removesuffix",
+       {"suffix", 1, [](In in, Self self, Args& args) { return method_remove_affix(in, self, args, true); }}},
       {"replace", {"old new count", 2, method_replace}},
-      {"rfind", {"sub start end", 1, [](In in, Self self, Args& args) { return method_find(in, self, args, true, false); }}},
-      {"rindex", {"sub start end", 1, [](In in, Self self, Args& args) { return method_find(in, self, args, true, true); }}},
+      {"rfind",
+       {"sub start end", 1, [](In in, Self self, Args& args) { return method_find(in, self, args, true, false); }}},
+      {"rindex",
+       {"sub start end", 1, [](In in, Self self, Args& args) { return method_find(in, self, args, true, true); }}},
       {"rjust", {"width fillchar", 1, [](In in, Self self, Args& args) { return method_pad(in, self, args, 1); }}},
       {"rpartition", {"sep", 1, [](In in, Self self, Args& args) { return method_partition(in, self, args, true); }}},
-      {"rsplit", {"sep maxsplit", 0, [](In in, Self self, Args& args) { return split(in, *self.text(), args[0], integer_or(in, args[1], -1), true); }}},
+      {"rsplit",
+       {"sep maxsplit", 0,
+        [](In in, Self self, Args& args) {
+          return split(in, *self.text(), args[0], integer_or(in, args[1], -1), true);
+        }}},
       {"rstrip", {"chars", 0, [](In in, Self self, Args& args) { return method_strip(in, self, args, false, true); }}},
-      {"split", {"sep maxsplit", 0, [](In in, Self self, Args& args) { return split(in, *self.text(), args[0], integer_or(in, args[1], -1), false); }}},
+      {"split",
+       {"sep maxsplit", 0,
+        [](In in, Self self, Args& args) {
+          return split(in, *self.text(), args[0], integer_or(in, args[1], -1), false);
+        }}},
       {"splitlines", {"keepends", 0, method_splitlines}},
-      {"startswith", {"prefix", 1, [](In in, Self self, Args& args) { return method_has_affix(in, self, args, false); }}},
+      {"startswith",
+       {"prefix", 1, [](In in, Self self, Args& args) { return method_has_affix(in, self, args, false); }}},
       {"strip", {"chars", 0, [](In in, Self self, Args& args) { return method_strip(in, self, args, true, true); }}},
-      {"swapcase", {"", 0, [](In in, Self self, Args&) { return in.make(map_characters(*self.text(), [](uint32_t c, size_t) { return to_upper(c) != c ? to_upper(c) : to_lower(c); })); }}},
+      {"swapcase",
+       {"", 0,
+        [](In in, Self self, Args&) {
+          return in.make(map_characters(
+              *self.text(), [](uint32_t c, size_t) { return to_upper(c) != c ? to_upper(c) : to_lower(c); }));
+        }}},
       {"title", {"", 0, [](In in, Self self, Args&) { return in.make(title(*self.text(), false)); }}},
       {"upper", {"", 0, [](In in, Self self, Args&) { return in.make(upper(*self.text())); }}},
       {"zfill", {"width", 1, method_zfill}},
@@ -339,7 +374,7 @@ Value method_items(In in, Self self, Args&) {
     if (!in.budget.step()) break;
     pairs.push_back(in.make({key, value}, Sequence::Kind::kTuple));
   }
-  return in.make(std::move(pairs), Sequence::Kind::kView);
+  return in.make(std::move(pairs), Sequence::Kind::kDictItems);
 }
 
 const Table& dict_methods() {
@@ -347,15 +382,17 @@ const Table& dict_methods() {
       {"copy", {"", 0, [](In, Self self, Args&) { return self; }}},
       {"get", {"key default", 1, method_get}},
       {"items", {"", 0, method_items}},
-      {"keys", {"", 0, [](In in, Self self, Args&) { return in.make(in.items(self), Sequence::Kind::kView); }}},
-      {"values", {"", 0, [](In in, Self self, Args&) {
-                    std::vector<Value> values;
-                    for (const auto& entry : self.dict()->entries) {
-                      if (!in.budget.step()) break;
-                      values.push_back(entry.second);
-                    }
-                    return in.make(std::move(values), Sequence::Kind::kView);
-                  }}},
+      {"keys", {"", 0, [](In in, Self self, Args&) { return in.make(in.items(self), Sequence::Kind::kDictKeys); }}},
+      {"values",
+       {"", 0,
+        [](In in, Self self, Args&) {
+          std::vector<Value> values;
+          for (const auto& entry : self.dict()->entries) {
+            if (!in.budget.step()) break;
+            values.push_back(entry.second);
+          }
+          return in.make(std::move(values), Sequence::Kind::kDictValues);
+        }}},
   };
   return table;
 }
@@ -382,19 +419,23 @@ const Table& list_methods() {
 
 const Table& loop_methods() {
   static const Table table = {
-      {"changed", {"*", 0, [](In in, Self self, Args& args) {
-                     Loop& loop = *self.loop();
-                     bool same = loop.last_changed && loop.last_changed->size() == args.positional.size();
-                     for (size_t i = 0; same && i < args.positional.size(); ++i) {
-                       same = equals((*loop.last_changed)[i], args[i], in.budget);
-                     }
-                     if (!same) loop.last_changed = args.positional;
-                     return Value(!same);
-                   }}},
-      {"cycle", {"*", 0, [](In in, Self self, Args& args) {
-                   if (args.positional.empty()) return in.fail("no items for cycling given");
-                   return args[self.loop()->index % args.positional.size()];
-                 }}},
+      {"changed",
+       {"*", 0,
+        [](In in, Self self, Args& args) {
+          Loop& loop = *self.loop();
+          bool same = loop.last_changed && loop.last_changed->size() == args.positional.size();
+          for (size_t i = 0; same && i < args.positional.size(); ++i) {
+            same = equals((*loop.last_changed)[i], args[i], in.budget);
+          }
+          if (!same) loop.last_changed = args.positional;
+          return Value(!same);
+        }}},
+      {"cycle",
+       {"*", 0,
+        [](In in, Self self, Args& args) {
+          if (args.positional.empty()) return in.fail("no items for cycling given");
+          return args[self.loop()->index % args.positional.size()];
+        }}},
   };
   return table;
 }
@@ -406,7 +447,8 @@ const Builtin* find_method(const Value& self, std::string_view name) {
   if (self.text()) table = &string_methods();
   if (self.dict()) table = &dict_methods();
   if (self.loop()) table = &loop_methods();
-  if (const Sequence* s = self.sequence(); s && (s->kind == Sequence::Kind::kList || s->kind == Sequence::Kind::kTuple)) {
+  if (const Sequence* s = self.sequence();
+      s && (s->kind == Sequence::Kind::kList || s->kind == Sequence::Kind::kTuple)) {
     table = &list_methods();
   }
   if (!table) return nullptr;
@@ -415,10 +457,12 @@ const Builtin* find_method(const Value& self, std::string_view name) {
 }
 
 bool is_mutating_method(const Value& self, std::string_view name) {
-  static constexpr std::array<std::string_view, 8> kList = {"append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"};
+  static constexpr std::array<std::string_view, 8> kList = {"append", "clear",  "extend",  "insert",
+                                                            "pop",    "remove", "reverse", "sort"};
   static constexpr std::array<std::string_view, 5> kDict = {"clear", "pop", "popitem", "setdefault", "update"};
   if (self.dict()) return std::find(kDict.begin(), kDict.end(), name) != kDict.end();
-  return self.sequence() && self.sequence()->kind == Sequence::Kind::kList && std::find(kList.begin(), kList.end(), name) != kList.end();
+  return self.sequence() && self.sequence()->kind == Sequence::Kind::kList &&
+         std::find(kList.begin(), kList.end(), name) != kList.end();
 }
 
 // %s %r %d %i %x %o %f %e %g %c %% with flags, width and precision.
@@ -433,7 +477,8 @@ Value Interpreter::percent_format(const Text& format, const std::vector<Value>& 
     size_t i = at + 1;
     std::string spec = "%";
     const auto take = [&](std::string_view accepted, size_t most) {
-      for (size_t n = 0; i < format.size() && accepted.find(format.bytes[i]) != accepted.npos && n < most; ++n) spec += format.bytes[i++];
+      for (size_t n = 0; i < format.size() && accepted.find(format.bytes[i]) != accepted.npos && n < most; ++n)
+        spec += format.bytes[i++];
     };
     take("-+ #0", 5);
     take("0123456789", 3);
@@ -476,7 +521,8 @@ Value Interpreter::percent_format(const Text& format, const std::vector<Value>& 
     if (kind == 'd' || kind == 'i' || kind == 'x' || kind == 'X' || kind == 'o') {
       if (value.is<double>() && !(std::fabs(value.real()) < 9.2e18)) return fail("number is too large for the format");
       const long long number = value.is<double>() ? static_cast<long long>(value.real()) : value.integer();
-      if ((kind == 'x' || kind == 'X' || kind == 'o') && number < 0) return fail("negative numbers have no such format here");
+      if ((kind == 'x' || kind == 'X' || kind == 'o') && number < 0)
+        return fail("negative numbers have no such format here");
       std::snprintf(buffer, sizeof buffer, (spec + "ll" + (kind == 'i' ? 'd' : kind)).c_str(), number);
     } else if (kind == 'f' || kind == 'F' || kind == 'e' || kind == 'E' || kind == 'g' || kind == 'G') {
       std::snprintf(buffer, sizeof buffer, (spec + kind).c_str(), value.real());

@@ -33,11 +33,16 @@ class Parser {
   }
   static std::string describe(const Token& token) {
     switch (token.kind) {
-      case Kind::kEnd: return "end of template";
-      case Kind::kBlockEnd: return "end of block";
-      case Kind::kVariableEnd: return "end of expression";
-      case Kind::kString: return "string";
-      default: return "'" + token.text + "'";
+      case Kind::kEnd:
+        return "end of template";
+      case Kind::kBlockEnd:
+        return "end of block";
+      case Kind::kVariableEnd:
+        return "end of expression";
+      case Kind::kString:
+        return "string";
+      default:
+        return "'" + token.text + "'";
     }
   }
   void fail(std::string message, int line = 0) {
@@ -89,7 +94,8 @@ class Parser {
     const int begin_line = peek().line;
     while (!error_) {
       if (peek().kind == Kind::kEnd) {
-        if (ends.size() > 0) fail("block is never closed, expected '" + std::string(*(ends.end() - 1)) + "'", begin_line);
+        if (ends.size() > 0)
+          fail("block is never closed, expected '" + std::string(*(ends.end() - 1)) + "'", begin_line);
         break;
       }
       if (at_block_word(ends)) break;
@@ -322,7 +328,8 @@ class Parser {
   }
 
   bool at_tuple_end() const {
-    return peek().kind == Kind::kVariableEnd || peek().kind == Kind::kBlockEnd || is_op(")") || peek().kind == Kind::kEnd;
+    return peek().kind == Kind::kVariableEnd || peek().kind == Kind::kBlockEnd || is_op(")") ||
+           peek().kind == Kind::kEnd;
   }
 
   // One expression, or several with commas between. `conditional` is off where an `if` belongs to the statement.
@@ -473,9 +480,14 @@ class Parser {
         while (peek().kind == Kind::kString) text += next().text;
         return constant(template_text(text), token.line);
       }
-      case Kind::kInteger: next(); return constant(integer(token), token.line);
-      case Kind::kFloat: next(); return constant(Value(std::strtod(token.text.c_str(), nullptr)), token.line);
-      default: break;
+      case Kind::kInteger:
+        next();
+        return constant(integer(token), token.line);
+      case Kind::kFloat:
+        next();
+        return constant(Value(std::strtod(token.text.c_str(), nullptr)), token.line);
+      default:
+        break;
     }
     if (skip_op("(")) {
       ExprPtr expr = tuple(true, true);
@@ -555,7 +567,8 @@ class Parser {
     if (!slice && !parts[0]) fail("expected a subscript", line);
     expect_op("]");
     if (!slice) return make(Expr::Kind::kGetitem, line, list(std::move(expr), std::move(parts[0])));
-    return make(Expr::Kind::kSlice, line, list(std::move(expr), std::move(parts[0]), std::move(parts[1]), std::move(parts[2])));
+    return make(Expr::Kind::kSlice, line,
+                list(std::move(expr), std::move(parts[0]), std::move(parts[1]), std::move(parts[2])));
   }
 
   // args[0] is the callee or the filtered value; the parentheses follow.

@@ -31,7 +31,7 @@ int Value::depth() const {
 
 const char* Value::type() const {
   if (is_missing() || is_undefined()) return "Undefined";
-  if (is_none()) return "None";
+  if (is_none()) return "NoneType";
   if (is_bool()) return "bool";
   if (is_integer()) return "int";
   if (is<double>()) return "float";
@@ -41,11 +41,20 @@ const char* Value::type() const {
   if (loop()) return "loop";
   if (callable()) return "function";
   switch (sequence()->kind) {
-    case Sequence::Kind::kList: return "list";
-    case Sequence::Kind::kTuple: return "tuple";
-    case Sequence::Kind::kRange: return "range";
-    case Sequence::Kind::kView: return "view";
-    case Sequence::Kind::kGenerator: return "generator";
+    case Sequence::Kind::kList:
+      return "list";
+    case Sequence::Kind::kTuple:
+      return "tuple";
+    case Sequence::Kind::kRange:
+      return "range";
+    case Sequence::Kind::kDictItems:
+      return "dict_items";
+    case Sequence::Kind::kDictKeys:
+      return "dict_keys";
+    case Sequence::Kind::kDictValues:
+      return "dict_values";
+    case Sequence::Kind::kGenerator:
+      return "generator";
   }
   return "";
 }
@@ -173,7 +182,11 @@ std::string repr_of_text(std::string_view bytes) {
     } else if (c.code == kInvalid || is_printable(c.code)) {
       out += raw;
     } else {
-      std::snprintf(escape, sizeof escape, c.code < 0x100 ? "\\x%02x" : c.code < 0x10000 ? "\\u%04x" : "\\U%08x", c.code);
+      std::snprintf(escape, sizeof escape,
+                    c.code < 0x100     ? "\\x%02x"
+                    : c.code < 0x10000 ? "\\u%04x"
+                                       : "\\U%08x",
+                    c.code);
       out += escape;
     }
   }
@@ -240,11 +253,19 @@ class Printer {
     }
     const Sequence& sequence = *value.sequence();
     switch (sequence.kind) {
-      case Sequence::Kind::kGenerator: return add("<generator object>");
-      case Sequence::Kind::kRange: return range(sequence);
-      case Sequence::Kind::kView: add("dict_view("), items(sequence, depth, "[", "]"); return add(")");
-      case Sequence::Kind::kList: return items(sequence, depth, "[", "]");
-      case Sequence::Kind::kTuple: return items(sequence, depth, "(", sequence.items.size() == 1 ? ",)" : ")");
+      case Sequence::Kind::kGenerator:
+        return add("<generator object>");
+      case Sequence::Kind::kRange:
+        return range(sequence);
+      case Sequence::Kind::kDictItems:
+      case Sequence::Kind::kDictKeys:
+      case Sequence::Kind::kDictValues:
+        add(value.type());
+        return items(sequence, depth, "([", "])");
+      case Sequence::Kind::kList:
+        return items(sequence, depth, "[", "]");
+      case Sequence::Kind::kTuple:
+        return items(sequence, depth, "(", sequence.items.size() == 1 ? ",)" : ")");
     }
   }
 
@@ -255,8 +276,8 @@ class Printer {
     if (value.is_integer()) return add(std::to_string(value.integer()));
     if (value.is<double>()) return add(json_real(value.real()));
     if (const Text* text = value.text()) return note(*text), json_string(text->bytes, style);
-    if (const Sequence* sequence = value.sequence(); sequence && (sequence->kind == Sequence::Kind::kList ||
-                                                                  sequence->kind == Sequence::Kind::kTuple)) {
+    if (const Sequence* sequence = value.sequence();
+        sequence && (sequence->kind == Sequence::Kind::kList || sequence->kind == Sequence::Kind::kTuple)) {
       if (sequence->items.empty()) return add("[]");
       add("[");
       for (size_t i = 0; i < sequence->items.size() && !budget_.failed(); ++i) {
@@ -347,14 +368,29 @@ class Printer {
       const std::string_view raw = bytes.substr(at, c.length);
       at += c.length;
       switch (c.code) {
-        case '"': out += "\\\""; continue;
-        case '\\': out += "\\\\"; continue;
-        case '\n': out += "\\n"; continue;
-        case '\r': out += "\\r"; continue;
-        case '\t': out += "\\t"; continue;
-        case '\f': out += "\\f"; continue;
-        case '\b': out += "\\b"; continue;
-        default: break;
+        case '"':
+          out += "\\\"";
+          continue;
+        case '\\':
+          out += "\\\\";
+          continue;
+        case '\n':
+          out += "\\n";
+          continue;
+        case '\r':
+          out += "\\r";
+          continue;
+        case '\t':
+          out += "\\t";
+          continue;
+        case '\f':
+          out += "\\f";
+          continue;
+        case '\b':
+          out += "\\b";
+          continue;
+        default:
+          break;
       }
       if (c.code != kInvalid && (c.code < 0x20 || (style.ensure_ascii && c.code > 0x7E))) {
         if (c.code < 0x10000) {
@@ -423,14 +459,17 @@ Value from_json(const nlohmann::ordered_json& json, Origin origin, Budget& budge
   if (!budget.step()) return Value();
   if (depth >= kMaxValueDepth) return budget.fail("input is nested too deeply"), Value();
   switch (json.type()) {
-    case nlohmann::ordered_json::value_t::boolean: return Value(json.get<bool>());
-    case nlohmann::ordered_json::value_t::number_integer: return Value(json.get<int64_t>());
+    case nlohmann::ordered_json::value_t::boolean:
+      return Value(json.get<bool>());
+    case nlohmann::ordered_json::value_t::number_integer:
+      return Value(json.get<int64_t>());
     case nlohmann::ordered_json::value_t::number_unsigned: {
       const uint64_t value = json.get<uint64_t>();
       constexpr uint64_t kMax = std::numeric_limits<int64_t>::max();
       return value <= kMax ? Value(static_cast<int64_t>(value)) : Value(static_cast<double>(value));
     }
-    case nlohmann::ordered_json::value_t::number_float: return Value(json.get<double>());
+    case nlohmann::ordered_json::value_t::number_float:
+      return Value(json.get<double>());
     case nlohmann::ordered_json::value_t::string: {
       const std::string& text = json.get_ref<const std::string&>();
       return budget.take(2 * text.size()) ? Value(Text(text, origin)) : Value();
@@ -451,7 +490,8 @@ Value from_json(const nlohmann::ordered_json& json, Origin origin, Budget& budge
       }
       return Value(std::move(dict));
     }
-    default: return Value();
+    default:
+      return Value();
   }
 }
 

@@ -106,8 +106,8 @@ class Value {
   const std::string& undefined_message() const { return *std::get<Undefined>(data_).message; }
 
   bool truthy() const;
-  int depth() const;          // 0 for scalars, 1 + the deepest element for containers
-  const char* type() const;   // "str", "list", "dict", ... as Python names it
+  int depth() const;                     // 0 for scalars, 1 + the deepest element for containers
+  const char* type() const;              // "str", "list", "dict", ... as Python names it
   std::optional<size_t> length() const;  // len(), absent when the type has none
 
  private:
@@ -123,10 +123,12 @@ class Value {
 inline Value template_text(std::string_view text) { return Value(Text(text, Origin::kTemplate)); }
 
 struct Sequence {
-  enum class Kind { kList, kTuple, kRange, kView, kGenerator };
+  enum class Kind { kList, kTuple, kRange, kDictItems, kDictKeys, kDictValues, kGenerator };
   std::vector<Value> items;
   Kind kind = Kind::kList;
   int depth = 1;
+
+  bool has_positions() const { return kind == Kind::kList || kind == Kind::kTuple || kind == Kind::kRange; }
 
   static Sequence list(std::vector<Value> items, Kind kind = Kind::kList);
 };
@@ -153,7 +155,6 @@ struct Loop {
   std::vector<Value> items;
   size_t length = 0;
   size_t index = 0;
-  int depth = 0;
   std::optional<std::vector<Value>> last_changed;
 };
 

@@ -240,7 +240,7 @@ line' }}
 {{ numbers.index(2) }} {{ numbers.count(3) }} {{ numbers.copy() }} {{ (1, 1).count(1) }} {{ user.copy() == user }}
 {{ user.pop }}| {{ numbers.append }}| {{ ''.__class__ }}| {{ user.__class__ }}| {{ user._private }}| {{ numbers.append is defined }}
 {{ none == none }} {{ missing == missing2 }} {{ missing == none }} {{ missing != none }} {{ not missing }} {{ missing | string | length }} {{ missing ~ 'x' }} {{ missing | upper }}| {{ missing | trim }}| {{ [missing] | length }} {{ missing | list }} {{ 1 in missing }}
-{{ 1 if 1 is defined and 2 > 1 else 0 }} {{ not 1 == 2 }} {{ not true or true }} {{ 1 - -1 }} {{ - 3 + 5 }} {{ +4 }} {{ 2 * (3 + 4) }} {{ 10 - 2 - 3 }} {{ 1 ~ 2 + 3 }} {{ 'a' ~ 'b' | upper }} {{ ('a' ~ 'b') | upper }} {{ -1 | abs }}
+{{ 1 if 1 is defined and 2 > 1 else 0 }} {{ not 1 == 2 }} {{ not true or true }} {{ 1 - -1 }} {{ - 3 + 5 }} {{ +4 }} {{ 2 * (3 + 4) }} {{ 10 - 2 - 3 }} {{ 'a' ~ 'b' | upper }} {{ ('a' ~ 'b') | upper }} {{ -1 | abs }}
 {% set o = [] %}{% set o = o + [1] %}{% set o = o + ['b'] %}{{ o }} {% set d = dict(a=1) if false else {'z': 1} %}{{ d }}
 {% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% elif m['role'] == 'system' and loop.first %}S{% else %}{{ m.tool_calls is defined and m.tool_calls }}{% endif %}
 {% endfor %}
@@ -250,6 +250,37 @@ line' }}
     kept {{ x }}
   {% endif %}
     tail  
+{{ 1 ~ 2 + 3 }}
+{{ 'a' ~ 2 + 'b' }} {{ 2 + 3 ~ 'x' if false else 'y' }}
+{{ {'items': 3, 'get': 4, 'x': 1}.x }} {{ {'items': 3}['items'] }} {{ {'items': 3}.items() | list }} {{ {'pop': 1}['pop'] }} {{ {1: 'a', 1.0: 'b', true: 'c'} }} {{ {(1, 2): 'x'}[(1, 2)] }}
+{{ [3, [1, 2], 'x'] | last }} {{ ['b', ['a']] | first }} {{ (1, 2) | list }} {{ 'abc' | first }} {{ 'abc' | last }} {{ user | first }} {{ user.items() | first }}
+{{ (numbers | map('string') | list)[0] ~ 'z' }} {{ numbers | map('string') | join('+') }} {{ numbers | select('gt', 2) | map('string') | join }}
+{{ user.items() }} {{ user.keys() }}
+{{ 5 is divisibleby 0 }}
+{{ 'x' * 0 }}|{{ 'x' * -1 }}|{{ [1] * 0 }} {{ 3 * 'ab' }} {{ true * 3 }} {{ 'a' 'b' }} {{ () }} {{ [] == () }} {{ [[1, [2]], {'a': [1]}] == [[1, [2]], {'a': [1]}] }}
+{{ 1 == true }} {{ 0 == false }} {{ 1 is sameas true }} {{ 'a' is sameas 'a' }} {{ none is sameas false }} {{ 1.0 is integer }} {{ 1 is float }} {{ '' is sequence }} {{ none is iterable }} {{ range(3) is sequence }} {{ user.items() is sequence }} {{ (numbers | map('string')) is iterable }}
+{{ 100000000000000000000000.0 }} {{ 5e-324 }} {{ 1.7976931348623157e308 }} {{ 1e400 }} {{ -1e400 }} {{ 0.1 }} {{ 1/3 }} {{ 2/3*100 }} {{ 1e22 }} {{ 1.0e-10 }} {{ 3.0 }} {{ 12345.678 }}
+{{ 7 % 5.5 }} {{ -7 // -2 }} {{ 0 ** 0 }} {{ 2 ** 0.5 }} {{ 2.0 ** 3 }} {{ 9 ** 0.5 }} {{ (-2) ** 3 }} {{ 2 ** 62 }} {{ 9223372036854775807 }}
+{%- for x in [1, 2, 3] -%} {{ x }} {%- if not loop.last -%} , {% endif %} {%- endfor -%} . {%- set z = 1 +%} w
+a  {% if true %}  b  {% endif %}  c
+  {# c #}  a  {# d -#}  b
+{% if true -%}   x   {%- endif %}   y {{- 1 -}}   z   {{ 2 }}   {%- if true %}   q{% endif %}
+<{{ 'x' -}}   >  <   {{- 'y' }}> {%+ if true %} p {% endif +%} r
+{% raw -%}   {{ a }}   {%- endraw %} {%- raw %} {% if %} {% endraw -%}   end
+{% for i in range(3) %}{% set outer = loop %}{% for j in range(2) %}{{ outer.index }}{{ loop.index }} {% endfor %}{% endfor %}
+{% for i in range(3) %}{% for j in range(5) %}{% if j == 1 %}{% continue %}{% elif j == 3 %}{% break %}{% endif %}{{ i }}{{ j }} {% endfor %}{% if i == 1 %}{% break %}{% endif %}{% endfor %}
+{% for k, v in {'b': 1, 'a': 2} | dictsort %}{{ k }}{{ v }}{{ ',' if not loop.last }}{% endfor %} {% for i in [1, 2, 3, 4] if i is even %}{{ loop.first }}{{ i }}{{ loop.last }}{% endfor %}
+{% macro outer() %}{% macro inner(x) %}<{{ x }}{{ yes }}>{% endmacro %}{{ inner(1) }}{% endmacro %}{{ outer() }} {{ inner is defined }} {% if true %}{% macro cond() %}C{% endmacro %}{% endif %}{{ cond() }}
+{% macro f(x) %}{% if x is string %}{{ x }}{% else %}{% for y in x %}{{ f(y) }}{{ ';' if not loop.last }}{% endfor %}{% endif %}{% endmacro %}{{ f(['a', ['b', 'c'], 'd']) }} {% set r = f('q') %}{{ r | length }}{{ r is string }}
+{% set ns = namespace(l=[]) %}{% for i in numbers %}{% set ns.l = ns.l + [i * 2] %}{% endfor %}{{ ns.l }} {{ ns.l | sum }} {% set ns.l = ns.l[1:] %}{{ ns.l | length }} {{ ns is mapping }} {{ ns is defined }}
+{{ 'Äß' | title }} {{ 'ñandú éa' | capitalize }} {{ 'ΑΒΓ' | lower }} {{ 'привет' | upper }} {{ '\u00a0x\u2003' | trim }}| {{ 'x\u001c'.strip() }}| {{ ' \t\n\x0b\x0c\r' | trim | length }}
+{{ "don't" }} {{ ["don't"] }} {{ ['say "hi"'] }} {{ ['both \' and "'] }} {{ ['tab\there', 'nl\n', 'cr\r', 'bs\\', '\x7f', '\u2028', '\ufeff', '🙂', '\u0301'] }}
+{{ '%.3f' % pi }} {{ '%e' % 12345.678 }} {{ '%g' % 0.0001 }} {{ '%x' % 255 }} {{ '%+d' % 5 }} {{ '%5.1f|' % pi }} {{ '%-6s|' % 'ab' }} {{ '%s' % none }} {{ '%s' % [1] }} {{ '%%' % () }}
+{{ 'a\nb\n' | indent(2) }}| {{ 'a\n\nb' | indent(2) }}| {{ '' | indent(2, true) }}| {{ 'x' | indent(width=3, first=true) }}
+{{ '12' | int + 1 }} {{ '1e3' | float }} {{ ' 7 ' | int }} {{ '-3' | int }} {{ true | int }} {{ 1e3 | int }} {{ 'inf' | float }} {{ '1,5' | float(2.5) }}
+{{ 'abcdef' | length // 2 }} {{ (1, 'a', none) | join('/') }} {{ [['a', 1], ['b', 2]] | map('first') | list }} {{ [['a', 1], ['b', 2]] | map(attribute=1) | list }} {{ dict([['a', 1]]).a }} {{ messages | map(attribute='role') | unique | join(' ') }}
+{{ 'yes' if 'a' in ['a'] and 'b' not in 'xyz' else 'no' }} {{ not ('a' in 'b') }} {{ 1 in {1: 2} }} {{ none in [none] }} {{ 'x' in ('x',) }} {{ missing in [1] }}
+{{ 'a.b.c'.split('.')[-1] }} {{ 'a.b.c'.rsplit('.', 1)[0] }} {{ '<think>x</think>y'.split('</think>')[-1].lstrip('\n') }} {{ 'aXbXc'.split('X', 1) }} {{ 'aXbXc'.replace('X', '') }} {{ 'x'.join('abc') }} {{ 'abc'[:-1] ~ 'Z' }}
 {{ raise_exception('boom: ' ~ 5) }}
 {% for m in messages %}{% if m.role == 'assistant' %}{{ raise_exception('No assistant!') }}{% endif %}{% endfor %}
 {{ missing.attribute }}
