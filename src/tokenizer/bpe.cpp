@@ -5,6 +5,8 @@
 #include <bit>
 #include <cstring>
 
+#include "checkpoint/printable.h"
+
 namespace proa {
 namespace {
 
@@ -62,9 +64,9 @@ bool reachable(TokenType type) { return type != TokenType::control && type != To
 
 Error problem(std::string where, std::string expected, std::string actual) {
   return Error{.doing = "build tokenizer",
-               .where = std::move(where),
+               .where = printable(where),
                .expected = std::move(expected),
-               .actual = std::move(actual)};
+               .actual = printable(actual)};
 }
 
 }  // namespace

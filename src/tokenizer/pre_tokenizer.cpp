@@ -8,6 +8,7 @@
 #include <optional>
 #include <utility>
 
+#include "checkpoint/printable.h"
 #include "tokenizer/utf8.h"
 
 namespace proa {
@@ -163,7 +164,7 @@ Result<PreTokenizer> PreTokenizer::create(std::span<const PreTokenizerStep> step
         PCRE2_UCHAR text[256] = "unknown";
         pcre2_get_error_message(code, text, sizeof text);
         return Error{.doing = doing,
-                     .where = "character " + std::to_string(offset) + " of " + expression,
+                     .where = "character " + std::to_string(offset) + " of " + printable(expression, 300),
                      .expected = "a regular expression that PCRE2 takes",
                      .actual = reinterpret_cast<char*>(text)};
       }

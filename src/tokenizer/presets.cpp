@@ -4,6 +4,7 @@
 #include <array>
 #include <iterator>
 
+#include "checkpoint/printable.h"
 #include "tokenizer/vocabulary.h"
 
 namespace proa {
@@ -103,7 +104,7 @@ Result<PreTokenizerPreset> pretokenizer_preset(std::string_view pre, bool llama_
   return Error{.doing = "read tokenizer",
                .where = "tokenizer.ggml.pre",
                .expected = "one of " + known,
-               .actual = "'" + std::string(pre) + "'"};
+               .actual = "'" + printable(pre) + "'"};
 }
 
 }  // namespace proa

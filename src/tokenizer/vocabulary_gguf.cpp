@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "checkpoint/gguf.h"
+#include "checkpoint/printable.h"
 #include "tokenizer/end_tokens.h"
 #include "tokenizer/vocabulary.h"
 
@@ -11,7 +12,7 @@ constexpr const char* kDoing = "read tokenizer";
 
 Error problem(const Gguf& gguf, std::string key, std::string expected, std::string actual) {
   return Error{
-      .doing = kDoing, .where = gguf.path() + ": " + key, .expected = std::move(expected), .actual = std::move(actual)};
+      .doing = kDoing, .where = gguf.path() + ": " + key, .expected = std::move(expected), .actual = printable(actual)};
 }
 
 // The id that `key` names; -1 when the file does not say, or says with a -1 that there is none.

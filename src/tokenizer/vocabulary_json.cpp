@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/printable.h"
 #include "tokenizer/bpe.h"
 #include "tokenizer/end_tokens.h"
 #include "tokenizer/vocabulary.h"
@@ -17,9 +18,9 @@ using simdjson::dom::element_type;
 
 Error problem(std::string where, std::string expected, std::string actual, std::string hint = {}) {
   return Error{.doing = "read tokenizer",
-               .where = "tokenizer.json: " + std::move(where),
+               .where = "tokenizer.json: " + printable(where, 300),
                .expected = std::move(expected),
-               .actual = std::move(actual),
+               .actual = printable(actual),
                .hint = std::move(hint)};
 }
 
@@ -326,7 +327,7 @@ Result<void> read_config(std::string_view text, Vocabulary& vocabulary) {
     if (!content->is_string()) return wrong(key, "a token's text, or an object with its content");
     const auto& name = content->get_ref<const std::string&>();
     const auto id = added_token_id(vocabulary, name);
-    if (!id) return wrong(key, "a token of tokenizer.json, not '" + name + "'");
+    if (!id) return wrong(key, "a token of tokenizer.json, not '" + printable(name) + "'");
     return id;
   };
   const auto flag = [&](const char* key, bool& value) -> Result<void> {
