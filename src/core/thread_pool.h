@@ -43,18 +43,32 @@ class ThreadPool {
   // one caller at a time: the engine thread.
   void run(FunctionRef<void(int thread)> body);
 
-  // Splits [0, count) into one contiguous range per thread, cut at multiples of `grain`, and calls
-  // body(begin, end, thread) for each range that is not empty. The same split for the same arguments, always.
+  // Splits [0, count) into a few contiguous ranges per thread, cut at multiples of `grain`, and calls
+  // body(begin, end, thread) for each; a thread takes the next range when it is free. The ranges depend on the
+  // arguments alone, who takes them does not. A thread that does not wake in time is not waited for: on a busy machine
+  // the caller goes on with what runs.
   void parallel_for(int64_t count, int64_t grain, FunctionRef<void(int64_t begin, int64_t end, int thread)> body);
 
  private:
+  struct alignas(64) Part {  // a cache line each
+    std::atomic<int64_t> next;
+  };
+
   void work(int thread);
+  void open(const FunctionRef<void(int)>& body);
+  void close();
 
   std::vector<std::thread> workers_;
-  const FunctionRef<void(int)>* body_ = nullptr;  // set before generation_ moves on
-  std::atomic<uint32_t> generation_{0};
-  std::atomic<int> running_{0};
-  std::atomic<bool> stopping_{false};
+  const FunctionRef<void(int)>* body_ = nullptr;  // of the open loop
+  std::unique_ptr<Part[]> parts_;                 // [num_threads] of parallel_for
+  // Number of the loop, whether workers may still enter it, and how many are inside. It has a cache line to itself:
+  // everybody watches it.
+  alignas(64) std::atomic<uint32_t> gate_{kClosed};
+  alignas(64) std::atomic<bool> stopping_{false};
+
+  static constexpr uint32_t kInside = 0x3ff;
+  static constexpr uint32_t kClosed = 0x400;
+  static constexpr uint32_t kLoop = 0x800;
 };
 
 }  // namespace proa

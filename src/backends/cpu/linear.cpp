@@ -289,19 +289,14 @@ void linear_rows(int64_t target, const Linear& op, int64_t begin, int64_t end, f
   PROA_DISPATCH(linear_rows, target)(op, begin, end, panel_rows(op.weight.cols), panel);
 }
 
-RowRange share_of(int64_t rows, int thread, int num_threads) {
-  const int64_t pieces = (rows + 3) / 4;
-  return {std::min(rows, pieces * thread / num_threads * 4), std::min(rows, pieces * (thread + 1) / num_threads * 4)};
-}
-
 void linear(CpuBackend& backend, std::span<const Linear> linears, float* panels) {
   int64_t cols = 0;
   for (const Linear& op : linears) cols = std::max(cols, op.weight.cols);
-  const int num_threads = backend.threads().num_threads();
-  backend.threads().run([&](int thread) {
+  const int64_t panel_size = panel_floats(cols);
+  backend.threads().parallel_for(kRowShares, 1, [&](int64_t begin, int64_t end, int thread) {
     for (const Linear& op : linears) {
-      const RowRange range = share_of(op.weight.rows, thread, num_threads);
-      linear_rows(backend.target(), op, range.begin, range.end, panels + thread * panel_floats(cols));
+      const RowRange range = shares_of(op.weight.rows, begin, end);
+      linear_rows(backend.target(), op, range.begin, range.end, panels + thread * panel_size);
     }
   });
 }

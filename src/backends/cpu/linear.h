@@ -3,6 +3,7 @@
 // the same order whatever the number of tokens, so prefill in chunks and decode give the same bits.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 
@@ -33,15 +34,20 @@ int64_t panel_floats(int64_t cols);
 // Rows [begin, end) of one linear, by the calling thread.
 void linear_rows(int64_t target, const Linear& linear, int64_t begin, int64_t end, float* panel);
 
-// All of them, one after the other, by all threads: a thread takes the same share of rows of each, so that those that
-// add to the same y do not race. `panels` holds num_threads · panel_floats(the largest cols).
+// All of them in one loop of all threads. Rows are shared out in the same way for each, so that those that add to the
+// same y do not race. `panels` holds num_threads · panel_floats(the largest cols).
 void linear(CpuBackend& backend, std::span<const Linear> linears, float* panels);
 
-// The share of [0, rows) that `thread` takes, cut at multiples of four rows.
+// Loops over the rows of several matrices at once: kRowShares shares of each, cut at multiples of four rows.
+constexpr int kRowShares = 64;
 struct RowRange {
   int64_t begin;
   int64_t end;
 };
-RowRange share_of(int64_t rows, int thread, int num_threads);
+inline RowRange shares_of(int64_t rows, int64_t begin, int64_t end) {
+  const int64_t tiles = (rows + 3) / 4;
+  const auto cut = [&](int64_t share) { return std::min(rows, tiles * share / kRowShares * 4); };
+  return {cut(begin), cut(end)};
+}
 
 }  // namespace proa

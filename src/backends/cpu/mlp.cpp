@@ -26,8 +26,9 @@ void CpuBackend::mlp(const Mlp& op) {
   Linear gated = up;
   gated.weight = op.gate;
   gated.y = gate;
-  threads().run([&](int thread) {
-    const RowRange range = share_of(intermediate, thread, num_threads);
+  threads().parallel_for(kRowShares, 1, [&](int64_t begin, int64_t end, int thread) {
+    const RowRange range = shares_of(intermediate, begin, end);
+    if (range.begin == range.end) return;
     float* panel = panels + thread * panel_size;
     linear_rows(target(), up, range.begin, range.end, panel);
     if (op.gate) linear_rows(target(), gated, range.begin, range.end, panel);

@@ -84,10 +84,11 @@ void CpuBackend::moe(const Moe& op) {
     z = u;
   }
 
-  // act(Up · z) of a thread's share of rows, with zeros behind the last row.
-  const auto up_rows = [&](const Linear& up, int thread) {
+  // act(Up · z) of a share of rows, with zeros behind the last row.
+  const auto up_rows = [&](const Linear& up, int64_t begin, int64_t end, int thread) {
     const int64_t rows = up.weight.rows;
-    const RowRange range = share_of(rows, thread, num_threads);
+    const RowRange range = shares_of(rows, begin, end);
+    if (range.begin == range.end) return;
     linear_rows(target(), up, range.begin, range.end, panels + thread * panel_size);
     for (int t = 0; t < up.num_tokens; ++t) {
       float* row = up.y + t * up.y_stride;
@@ -95,7 +96,7 @@ void CpuBackend::moe(const Moe& op) {
       if (range.end == rows) std::fill(row + rows, row + up.y_stride, 0.0f);
     }
   };
-  threads().run([&](int thread) {
+  threads().parallel_for(kRowShares, 1, [&](int64_t begin, int64_t end, int thread) {
     for (int e = 0; e < op.n_routed_experts; ++e) {
       const int32_t first = plan.start[e];
       if (plan.start[e + 1] == first) continue;
@@ -106,7 +107,7 @@ void CpuBackend::moe(const Moe& op) {
                .y = h + first * h_stride,
                .y_stride = h_stride,
                .x_rows = plan.token + first},
-              thread);
+              begin, end, thread);
     }
     if (op.shared_up) {
       up_rows({.weight = op.shared_up,
@@ -115,19 +116,20 @@ void CpuBackend::moe(const Moe& op) {
                .x_stride = u_stride,
                .y = shared,
                .y_stride = s_stride},
-              thread);
+              begin, end, thread);
     }
   });
 
-  threads().run([&](int thread) {
+  threads().parallel_for(kRowShares, 1, [&](int64_t begin, int64_t end, int thread) {
     const auto down_rows = [&](const Linear& down) {
-      const RowRange range = share_of(down.weight.rows, thread, num_threads);
+      const RowRange range = shares_of(down.weight.rows, begin, end);
       linear_rows(target(), down, range.begin, range.end, panels + thread * panel_size);
     };
     if (op.latent_in) {
-      const RowRange range = share_of(latent, thread, num_threads);
-      const int64_t end = range.end == latent ? z_stride : range.end;
-      for (int64_t t = 0; t < tokens; ++t) std::fill(r + t * z_stride + range.begin, r + t * z_stride + end, 0.0f);
+      const RowRange range = shares_of(latent, begin, end);
+      const int64_t last = range.end == latent ? z_stride : range.end;
+      for (int64_t t = 0; t < tokens && range.begin < range.end; ++t)
+        std::fill(r + t * z_stride + range.begin, r + t * z_stride + last, 0.0f);
     }
     for (int e = 0; e < op.n_routed_experts; ++e) {
       const int32_t first = plan.start[e];
