@@ -16,6 +16,7 @@
 #define HWY_TARGET_INCLUDE "backends/cpu/attend.cpp"
 // clang-format off
 #include "hwy/foreach_target.h"
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "hwy/contrib/math/math-inl.h"
 // clang-format on
@@ -25,11 +26,11 @@
 namespace proa {
 namespace {
 
-constexpr int kKeys = 64;       // per round; 64 keys and values of 128 floats fill the first-level cache
-constexpr int kMaxRows = 256;   // of an item: enough to pay for converting keys, few enough for the second-level cache
-constexpr int kDirectRows = 4;  // up to here keys are converted in registers
-constexpr int kMinSplit = 256;  // keys per split, at least
-constexpr int kPad = 16;        // floats; rows in scratch are padded to it with zeros
+constexpr int kKeys = 64;        // per round; 64 keys and values of 128 floats fill the first-level cache
+constexpr int kMaxRows = 256;    // of an item: enough to pay for converting keys, few enough for the second-level cache
+constexpr int kDirectRows = 16;  // up to here keys are converted in registers
+constexpr int kMinSplit = 256;   // keys per split, at least
+constexpr int kPad = 16;         // floats; rows in scratch are padded to it with zeros
 
 constexpr int64_t padded(int64_t count) { return (count + kPad - 1) / kPad * kPad; }
 
@@ -247,6 +248,11 @@ void convert_rows(const void* const* rows, int n, int head_dim, float* out) {
   }
 }
 
+template <class Element>
+HWY_INLINE void prefetch_row(const Element* row, int count) {
+  for (int i = 0; i < count; i += 64 / static_cast<int>(sizeof(Element))) hwy::Prefetch(row + i);
+}
+
 template <class F>
 void attend_item_as(const Attend& op, const Item& item, const Room& room, float* partials) {
   using Element = typename F::Block;
@@ -266,6 +272,10 @@ void attend_item_as(const Attend& op, const Item& item, const Room& room, float*
   std::memset(room.sum, 0, static_cast<size_t>(num_rows * stride) * sizeof(float));
 
   const int32_t* table = batch.block_table + int64_t{item.sequence} * batch.block_table_stride;
+  const auto row_of = [&](int position) {
+    const int64_t block = table[position / op.cache.block_size];
+    return (block * op.num_kv_heads + item.kv_head) * op.cache.block_size + position % op.cache.block_size;
+  };
   const bool direct = head_dim % kLanes == 0 && (num_rows <= kDirectRows || std::is_same_v<F, F32>);
   const int first_position = batch.positions[item.first_query];
   for (int first = item.begin; first < item.end; first += kKeys) {
@@ -278,12 +288,15 @@ void attend_item_as(const Attend& op, const Item& item, const Room& room, float*
 
     const void *keys[kKeys], *values[kKeys];
     for (int j = 0; j < n; ++j) {
-      const int position = first + j;
-      const int64_t block = table[position / op.cache.block_size];
-      const int64_t row =
-          (block * op.num_kv_heads + item.kv_head) * op.cache.block_size + position % op.cache.block_size;
+      const int64_t row = row_of(first + j);
       keys[j] = k + row * head_dim;
       values[j] = v + row * head_dim;
+    }
+    // Blocks lie anywhere, so the hardware does not foresee the next ones.
+    for (int j = 0; j < std::min(kKeys, item.end - first - n); ++j) {
+      const int64_t row = row_of(first + n + j);
+      prefetch_row(k + row * head_dim, head_dim);
+      prefetch_row(v + row * head_dim, head_dim);
     }
     if (direct) {
       for (int j = n; j < (n + 3) / 4 * 4; ++j) keys[j] = keys[n - 1];  // the fourth of a tile; its score is not used

@@ -31,7 +31,7 @@ constexpr int kMaxChunk = 64;
 
 // Below this the recurrence is as fast: a chunk's products are then too thin to fill registers, and the state is
 // transposed for nothing.
-constexpr int kMinChunked = 8;
+constexpr int kMinChunked = 12;
 
 constexpr int kPad = 16;  // floats; rows of all matrices below are padded to it with zeros
 constexpr int64_t padded(int64_t count) { return (count + kPad - 1) / kPad * kPad; }
