@@ -153,37 +153,79 @@ TEST(Engine, ConcurrentRequestsGetTheSameTokensAsAlone) {
   }
 }
 
-TEST(Engine, SeededDrawsAndPenaltiesDoNotDependOnTheBatch) {
+// What must be drawn: the reference of the op, told seed, absolute position and counts by hand.
+Answer expected_draws(std::vector<int32_t> tokens, const SamplingParams& params) {
+  std::vector<TokenCount> counts(fake::kVocabSize, 0);
+  for (int32_t token : tokens) counts[static_cast<size_t>(token)] = kInPrompt;
+  Answer answer;
+  for (int i = 0; i < *params.max_tokens; ++i) {
+    const std::vector<float> logits = fake::expected_logits(tokens);
+    SamplingRow row{.temperature = params.temperature,
+                    .top_p = params.top_p,
+                    .min_p = params.min_p,
+                    .repetition_penalty = params.repetition_penalty,
+                    .presence_penalty = params.presence_penalty,
+                    .frequency_penalty = params.frequency_penalty,
+                    .top_k = std::max(params.top_k, 0),
+                    .counts_slot = 0,
+                    .seed = *params.seed,
+                    .position = static_cast<uint32_t>(tokens.size())};
+    const int top = params.logprobs.value_or(0);
+    TokenEvent event;
+    std::vector<int32_t> top_ids(static_cast<size_t>(top));
+    std::vector<float> top_logprobs(static_cast<size_t>(top));
+    sample_reference({.num_rows = 1,
+                      .vocab_size = fake::kVocabSize,
+                      .num_top_logprobs = top,
+                      .logits = logits.data(),
+                      .rows = &row,
+                      .counts = counts.data(),
+                      .tokens = &event.token_id,
+                      .logprobs = &event.logprob,
+                      .top_ids = top_ids.data(),
+                      .top_logprobs = top_logprobs.data()});
+    for (size_t t = 0; t < top_ids.size(); ++t) event.top_logprobs.push_back({top_ids[t], top_logprobs[t]});
+    tokens.push_back(event.token_id);
+    answer.tokens.push_back(event.token_id);
+    answer.events.push_back(event);
+  }
+  return answer;
+}
+
+TEST(Engine, DrawsFollowSeedPositionAndCounts) {
   const auto params = [](int i) {
     SamplingParams p;
-    p.temperature = 0.5f + static_cast<float>(i % 3);
+    p.temperature = static_cast<float>(i % 4);
     p.top_k = i % 4 == 1 ? 5 : -1;
-    p.seed = static_cast<uint64_t>(i / 2);
+    p.top_p = i % 5 == 2 ? 0.7f : 1;
+    p.min_p = i % 5 == 3 ? 0.1f : 0;
+    p.seed = static_cast<uint64_t>(i / 2) << 33;
     p.max_tokens = 12;
     p.ignore_eos = true;
     p.logprobs = i % 3;
-    if (i % 2) p.repetition_penalty = 1.7f, p.frequency_penalty = 0.5f, p.presence_penalty = 1;
+    if (i % 3 == 1) p.repetition_penalty = 1.7f;
+    if (i % 3 == 2) p.frequency_penalty = 1.5f, p.presence_penalty = 1;
     return p;
   };
-  std::vector<Answer> alone;
-  auto single = make_engine({.max_num_seqs = 1});
-  for (int i = 0; i < 10; ++i) alone.push_back(ask(*single, {.prompt_token_ids = prompt(9, 3), .params = params(i)}));
-  EXPECT_NE(alone[0].tokens, alone[2].tokens) << "seeds differ";
-  EXPECT_NE(alone[0].tokens, alone[1].tokens) << "penalties matter";
-
-  auto engine = make_engine({.max_num_seqs = 4, .max_num_batched_tokens = 7});
-  std::vector<std::shared_ptr<Reply>> replies;
-  for (int i = 0; i < 10; ++i)
-    replies.push_back(engine->submit({.prompt_token_ids = prompt(9, 3), .params = params(i)}).value());
-  for (int i = 0; i < 10; ++i) {
-    const Answer answer = read(*replies[static_cast<size_t>(i)]);
-    EXPECT_EQ(answer.tokens, alone[static_cast<size_t>(i)].tokens) << "request " << i;
-    for (const TokenEvent& event : answer.events) {
-      ASSERT_EQ(event.top_logprobs.size(), static_cast<size_t>(i % 3));
-      for (const TokenLogprob& top : event.top_logprobs)
-        EXPECT_GE(top.logprob, event.token_id == top.token_id ? -100 : -1000);
-      if (!event.top_logprobs.empty()) {
-        EXPECT_GE(event.top_logprobs[0].logprob, event.logprob) << "best first";
+  for (int max_num_seqs : {1, 4}) {
+    auto engine = make_engine({.max_num_seqs = max_num_seqs, .max_num_batched_tokens = 7});
+    std::vector<std::shared_ptr<Reply>> replies;
+    const auto tokens = [](int i) { return prompt(9, static_cast<uint32_t>(i % 4)); };
+    for (int i = 0; i < 24; ++i) {
+      replies.push_back(engine->submit({.prompt_token_ids = tokens(i), .params = params(i)}).value());
+    }
+    for (int i = 0; i < 24; ++i) {
+      const Answer answer = read(*replies[static_cast<size_t>(i)]);
+      const Answer expected = expected_draws(tokens(i), params(i));
+      ASSERT_EQ(answer.tokens, expected.tokens) << "request " << i;
+      for (size_t t = 0; t < answer.events.size(); ++t) {
+        const auto& got = answer.events[t].top_logprobs;
+        const auto& want = expected.events[t].top_logprobs;
+        EXPECT_EQ(answer.events[t].logprob, expected.events[t].logprob);
+        ASSERT_EQ(got.size(), want.size());
+        for (size_t k = 0; k < got.size(); ++k) {
+          EXPECT_EQ(std::pair(got[k].token_id, got[k].logprob), std::pair(want[k].token_id, want[k].logprob));
+        }
       }
     }
   }
@@ -439,13 +481,15 @@ TEST(Engine, RefusesWhenTheQueueIsFullAndTakesMoreLater) {
   const auto refused = engine->submit(request);
   ASSERT_FALSE(refused.ok());
   EXPECT_EQ(refused.error().where, "max_queue");
+  first->cancel();
   second->cancel();
   gate.open();
   EXPECT_EQ(read(*running).tokens, fake::expected_greedy({3, 4}, 2));
-  EXPECT_EQ(read(*first).tokens, fake::expected_greedy({3, 4}, 2));
-  const Answer cancelled = read(*second);
-  EXPECT_TRUE(cancelled.tokens.empty());
-  EXPECT_EQ(cancelled.last().finish_reason, FinishReason::cancelled);
+  for (auto& reply : {first, second}) {
+    const Answer cancelled = read(*reply);
+    EXPECT_TRUE(cancelled.tokens.empty());
+    EXPECT_EQ(cancelled.last().finish_reason, FinishReason::cancelled);
+  }
   for (int i = 0; i < 5; ++i) EXPECT_EQ(ask(*engine, request).tokens.size(), 2u);
 }
 

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <random>
 #include <string>
 #include <vector>
 
@@ -66,6 +67,34 @@ TEST(StopMatcher, SameTextHoweverItIsCut) {
       ASSERT_EQ(run(c.stop, c.text, cuts, true).text, c.expected + c.expected_stop) << c.what << ", cuts " << cuts;
     }
   }
+}
+
+TEST(StopMatcher, AgreesWithASearchForEveryString) {
+  std::mt19937 random(1);
+  const auto letters = [&](size_t most) {
+    std::string text(1 + random() % most, 'a');
+    for (char& c : text) c = random() % 3 == 0 ? 'b' : 'a';
+    return text;
+  };
+  int stops = 0;
+  for (int i = 0; i < 5000; ++i) {
+    const std::vector<std::string> stop = {letters(12), letters(12)};
+    const std::string text = letters(60);
+    size_t end = std::string::npos;  // the first byte that completes a stop string
+    std::string first;
+    for (const std::string& s : stop) {
+      const size_t found = text.find(s);
+      if (found == std::string::npos || found + s.size() > end) continue;
+      if (found + s.size() == end && s.size() < first.size()) continue;
+      end = found + s.size(), first = s;
+    }
+    const Outcome outcome = run(stop, text, random(), false);
+    ASSERT_EQ(outcome.stop, first) << stop[0] << " or " << stop[1] << " in " << text;
+    ASSERT_EQ(outcome.text, first.empty() ? text : text.substr(0, end - first.size()));
+    stops += !first.empty();
+  }
+  EXPECT_GT(stops, 500);
+  EXPECT_LT(stops, 4900);
 }
 
 TEST(StopMatcher, HoldsBackOnlyWhatCouldBeAStop) {
