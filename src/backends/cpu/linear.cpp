@@ -30,12 +30,12 @@ constexpr int kAhead = 12288;
 
 // unpack(format, block, w): the 32 values from `block` on as vectors.
 
+#if HWY_TARGET != HWY_SCALAR
+#define PROA_TUNED 1
+
 HWY_INLINE void unpack(F32, const float* block, V* w) {
   for (int i = 0; i < kVectors; ++i) w[i] = hn::LoadU(d, block + i * kLanes);
 }
-
-#if HWY_TARGET != HWY_SCALAR
-#define PROA_TUNED 1
 
 HWY_INLINE V broadcast_half(uint16_t half) {
   const hn::Rebind<hwy::float16_t, D> d16;
@@ -106,7 +106,8 @@ constexpr bool kTuned = PROA_TUNED && (std::is_same_v<F, F32> || std::is_same_v<
 #undef PROA_TUNED
 
 template <class F>
-constexpr int kBlocks = F::block_elements < 32 ? 32 / F::block_elements : 1;  // stored blocks per 32 columns
+[[maybe_unused]] constexpr int kBlocks =
+    F::block_elements < 32 ? 32 / F::block_elements : 1;  // stored blocks per 32 columns
 
 template <class F>
 const typename F::Block* row_blocks(const Weight& weight, int64_t row) {
