@@ -1,0 +1,46 @@
+#include "backends/backends.h"
+
+#include <gtest/gtest.h>
+
+namespace proa {
+namespace {
+
+TEST(Backends, MakesWhatIsAskedFor) {
+  for (const char* device : {"auto", "cpu"}) {
+    const auto backend = make_backend(device, {.num_threads = 3});
+    ASSERT_TRUE(backend.ok()) << backend.error().message();
+    EXPECT_EQ((*backend)->name(), "cpu");
+    EXPECT_TRUE((*backend)->description().ends_with(", 3 threads"));
+    EXPECT_EQ((*backend)->on_reference(), "");
+  }
+  const auto reference = make_backend("reference");
+  ASSERT_TRUE(reference.ok());
+  EXPECT_EQ((*reference)->name(), "reference");
+  EXPECT_NE((*reference)->on_reference().find("attend"), std::string_view::npos);
+}
+
+TEST(Backends, ErrorsNameTheFlagAndTheChoices) {
+  const auto device = make_backend("tpu");
+  ASSERT_FALSE(device.ok());
+  EXPECT_EQ(device.error().message(), "choose a device: --device: expected auto, cpu or reference, found tpu");
+  const auto target = make_backend("cpu", {.cpu_target = "MMX"});
+  ASSERT_FALSE(target.ok());
+  EXPECT_NE(target.error().message().find("--cpu-target: expected one this machine has: "), std::string::npos);
+  EXPECT_NE(target.error().message().find("found MMX"), std::string::npos);
+}
+
+TEST(Backends, MemoryIsZeroedAlignedAndRefusedWhenThereIsNone) {
+  for (const auto& backend : all_backends()) {
+    for (size_t bytes : {size_t{0}, size_t{1}, size_t{1000}}) {
+      const auto buffer = backend->allocate(bytes);
+      ASSERT_TRUE(buffer.ok());
+      EXPECT_EQ(buffer->bytes, bytes);
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer->data()) % 64, 0u);
+      for (size_t i = 0; i < bytes; ++i) EXPECT_EQ(buffer->data()[i], std::byte{0});
+    }
+    EXPECT_FALSE(backend->allocate(SIZE_MAX).ok());
+  }
+}
+
+}  // namespace
+}  // namespace proa
