@@ -96,7 +96,7 @@ class BadInput(unittest.TestCase):
             (["run", model, "-p", "x", "--device", "abacus"], "abacus"),
             (["run", model, "-p", "x", "--kv-cache-dtype", "int3"], "--kv-cache-dtype"),
             (["run"], "model"),
-            (["fly"], "fly"),
+            (["fly"], "subcommand"),
             ([], "subcommand"),
         ]
         for arguments, word in rows:
