@@ -61,8 +61,9 @@ inline void add_common_cases(std::vector<Mamba2Case>& cases) {
   // Softplus of -12 is 6e-6: such a head forgets 1e-5 per token, and a floor on Δ would show.
   add(cases, "long memory", [](auto& c) { c.dt_mean = -12, c.a_most = 1; });
   add(cases, "large dt, softplus is the identity", [](auto& c) { c.dt_mean = 25, c.dt_spread = 3; });
-  // Prefix sums near -10,000 whose differences decide: catches sums that lose their low bits.
-  add(cases, "large and tiny dt mixed", [](auto& c) { c.dt_mean = 0, c.dt_spread = 20; });
+  // Prefix sums near -20,000 whose differences decide: catches sums that lose their low bits.
+  add(cases, "large and tiny dt mixed",
+      [](auto& c) { c.dt_mean = 0, c.dt_spread = 50, c.a_least = c.a_most = 16, c.lengths = {64}; });
   add(cases, "reads a slot, writes another", [](auto& c) { c.slot_in = {2}; });
   add(cases, "in place", [](auto& c) { c.slot_in = {3}, c.slot_out.back() = 3; });
   add(cases, "state is dropped", [](auto& c) { std::fill(c.slot_out.begin(), c.slot_out.end(), -1); });
