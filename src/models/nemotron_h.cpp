@@ -192,30 +192,50 @@ Result<NemotronHConfig> config_from_gguf(const Gguf& gguf) {
   return c;
 }
 
-// What the kernels rely on, for both kinds of file.
+// What the kernels rely on, for both kinds of file, with the fields' names of config.json. Sizes are bounded one by one
+// before any product is formed: hostile configs end here, not in an overflow or in a table that fills the memory.
 Result<void> check(const NemotronHConfig& c, const std::string& path) {
-  const auto divides = [&](const char* name, int64_t whole, int64_t part) -> Result<void> {
-    if (part > 0 && whole > 0 && whole % part == 0) return {};
-    return Error{"read model config", path + ": " + name, "a divisor of " + std::to_string(whole), std::to_string(part),
-                 ""};
+  const auto fail = [&](const std::string& name, std::string expected, std::string actual) {
+    return Error{"read model config", path + ": " + name, std::move(expected), std::move(actual), ""};
   };
+  const auto within = [&](const char* name, int64_t value, int64_t min, int64_t max) -> Result<void> {
+    if (value >= min && value <= max) return {};
+    return fail(name, std::to_string(min) + " to " + std::to_string(max), std::to_string(value));
+  };
+  const auto divides = [&](const char* name, int64_t whole, int64_t part) -> Result<void> {
+    if (part > 0 && whole % part == 0) return {};
+    return fail(name, "a divisor of " + std::to_string(whole), std::to_string(part));
+  };
+  constexpr int64_t kMaxWidth = 1 << 26, kMaxPart = 1 << 16;  // of a layer; heads, head sizes, groups, experts
+  PROA_TRY(within("hidden_size", c.hidden_size, 1, kMaxWidth));
+  PROA_TRY(within("num_attention_heads", c.num_attention_heads, 1, kMaxPart));
+  PROA_TRY(within("head_dim", c.head_dim, 1, kMaxPart));
+  PROA_TRY(within("mamba_num_heads", c.mamba_num_heads, 1, kMaxPart));
+  PROA_TRY(within("mamba_head_dim", c.mamba_head_dim, 1, kMaxPart));
+  PROA_TRY(within("n_groups", c.n_groups, 1, kMaxPart));
+  PROA_TRY(within("ssm_state_size", c.ssm_state_size, 1, kMaxPart));
+  PROA_TRY(within("num_attention_heads * head_dim", c.num_attention_heads * c.head_dim, 1, kMaxWidth));
+  PROA_TRY(within("mamba_num_heads * mamba_head_dim", c.mamba_num_heads * c.mamba_head_dim, 1, kMaxWidth));
+  PROA_TRY(within("n_groups * ssm_state_size", c.n_groups * c.ssm_state_size, 1, kMaxWidth));
   PROA_TRY(divides("num_key_value_heads", c.num_attention_heads, c.num_key_value_heads));
   PROA_TRY(divides("n_groups", c.mamba_num_heads, c.n_groups));
+  if (has(c, '-')) PROA_TRY(within("intermediate_size", c.intermediate_size, 1, kMaxWidth));
   if (has(c, 'E')) {
+    PROA_TRY(within("n_routed_experts", c.n_routed_experts, 1, kMaxPart));
     PROA_TRY(divides("n_group", c.n_routed_experts, c.n_group));
-    const int64_t choice = c.n_routed_experts / c.n_group * c.topk_group;
-    if (c.topk_group < 1 || c.topk_group > c.n_group || c.num_experts_per_tok < 1 || c.num_experts_per_tok > choice) {
-      return Error{"read model config", path + ": num_experts_per_tok", "1 to " + std::to_string(choice),
-                   std::to_string(c.num_experts_per_tok), ""};
+    PROA_TRY(within("topk_group", c.topk_group, 1, c.n_group));
+    PROA_TRY(within("num_experts_per_tok", c.num_experts_per_tok, 1, c.n_routed_experts / c.n_group * c.topk_group));
+    PROA_TRY(within("moe_intermediate_size", c.moe_intermediate_size, 1, kMaxWidth));
+    PROA_TRY(within("moe_shared_expert_intermediate_size", c.moe_shared_expert_intermediate_size, 0, kMaxWidth));
+    PROA_TRY(within("moe_latent_size", c.moe_latent_size, 0, kMaxWidth));
+    PROA_TRY(within("n_routed_experts * moe layers",
+                    c.n_routed_experts * std::count(c.pattern.begin(), c.pattern.end(), 'E'), 1, 1 << 18));
+    if (!(c.routed_scaling_factor >= 0 && c.routed_scaling_factor <= 1e6f)) {
+      return fail("routed_scaling_factor", "0 to 1000000", std::to_string(c.routed_scaling_factor));
     }
   }
-  // Products of sizes stay far inside int: hostile configs end here, not in a kernel.
-  for (int64_t size :
-       {c.num_attention_heads * c.head_dim, c.mamba_num_heads * c.mamba_head_dim, c.n_groups * c.ssm_state_size,
-        c.hidden_size, c.intermediate_size, c.moe_intermediate_size, c.moe_shared_expert_intermediate_size}) {
-    if (size < 0 || size > (1 << 26)) {
-      return Error{"read model config", path, "layer widths of at most 67108864", std::to_string(size), ""};
-    }
+  if (!(c.layer_norm_epsilon >= 0 && c.layer_norm_epsilon <= 1)) {
+    return fail("layer_norm_epsilon", "0 to 1", std::to_string(c.layer_norm_epsilon));
   }
   return {};
 }
