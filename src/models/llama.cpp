@@ -1,5 +1,6 @@
 // Llama: x += Attention(x), x += MLP(x) per layer, gated SiLU MLP, rotary positions (Touvron et al. 2023; reference
 // comparison-models 0.3 and 1).
+#include <algorithm>
 #include <cmath>
 #include <numbers>
 
@@ -18,6 +19,34 @@ struct LlamaConfig {
   float rms_norm_eps;
   RotaryEmbedding rope;
 };
+
+// What the kernels rely on, for both kinds of file, with the fields' names of config.json. Sizes are bounded one by one
+// before any product is formed.
+Result<void> check(const LlamaConfig& c, const std::string& path) {
+  const auto fail = [&](const char* name, std::string expected, std::string actual) {
+    return Error{"read model config", path + ": " + name, std::move(expected), std::move(actual), ""};
+  };
+  const auto within = [&](const char* name, int64_t value, int64_t max) -> Result<void> {
+    if (value >= 1 && value <= max) return {};
+    return fail(name, "1 to " + std::to_string(max), std::to_string(value));
+  };
+  constexpr int64_t kMaxWidth = 1 << 26;
+  PROA_TRY(within("hidden_size", c.hidden_size, kMaxWidth));
+  PROA_TRY(within("intermediate_size", c.intermediate_size, kMaxWidth));
+  PROA_TRY(within("num_hidden_layers", c.num_hidden_layers, 1024));
+  PROA_TRY(within("num_attention_heads", c.num_attention_heads, 4096));
+  PROA_TRY(within("num_key_value_heads", c.num_key_value_heads, c.num_attention_heads));
+  PROA_TRY(within("head_dim", c.head_dim, 4096));
+  if (c.num_attention_heads % c.num_key_value_heads != 0) {
+    return fail("num_key_value_heads", "a divisor of " + std::to_string(c.num_attention_heads),
+                std::to_string(c.num_key_value_heads));
+  }
+  if (c.head_dim % 2 != 0) return fail("head_dim", "an even number: rotary pairs", std::to_string(c.head_dim));
+  if (!(c.rms_norm_eps >= 0 && c.rms_norm_eps <= 1)) {
+    return fail("rms_norm_eps", "0 to 1", std::to_string(c.rms_norm_eps));
+  }
+  return {};
+}
 
 // Frequencies of config.json's rope_scaling (transformers 4) or rope_parameters (5): none, linear, or Llama 3's, which
 // slows waves longer than the original context by `factor` and blends between low_freq_factor and high_freq_factor.
@@ -75,6 +104,7 @@ Result<LlamaConfig> config_from_hf(const Checkpoint& checkpoint) {
     PROA_ASSIGN(const bool on, config.boolean(bias, false));
     if (on) return config.error(bias, "false", "true");
   }
+  PROA_TRY(check(c, config.where()));
   PROA_ASSIGN(c.rope, rope_from_config(config, c.head_dim));
   c.rope.pairs = RopePairs::halves;
   return c;
@@ -88,12 +118,10 @@ Result<LlamaConfig> config_from_gguf(const Gguf& gguf) {
   PROA_ASSIGN(c.num_attention_heads, gguf.u32("llama.attention.head_count"));
   PROA_ASSIGN(c.num_key_value_heads,
               gguf.u32("llama.attention.head_count_kv", static_cast<uint32_t>(c.num_attention_heads)));
-  if (c.num_attention_heads == 0 || c.num_hidden_layers > 1024) {
-    return Error{"read model config", gguf.path() + ": llama.attention.head_count, llama.block_count",
-                 "1 or more heads, at most 1024 blocks",
-                 std::to_string(c.num_attention_heads) + " heads, " + std::to_string(c.num_hidden_layers) + " blocks",
-                 ""};
-  }
+  const auto fail = [&](const char* key, std::string expected, std::string actual) {
+    return Error{"read model config", gguf.path() + ": " + key, std::move(expected), std::move(actual), ""};
+  };
+  if (c.num_attention_heads == 0) return fail("llama.attention.head_count", "1 or more", "0");
   PROA_ASSIGN(c.head_dim,
               gguf.u32("llama.attention.key_length", static_cast<uint32_t>(c.hidden_size / c.num_attention_heads)));
   PROA_ASSIGN(const uint32_t rotary, gguf.u32("llama.rope.dimension_count", static_cast<uint32_t>(c.head_dim)));
@@ -104,17 +132,19 @@ Result<LlamaConfig> config_from_gguf(const Gguf& gguf) {
   PROA_ASSIGN(const float linear, gguf.f32("llama.rope.scale_linear", 1.f));
   PROA_ASSIGN(const float factor, gguf.f32("llama.rope.scaling.factor", scaling == "linear" ? linear : 1.f));
   if (scaling != "none" && scaling != "linear") {
-    return Error{"read model config", gguf.path() + ": llama.rope.scaling.type", "none or linear", std::string(scaling),
-                 ""};
+    return fail("llama.rope.scaling.type", "none or linear", std::string(scaling));
   }
+  if (!(theta >= 1)) return fail("llama.rope.freq_base", "at least 1", std::to_string(theta));
+  if (!(factor > 0)) return fail("llama.rope.scaling.factor", "more than 0", std::to_string(factor));
   if (const TensorEntry* embedding = gguf.find("token_embd.weight"); embedding && embedding->shape.size() == 2) {
     c.vocab_size = embedding->shape.front();
   } else {
     c.vocab_size = 0;  // the tensor table says what is wrong with it
   }
+  PROA_TRY(check(c, gguf.path()));  // bounds head_dim, and so the loop below
   if (rotary % 2 != 0 || rotary > c.head_dim || rotary == 0) {
-    return Error{"read model config", gguf.path() + ": llama.rope.dimension_count",
-                 "an even number up to the head size " + std::to_string(c.head_dim), std::to_string(rotary), ""};
+    return fail("llama.rope.dimension_count", "an even number up to the head size " + std::to_string(c.head_dim),
+                std::to_string(rotary));
   }
   for (uint32_t i = 0; i < rotary / 2; ++i) {
     const double frequency = std::pow(static_cast<double>(theta), -2.0 * i / rotary);
@@ -186,10 +216,6 @@ class Llama final : public Model {
       return (gguf ? "blk." : "model.layers.") + std::to_string(i) + "." + (gguf ? name.gguf : name.hf);
     };
     const int64_t q_size = c.num_attention_heads * c.head_dim, kv_size = c.num_key_value_heads * c.head_dim;
-    if (c.num_key_value_heads == 0 || c.num_attention_heads % c.num_key_value_heads != 0) {
-      return Error{"read model config", checkpoint->path(), "a number of attention heads that the KV heads divide",
-                   std::to_string(c.num_attention_heads) + " and " + std::to_string(c.num_key_value_heads), ""};
-    }
 
     std::vector<TensorSpec> table = {
         {.name = global(kEmbeddings), .shape = {c.vocab_size, c.hidden_size}},
