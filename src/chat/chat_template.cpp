@@ -121,8 +121,11 @@ Result<ChatTemplate> ChatTemplate::create(std::string_view source, SpecialTokenT
 // A template that takes lists prints the text of a part; one that does not fails, or prints the list itself.
 bool ChatTemplate::probe_content_parts() const {
   constexpr std::string_view kProbe = "c4f1probe";
+  // Arrays are named: compilers disagree on what a braced list of one element is.
+  const Json part = {{"type", "text"}, {"text", kProbe}};
+  const Json message = {{"role", "user"}, {"content", Json::array({part})}};
   const Json context = {
-      {"messages", {{{"role", "user"}, {"content", {{{"type", "text"}, {"text", kProbe}}}}}}},
+      {"messages", Json::array({message})},
       {"tools", nullptr},
       {"documents", nullptr},
       {"add_generation_prompt", true},

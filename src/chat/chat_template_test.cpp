@@ -89,7 +89,7 @@ TEST_F(Templates, NemotronDigests) {
         "city": {"type": "string", "description": "City", "minLength": 1},
         "unit": {"type": ["string", "null"], "enum": ["C", "F"]}},
       "required": ["city"], "additionalProperties": false}}}])");
-  const ordered_json hi = {{{"role", "user"}, {"content", "Hi"}}};
+  const ordered_json hi = ordered_json::array({{{"role", "user"}, {"content", "Hi"}}});
   const ordered_json turns = {user, {{"role", "assistant"}, {"content", "b"}}, {{"role", "user"}, {"content", "c"}}};
 
   struct Row {
@@ -105,7 +105,8 @@ TEST_F(Templates, NemotronDigests) {
       {"no thinking", hi, nullptr, false, 97, "80bddea55d4c0a278c1ebdad820fabdae4f0ade94d1cec094991d8cd8d393826"},
       {"turns", turns, nullptr, std::nullopt, 167, "2062f223c3b92d560877189d4762123e30e6bea4b43a9796cb87631919844f40"},
       {"call", call, nullptr, std::nullopt, 474, "80a1e9550ec8f12b730dd97dc665d7f051a4c1e1ff40bd58a5b0411f4f71bf02"},
-      {"tools", {user}, tools, std::nullopt, 1408, "4c18ec3f73b78f3c3d9ec25946d9cd540b9e0c961f18a488bff750d131047d41"},
+      {"tools", ordered_json::array({user}), tools, std::nullopt, 1408,
+       "4c18ec3f73b78f3c3d9ec25946d9cd540b9e0c961f18a488bff750d131047d41"},
   };
   for (const Row& row : kRows) {
     ChatOptions options;
@@ -228,7 +229,8 @@ TEST(ChatTemplateOptions, KwargsCannotReplaceWhatTheEngineGives) {
   ChatOptions options;
   options.template_kwargs = {
       {"bos_token", "X"}, {"add_generation_prompt", false}, {"tools", 3}, {"messages", 4}, {"effort", "low"}};
-  const Result<std::vector<Segment>> text = chat->render({{{"role", "assistant"}, {"reasoning", "r"}}}, options);
+  const Result<std::vector<Segment>> text =
+      chat->render(ordered_json::array({{{"role", "assistant"}, {"reasoning", "r"}}}), options);
   ASSERT_TRUE(text.ok()) << text.error().message();
   EXPECT_EQ(jinja::join(*text), "<s>TrueTruelowFalserr");
 }
