@@ -1,5 +1,5 @@
 // main() for a fuzz target without libFuzzer: replays the files (or folders of files) that it is given, then runs
-// mutations of them. Always the same ones, until two seconds or 20,000 inputs are over; a failure of the target ends
+// mutations of them. Always the same ones, until two seconds or 200,000 inputs are over; a failure of the target ends
 // the program, after the bytes it was given have been written to crash.bin.
 #include <chrono>
 #include <csignal>
@@ -119,8 +119,8 @@ int main(int argc, char** argv) {
   std::mt19937_64 random(1);
   const auto start = std::chrono::steady_clock::now();
   int inputs = 0;
-  while (inputs < 20000 && std::chrono::steady_clock::now() - start < std::chrono::seconds(2)) {
-    run(mutate(seeds[random() % seeds.size()], random));
+  while (inputs < 200000 && std::chrono::steady_clock::now() - start < std::chrono::seconds(2)) {
+    run(mutate(seeds[seeds.size() > 1 ? 1 + random() % (seeds.size() - 1) : 0], random));
     ++inputs;
   }
   std::printf("%zu seeds, %d mutations\n", seeds.size(), inputs);
