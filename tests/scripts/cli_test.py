@@ -308,6 +308,11 @@ class Answers(unittest.TestCase):
         plain = self.ask("Hello", "--temperature", "0", "--max-tokens", "8").stdout
         self.assertEqual(self.ask("Hello", "--temperature", "0", "--max_tokens", "8").stdout, plain)
 
+    def test_values_keep_their_underscores(self):
+        flags = ("--raw", "--temperature", "0", "--max-tokens", "1")
+        comment = self.ask_json("-- snake_case", *flags)["prompt_token_ids"]
+        self.assertNotEqual(comment, self.ask_json("-- snake-case", *flags)["prompt_token_ids"])
+
     def test_system_message_is_used(self):
         answer = self.ask_json("Hi", "--temperature", "0", "--max-tokens", "1", "--system", "Answer in French, please.")
         other = self.ask_json("Hi", "--temperature", "0", "--max-tokens", "1")
