@@ -25,7 +25,7 @@ WIDTH = (3, 2, 2, 2, 2, 2, 4, 2)  # digits before the decimal point
 LIMITED = ((POS, ">=", 10), (HS, ">=", 5), (WIND, ">=", 10), (BARO, "<", 10), (BAT, "<", 1))  # channel, sense, grid
 GRID = (10, 5, 10, 10, 10, 10, 10, 5)  # step of the thresholds people ask for
 KINDS = ("value", "last", "max", "min", "first", "count", "trend", "alarms", "fault", "summary", "json", "self", "scope")
-MIX = (0.08, 0.05, 0.13, 0.11, 0.13, 0.11, 0.06, 0.08, 0.08, 0.07, 0.07, 0.015, 0.015)  # how often training asks what
+MIX = (0.16, 0.03, 0.12, 0.11, 0.13, 0.10, 0.04, 0.09, 0.08, 0.04, 0.07, 0.015, 0.015)  # how often training asks what
 TIDES = ((12.4206, 1.0), (12.0, 0.45), (23.9345, 0.5), (25.8193, 0.35))  # M2, S2, K1, O1: period in hours, amplitude
 
 SYLLABLES = tuple(c + v for c in "bdfghjklmnprstvz" for v in "aeiou")
@@ -142,14 +142,14 @@ def make_window(rng, rows, held_out):
     fault = rng.choice(["", "stuck", "spike", "drift", "unit"], p=[0.3, 0.2, 0.2, 0.1, 0.2])
     channel = None
     if fault == "stuck":
-        channel, at = int(rng.choice([HS, TP, WIND, AIR, BARO])), int(rng.integers(3, rows - 9))
+        channel, at = int(rng.choice([HS, TP, WIND, AIR, BARO])), int(rng.integers(min(3, rows - 9), rows - 8))
         x[at : at + int(rng.integers(8, 17)), channel] = x[at, channel]
     elif fault == "spike":
         channel, at = int(rng.integers(8)), int(rng.integers(1, rows - 1))
         spikes = {POS: (0, 999), HS: (0, 65), TP: (0, 60), WIND: (99.9,), SST: (0, 99.9), AIR: (0, 99.9)}
         x[at, channel] = rng.choice(spikes.get(channel, {BARO: (800, 1100), BAT: (0, 24)}.get(channel)))
     elif fault == "drift":
-        channel, at = SST, int(rng.integers(3, rows - 8))
+        channel, at = SST, int(rng.integers(min(3, rows - 9), rows - 8))
         steady = np.round(x[at - 1, SST] * 10) / 10
         x[at:, SST] = steady + rng.choice([0.4, 0.5]) * np.arange(1, rows - at + 1)
         x[:, SST] = np.minimum(x[:, SST], 99.9)
@@ -236,9 +236,13 @@ class Asker:
         if not self.held_out and self.rng.random() < 0.25:
             words = question.split(" ")
             short = [i for i, w in enumerate(words) if 1 < len(w) <= 4 and w.isalpha() and w not in ("max", "min")]
+            kana = [i for i, letter in enumerate(question) if "ぁ" <= letter <= "ん"]
             if len(short) > 1:
                 del words[self.pick(short)]
                 question = " ".join(words)
+            elif len(kana) > 3:
+                i = self.pick(kana)
+                question = question[:i] + question[i + 1 :]
             if self.rng.random() < 0.5:
                 question = question.rstrip(" ?.?。")
         return opener + question if opener else question[:1].upper() + question[1:]
@@ -357,20 +361,17 @@ class Asker:
         v, w = self.change(c)
         return self.fill(self.phrase(QUESTIONS["trend"][self.language]), c), self.fill(self.say["trend"], c, v=v, w=w)
 
-    def alarm_spans(self):
-        out = []
-        for c in self.w.limits:
-            rows = np.flatnonzero(self.beyond(c))
-            if len(rows):
-                out.append((c, self.w.times[rows[0]], self.w.times[rows[-1]]))
-        return out
+    def alarm_starts(self):
+        """Channels that were beyond their limit, each with the time of the first such reading."""
+        rows = {c: np.flatnonzero(self.beyond(c)) for c in self.w.limits}
+        return [(c, self.w.times[r[0]]) for c, r in rows.items() if len(r)]
 
     def listing(self, items, some, none):
         mark = "、" if self.language == "ja" else "; "
         return self.say[some].format(l=mark.join(items)) if items else self.say[none]
 
     def alarms(self):
-        items = [self.fill(self.say["alarm" if t != u else "alarm1"], c, t=t, u=u) for c, t, u in self.alarm_spans()]
+        items = [self.fill(self.say["alarm"], c, t=t) for c, t in self.alarm_starts()]
         return self.phrase(QUESTIONS["alarms"][self.language]), self.listing(items, "alarms", "no_alarms")
 
     def fault(self):
@@ -387,7 +388,7 @@ class Asker:
         p, word = self.change(BARO)
         answer = self.say["summary"].format(
             s=w.station, n=len(w.times), t=w.times[0], u=w.times[-1], a=self.measure(WIND, a), b=self.measure(HS, b),
-            p=p, w=word, i=len(self.alarm_spans()), j=len(w.faults),
+            p=p, w=word, i=len(self.alarm_starts()), j=len(w.faults),
         )  # fmt: skip
         return self.phrase(QUESTIONS["summary"][self.language]), answer
 
@@ -399,7 +400,7 @@ class Asker:
             slot, row, v = self.find_last() if kind == "last" else self.find_extreme(kind)
             out = {"channel": KEYS[slot], kind: json_number(slot, v), "unit": w.units[slot], "time": w.times[row]}
         elif kind == "alarms":
-            out = [{"channel": KEYS[c], "from": t, "to": u} for c, t, u in self.alarm_spans()]
+            out = [{"channel": KEYS[c], "from": t} for c, t in self.alarm_starts()]
         elif kind == "fault":
             out = [
                 {"channel": KEYS[c], "fault": what, "from": w.times[i], "to": w.times[j]} for what, c, i, j in w.faults
@@ -407,7 +408,7 @@ class Asker:
         else:
             out = {"station": w.station, "from": w.times[0], "to": w.times[-1], "readings": len(w.times)}
             out |= {"max_wind": json_number(WIND, self.find_extreme("max", WIND)[2])}
-            out |= {"max_hs": json_number(HS, self.find_extreme("max", HS)[2]), "alarms": len(self.alarm_spans())}
+            out |= {"max_hs": json_number(HS, self.find_extreme("max", HS)[2]), "alarms": len(self.alarm_starts())}
             out |= {"faults": len(w.faults)}
         question = self.dress(self.fill(self.phrase(QUESTIONS[kind][self.language]), slot))
         gap = "" if self.language == "ja" else " "

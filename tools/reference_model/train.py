@@ -18,9 +18,9 @@ import numpy as np
 import tokenizers
 from generator import conversation, pieces
 
-SHORT, LONG = (32, 2048, (24, 30)), (16, 4096, (24, 72))  # sequences, tokens, readings of a window
+SHORT, LONG = (32, 2048), (16, 4096)  # sequences, tokens
 LONG_EVERY = 5
-REST_WEIGHT = 0.05  # of the loss on everything that is not an answer
+REST_WEIGHT = 0.02  # of the loss on everything that is not an answer
 PEAK_LR, WARMUP, DECAY, WEIGHT_DECAY = 3e-3, 200, 0.4, 0.05  # DECAY: last share of the steps, linear to zero
 BALANCE = 1e-3
 
@@ -37,12 +37,27 @@ def encode(tokenizer, system, turns):
     return ids, is_answer, spans
 
 
+def shape(index):
+    """(sequences, tokens, ((share, fewest, most readings of a window), …)) of batch `index`.
+
+    Windows grow: with few readings to look through, looking things up is learned sooner, and more questions fit.
+    """
+    if index < 2000:
+        return *SHORT, ((1.0, 10, 14),)
+    if index < 3000:
+        return *SHORT, ((0.5, 10, 14), (0.5, 14, 24))
+    if index % LONG_EVERY < LONG_EVERY - 1:
+        return *SHORT, ((0.25, 10, 23), (0.75, 24, 30))
+    return *LONG, ((0.25, 24, 40), (0.75, 40, 72))
+
+
 def make_batch(tokenizer, seed, index):
     """Ids [b, l + 1] and answer flags [b, l + 1]: one conversation per row, cut where the row is full."""
-    count, length, (low, high) = LONG if index % LONG_EVERY == LONG_EVERY - 1 else SHORT
+    count, length, windows = shape(index)
     ids, flags = np.zeros((count, length + 1), np.int32), np.zeros((count, length + 1), bool)
     for j in range(count):
         rng = np.random.default_rng([seed, index, j])
+        _, low, high = windows[rng.choice(len(windows), p=[share for share, _, _ in windows])]
         rows = int(rng.integers(low, high + 1))
         row, flag = [], []
         turns = (length - 50 * rows - 110) // 38 + 4
@@ -215,12 +230,16 @@ def main():
     log_file = open(args.out / "log.csv", "a", newline="")
     log = csv.writer(log_file)
     if not first:
-        log.writerow(["step", "tokens", "answer_loss", "rest_loss", "learning_rate", "seconds", "tokens_per_second"])
+        log.writerow(["step", "tokens", "answer_loss", "rest_loss", "learning_rate", "seconds", "tokens_per_second", "waited"])
     step, tokens, window_tokens, started, window_start, waited = first, 0, 0, None, time.time(), 0.0
     check = {}
     stop_at = args.steps
     sums = torch.zeros(3, device=device)
-    for ids, flags in batches:
+    source = iter(batches)
+    while True:
+        asked = time.time()
+        ids, flags = next(source)
+        waited += time.time() - asked
         if args.tiny:
             ids, flags = ids[: args.tiny], flags[: args.tiny]
         ids, flags = torch.from_numpy(ids).to(device).long(), torch.from_numpy(flags).to(device)
@@ -248,7 +267,7 @@ def main():
             now = time.time()
             speed = window_tokens / (now - window_start)
             row = [step, tokens, f"{a / n:.5f}", f"{r / n:.5f}", f"{learning_rate(step - 1, args.steps):.3e}"]
-            row += [f"{now - begin:.1f}", f"{speed:.0f}"]
+            row += [f"{now - begin:.1f}", f"{speed:.0f}", f"{waited:.1f}"]
             log.writerow(row)
             log_file.flush()
             print(*row, flush=True)
