@@ -74,16 +74,16 @@ class [[nodiscard]] Result<void> {
 }  // namespace proa
 
 // Returns the error of EXPR from the enclosing function; otherwise goes on.
-#define PROA_TRY(expr)                                                    \
-  do {                                                                    \
+#define PROA_TRY(expr)                                                                       \
+  do {                                                                                       \
     if (auto proa_result = (expr); !proa_result.ok()) return std::move(proa_result).error(); \
   } while (0)
 
 // Declares NAME as the value of EXPR, or returns its error: PROA_ASSIGN(auto file, MappedFile::open(path)).
 #define PROA_ASSIGN(declaration, expr) PROA_ASSIGN_(declaration, expr, PROA_JOIN_(proa_result_, __LINE__))
-#define PROA_ASSIGN_(declaration, expr, name)        \
-  auto name = (expr);                                \
-  if (!name.ok()) return std::move(name).error();    \
+#define PROA_ASSIGN_(declaration, expr, name)     \
+  auto name = (expr);                             \
+  if (!name.ok()) return std::move(name).error(); \
   declaration = *std::move(name)
 #define PROA_JOIN_(a, b) PROA_JOIN2_(a, b)
 #define PROA_JOIN2_(a, b) a##b
