@@ -2,6 +2,8 @@
 // a flag that is wrong ends with exit code 2.
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cctype>
+#include <cstdio>
 #include <string>
 #include <vector>
 
@@ -9,14 +11,17 @@
 
 namespace {
 
-// vLLM takes --max_tokens for --max-tokens. Only names of flags are folded, never their values.
+// vLLM takes --max_tokens for --max-tokens. Only what is a flag's name from end to end, or up to its '=', is folded: a
+// prompt may well begin with "--".
 std::vector<std::string> fold_underscores(int argc, char** argv) {
+  const auto in_a_name = [](unsigned char c) { return std::isalnum(c) || c == '-' || c == '_'; };
   std::vector<std::string> arguments(argv + 1, argv + argc);
   for (std::string& argument : arguments) {
     if (argument == "--") break;
-    if (!argument.starts_with("--")) continue;
-    const auto name_end = argument.begin() + static_cast<std::ptrdiff_t>(std::min(argument.find('='), argument.size()));
-    std::replace(argument.begin(), name_end, '_', '-');
+    const auto end = argument.begin() + static_cast<std::ptrdiff_t>(std::min(argument.find('='), argument.size()));
+    if (argument.starts_with("--") && std::all_of(argument.begin(), end, in_a_name)) {
+      std::replace(argument.begin(), end, '_', '-');
+    }
   }
   std::reverse(arguments.begin(), arguments.end());  // the order CLI11 wants a vector in
   return arguments;

@@ -14,7 +14,7 @@ namespace proa {
 struct BackendOptions {
   int num_threads = 0;  // CPU threads; 0: one per core
   std::string
-      cpu_target;  // "", or an instruction set to force, named as Highway does: "AVX3_ZEN4", "AVX2", "NEON", "SCALAR"
+      cpu_target;  // "", or an instruction set to force, named as Highway does: "AVX3", "AVX2", "NEON", "SCALAR"
 };
 
 // `device` is "auto", "cpu" or "reference" (every op on the plain reference). Error: names --device and what there is.

@@ -85,7 +85,7 @@ Result<NemotronHConfig> config_from_hf(const Checkpoint& checkpoint) {
   PROA_ASSIGN(c.mamba_head_dim, config.integer("mamba_head_dim", {.max = 65536}, 64));
   PROA_ASSIGN(c.n_groups, config.integer({"n_groups", "mamba_n_groups"}, {.max = 65536}, 8));
   PROA_ASSIGN(c.ssm_state_size, config.integer({"ssm_state_size", "mamba_d_state"}, {.max = 65536}, 128));
-  PROA_ASSIGN(c.conv_kernel, config.integer({"conv_kernel", "mamba_d_conv"}, {.min = 1, .max = 64}, 4));
+  PROA_ASSIGN(c.conv_kernel, config.integer({"conv_kernel", "mamba_d_conv"}, {.min = 1, .max = kMaxConvKernel}, 4));
   PROA_ASSIGN(c.chunk_size, config.integer({"chunk_size", "mamba_chunk_size"}, {.max = 65536}, 128));
   PROA_ASSIGN(c.use_conv_bias, config.boolean({"use_conv_bias", "mamba_conv_bias"}, true));
   PROA_ASSIGN(const auto limit, config.numbers({"time_step_limit", "mamba_dt_limit"}, {.min = 0},
@@ -167,8 +167,9 @@ Result<NemotronHConfig> config_from_gguf(const Gguf& gguf) {
   if (c.mamba_num_heads == 0 || inner % c.mamba_num_heads != 0) {
     return fail("ssm.inner_size", "a multiple of ssm.time_step_rank", std::to_string(inner));
   }
-  if (c.conv_kernel == 0 || c.conv_kernel > 64)
-    return fail("ssm.conv_kernel", "1 to 64", std::to_string(c.conv_kernel));
+  if (c.conv_kernel == 0 || c.conv_kernel > kMaxConvKernel) {
+    return fail("ssm.conv_kernel", "1 to " + std::to_string(kMaxConvKernel), std::to_string(c.conv_kernel));
+  }
   c.mamba_head_dim = inner / c.mamba_num_heads;
   c.chunk_size = 128;  // not in the file; it does not change the result
   c.use_conv_bias = true;

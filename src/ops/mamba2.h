@@ -22,12 +22,15 @@
 
 namespace proa {
 
+// Taps of the convolution at most: kernels keep them in registers. Published models have 4.
+constexpr int kMaxConvKernel = 16;
+
 struct Mamba2Shape {
   int num_heads;
   int head_dim;
   int n_groups;
   int ssm_state_size;
-  int conv_kernel;
+  int conv_kernel;  // 1 to kMaxConvKernel
 
   int inner() const { return num_heads * head_dim; }
   int conv_dim() const { return inner() + 2 * n_groups * ssm_state_size; }

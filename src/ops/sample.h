@@ -28,7 +28,7 @@ struct SamplingRow {
   uint64_t seed = 0;
   uint32_t sequence = 0;  // which of the sequences that share the seed (n > 1)
   uint32_t position = 0;  // of the token that is drawn
-  int32_t banned = -1;    // a token that must not be drawn (end of sequence below min_tokens or ignore_eos); -1: none
+  int32_t banned = -1;    // a token that must not be drawn (end of sequence below min_tokens); -1: none
 };
 
 // Occurrences per token: low 31 bits count the output, the top bit says that the prompt contains it.

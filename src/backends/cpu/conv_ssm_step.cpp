@@ -17,8 +17,6 @@ HWY_BEFORE_NAMESPACE();
 namespace proa::HWY_NAMESPACE {
 namespace {
 
-constexpr int kMaxTaps = 16;
-
 // Channels [begin, end) of one sequence: all its tokens' convolutions, then the rows that its slots keep.
 //   activated  [num_seqs · tokens_per_seq, conv_dim] out
 //   history    [num_seqs, conv_kernel - 1, conv_dim] room for the rows before the first token
@@ -40,7 +38,7 @@ void convolve_sequence(const ConvSsmStep& op, int s, int begin, int end, float* 
     return t < 0 ? history + (kept + t) * conv_dim : xbc + int64_t{t} * op.shape.projected();
   };
   for (int t = 0; t < T; ++t) {
-    const float* rows[kMaxTaps];
+    const float* rows[kMaxConvKernel];
     for (int j = 0; j < taps; ++j) rows[j] = row(t - kept + j);
     convolve_token(taps, rows, op.weights.conv_weight, op.weights.conv_bias, begin, end,
                    activated + (int64_t{s} * T + t) * conv_dim);

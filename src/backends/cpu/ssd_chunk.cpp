@@ -23,8 +23,6 @@
 namespace proa {
 namespace {
 
-constexpr int kMaxTaps = 16;
-
 // A chunk's matrices should stay in the second-level cache: at N = 128 and head_dim 64, 64 tokens need 130 kB, and 128
 // are no faster. The result does not depend on it.
 constexpr int kMaxChunk = 64;
@@ -229,7 +227,7 @@ void convolve_channels(const SsdChunk& op, int64_t begin, int64_t end, float* ac
       return op.cache.conv + (int64_t{slot_in} * kept + kept + t) * conv_dim;
     };
     for (int t = 0; t < T; ++t) {
-      const float* rows[kMaxTaps];
+      const float* rows[kMaxConvKernel];
       for (int j = 0; j < taps; ++j) rows[j] = row(t - kept + j);
       convolve_token(taps, rows, op.weights.conv_weight, op.weights.conv_bias, first, last,
                      out + int64_t{t} * conv_dim);
