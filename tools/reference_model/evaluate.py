@@ -7,7 +7,7 @@ An answer counts only if every character is right. The greedy answer equals the 
 expected answer as input, the most likely token is the expected token at every position, <|im_end|> included; so one
 forward pass scores a question without generating. All stations and a quarter of the phrasings are unseen in training.
 
-`single`: every question alone after its window. `chat`: the same kinds of questions one after another in one
+`file`: the questions of held_out.jsonl. `single`: more of them, every question alone after its window. `chat`: the same kinds of questions one after another in one
 conversation per window, all kinds in random order, right answers in the history.
 """
 
@@ -66,7 +66,7 @@ def prepare(job):
     tokenizer = tokenizers.Tokenizer.from_file(tokenizer_file)
     system, turns = held_out(mode, index)
     out = []
-    for s, t in split(system, turns) if mode == "single" else [(system, turns)]:
+    for s, t in split(system, turns) if mode != "chat" else [(system, turns)]:
         ids, _, spans = encode(tokenizer, s, t)
         out.append((np.array(ids, np.int32), [(*x, turn[4], turn[3]) for x, turn in zip(spans, t)]))
     return out
@@ -148,8 +148,10 @@ def main():
         torch.set_grad_enabled(False)
     report = {}
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
-        for mode, count in (("single", args.per_cell), ("chat", args.chat_per_cell)):
+        for mode, count in (("file", FILE_PER_CELL), ("single", args.per_cell), ("chat", args.chat_per_cell)):
             if not count:
+                continue
+            if mode == "single" and count == FILE_PER_CELL:
                 continue
             jobs = [(str(args.model / "tokenizer.json"), mode, i) for i in range(6 * count)]
             sequences = [s for window in pool.imap(prepare, jobs, 32) for s in window]

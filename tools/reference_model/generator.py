@@ -26,6 +26,7 @@ LIMITED = ((POS, ">=", 10), (HS, ">=", 5), (WIND, ">=", 10), (BARO, "<", 10), (B
 GRID = (10, 5, 10, 10, 10, 10, 10, 5)  # step of the thresholds people ask for
 KINDS = ("value", "last", "max", "min", "first", "count", "trend", "alarms", "fault", "summary", "json", "self", "scope")
 MIX = (0.16, 0.03, 0.12, 0.11, 0.13, 0.10, 0.04, 0.09, 0.08, 0.04, 0.07, 0.015, 0.015)  # how often training asks what
+MIX_LATE = (0.08, 0.03, 0.10, 0.09, 0.10, 0.13, 0.03, 0.13, 0.13, 0.06, 0.08, 0.015, 0.025)  # once looking up is learned
 TIDES = ((12.4206, 1.0), (12.0, 0.45), (23.9345, 0.5), (25.8193, 0.35))  # M2, S2, K1, O1: period in hours, amplitude
 
 SYLLABLES = tuple(c + v for c in "bdfghjklmnprstvz" for v in "aeiou")
@@ -208,8 +209,8 @@ def make_window(rng, rows, held_out):
 class Asker:
     """Asks questions about one window (or none) in one language at a time."""
 
-    def __init__(self, rng, window, held_out):
-        self.rng, self.w, self.held_out = rng, window, held_out
+    def __init__(self, rng, window, held_out, loose=False):
+        self.rng, self.w, self.held_out, self.loose = rng, window, held_out, loose
 
     def pick(self, items):
         return items[self.rng.integers(len(items))]
@@ -219,7 +220,15 @@ class Asker:
         count = len(items) if self.held_out else len(items) - len(items) // 4
         index = int(self.rng.integers(count))
         self.unseen |= index >= len(items) - len(items) // 4
-        return items[index]
+        return self.loosen(items[index]) if self.loose and self.rng.random() < 0.35 else items[index]
+
+    def loosen(self, template):
+        """Other order, other case: the words shall count, not their places."""
+        words = template.rstrip("?.!。").split(" ")
+        if self.rng.random() < 0.5:
+            words = [words[i] for i in self.rng.permutation(len(words))]
+        text = " ".join(words)
+        return text.lower() if self.rng.random() < 0.6 else text
 
     def ask(self, kind, language):
         """Returns (question, answer)."""
@@ -454,10 +463,11 @@ def json_number(c, v):
 SYSTEMS = ("", "", "You read buoy telemetry.", "You are proa-buoy.", "Answer questions about the readings.")
 
 
-def conversation(rng, rows, turns, held_out=False, kinds=None, language=None, before=None):
+def conversation(rng, rows, turns, held_out=False, kinds=None, language=None, before=None, late=False):
     """A system text and turns of (kind, language, question, answer, unseen phrasing); the window is where it belongs.
 
-    `turns` is a number of questions about the window. `before`: questions asked before there is a window.
+    `turns` is a number of questions about the window. `before`: questions asked before there is a window. `late`: the
+    mix and the loose phrasings of the second half of training.
     """
     window = make_window(rng, rows, held_out)
     main = language or LANGUAGES[rng.integers(6)]
@@ -465,15 +475,16 @@ def conversation(rng, rows, turns, held_out=False, kinds=None, language=None, be
     in_system = rng.random() < 0.2
     if before is None:
         before = int(rng.integers(1, 5)) if rng.random() < 0.12 and not in_system else 0
-    asker = Asker(rng, None, held_out)
+    mix = MIX_LATE if late else MIX
+    asker = Asker(rng, None, held_out, late)
     for _ in range(before):
         kind = ("self", "scope")[rng.integers(2)]
         out.append((kind, main, *asker.ask(kind, main), asker.unseen))
-    asker = Asker(rng, window, held_out)
+    asker = Asker(rng, window, held_out, late)
     if in_system:
         system = f"{system}\n\n{window.text()}" if system else window.text()
     for i in range(turns):
-        kind = kinds[i] if kinds else KINDS[rng.choice(len(KINDS), p=MIX)]
+        kind = kinds[i] if kinds else KINDS[rng.choice(len(KINDS), p=mix)]
         tongue = main if language or rng.random() < 0.85 else LANGUAGES[rng.integers(6)]
         question, answer = asker.ask(kind, tongue)
         if i == 0 and not in_system:

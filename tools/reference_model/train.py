@@ -20,6 +20,7 @@ from generator import conversation, pieces
 
 SHORT, LONG = (32, 2048), (16, 4096)  # sequences, tokens
 LONG_EVERY = 5
+LATE = 6310  # first batch of the second half: harder kinds more often, looser phrasings
 REST_WEIGHT = 0.02  # of the loss on everything that is not an answer
 PEAK_LR, WARMUP, DECAY, WEIGHT_DECAY = 3e-3, 200, 0.4, 0.05  # DECAY: last share of the steps, linear to zero
 BALANCE = 1e-3
@@ -62,7 +63,7 @@ def make_batch(tokenizer, seed, index):
         row, flag = [], []
         turns = (length - 50 * rows - 110) // 38 + 4
         while len(row) <= length:
-            row, flag, _ = encode(tokenizer, *conversation(np.random.default_rng([seed, index, j, turns]), rows, turns))
+            row, flag, _ = encode(tokenizer, *conversation(np.random.default_rng([seed, index, j, turns]), rows, turns, late=index >= LATE))
             turns += 8
         ids[j], flags[j] = row[: length + 1], flag[: length + 1]
     return ids, flags
@@ -101,9 +102,9 @@ class Batches:
             process.kill()
 
 
-def learning_rate(step, steps):
+def learning_rate(step, steps, first=0):
     """Warm up, hold, decay linearly to zero."""
-    return PEAK_LR * min((step + 1) / WARMUP, 1.0, (steps - step) / (DECAY * steps))
+    return PEAK_LR * min((step - first + 1) / WARMUP, 1.0, (steps - step) / (DECAY * steps))
 
 
 def make_optimizer_class():
@@ -175,6 +176,8 @@ def main():
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for the log and the weights")
     parser.add_argument("--state", type=pathlib.Path, help="file of the full state, read if it is there")
+    parser.add_argument("--init", type=pathlib.Path, help="start from these BF16 weights with a fresh optimizer …")
+    parser.add_argument("--first", type=int, default=0, help="… at this step, warming up again")
     parser.add_argument("--steps", type=int, required=True, help="of the whole training; the schedule depends on it")
     parser.add_argument("--stop-after", type=float, default=1e9, help="seconds")
     parser.add_argument("--check-steps", type=int, default=0, help="steps after saving whose losses the next run repeats")
@@ -190,17 +193,20 @@ def main():
     saved = None
     if args.state and args.state.exists():
         saved = torch.load(args.state, map_location="cpu", weights_only=False)
-    first = saved["step"] if saved else 0
+    first = saved["step"] if saved else args.first
     batches = Batches(args.tokenizer, args.seed, first, args.workers)
 
     import torch.nn.functional as F
-    from model import NemotronH, export
-    from safetensors.torch import save_file
+    from model import NemotronH, export, load_exported
+    from safetensors.torch import load_file, save_file
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.manual_seed(args.seed)
-    model = NemotronH().to(device)
+    model = NemotronH()
+    if args.init:
+        load_exported(model, load_file(args.init))
+    model = model.to(device)
     optimizer = make_optimizer_class()(model)
     expected = {}
     if saved:
@@ -246,7 +252,7 @@ def main():
         answer_loss, rest_loss = losses(ids, flags)
         (answer_loss + REST_WEIGHT * rest_loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step(learning_rate(step, args.steps))
+        optimizer.step(learning_rate(step, args.steps, args.first))
         model.balance(BALANCE)
         for p in model.parameters():
             p.grad = None
@@ -266,7 +272,7 @@ def main():
             sums.zero_()
             now = time.time()
             speed = window_tokens / (now - window_start)
-            row = [step, tokens, f"{a / n:.5f}", f"{r / n:.5f}", f"{learning_rate(step - 1, args.steps):.3e}"]
+            row = [step, tokens, f"{a / n:.5f}", f"{r / n:.5f}", f"{learning_rate(step - 1, args.steps, args.first):.3e}"]
             row += [f"{now - begin:.1f}", f"{speed:.0f}", f"{waited:.1f}"]
             log.writerow(row)
             log_file.flush()
