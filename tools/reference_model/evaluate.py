@@ -7,8 +7,8 @@ An answer counts only if every character is right. The greedy answer equals the 
 expected answer as input, the most likely token is the expected token at every position, <|im_end|> included; so one
 forward pass scores a question without generating. All stations and a quarter of the phrasings are unseen in training.
 
-`file`: the questions of held_out.jsonl. `single`: more of them, every question alone after its window. `chat`: the same kinds of questions one after another in one
-conversation per window, all kinds in random order, right answers in the history.
+`file`: the questions of held_out.jsonl, each alone after its window. `single`: more of these. `chat`: the same kinds
+of questions one after another in one conversation per window, in random order, right answers in the history.
 """
 
 import argparse

@@ -24,9 +24,9 @@ MISSING = -1
 WIDTH = (3, 2, 2, 2, 2, 2, 4, 2)  # digits before the decimal point
 LIMITED = ((POS, ">=", 10), (HS, ">=", 5), (WIND, ">=", 10), (BARO, "<", 10), (BAT, "<", 1))  # channel, sense, grid
 GRID = (10, 5, 10, 10, 10, 10, 10, 5)  # step of the thresholds people ask for
-KINDS = ("value", "last", "max", "min", "first", "count", "trend", "alarms", "fault", "summary", "json", "self", "scope")
+KINDS = tuple("value last max min first count trend alarms fault summary json self scope".split())
 MIX = (0.16, 0.03, 0.12, 0.11, 0.13, 0.10, 0.04, 0.09, 0.08, 0.04, 0.07, 0.015, 0.015)  # how often training asks what
-MIX_LATE = (0.08, 0.03, 0.10, 0.09, 0.10, 0.13, 0.03, 0.13, 0.13, 0.06, 0.08, 0.015, 0.025)  # once looking up is learned
+MIX_LATE = (0.08, 0.03, 0.10, 0.09, 0.10, 0.13, 0.03, 0.13, 0.13, 0.06, 0.08, 0.015, 0.025)  # later
 TIDES = ((12.4206, 1.0), (12.0, 0.45), (23.9345, 0.5), (25.8193, 0.35))  # M2, S2, K1, O1: period in hours, amplitude
 
 SYLLABLES = tuple(c + v for c in "bdfghjklmnprstvz" for v in "aeiou")
@@ -83,7 +83,8 @@ def simulate(rng, rows, step, start):
 
     # The buoy swings on its mooring with the tidal stream (harmonic constituents) and leans with the wind.
     stream = sum(a * np.cos(2 * np.pi * t / p + rng.uniform(0, 2 * np.pi)) for p, a in TIDES)
-    pos = np.clip(rng.uniform(20, 60) + rng.uniform(10, 35) * np.abs(stream) + 2 * wind + rng.normal(0, 3, rows), 1, 400)
+    pos = rng.uniform(20, 60) + rng.uniform(10, 35) * np.abs(stream) + 2 * wind + rng.normal(0, 3, rows)
+    pos = np.clip(pos, 1, 400)
 
     # Battery: charged by the sun's height, drained at a constant rate.
     sun = np.clip(np.sin(2 * np.pi * (t - 6) / 24), 0, None)

@@ -63,7 +63,8 @@ def make_batch(tokenizer, seed, index):
         row, flag = [], []
         turns = (length - 50 * rows - 110) // 38 + 4
         while len(row) <= length:
-            row, flag, _ = encode(tokenizer, *conversation(np.random.default_rng([seed, index, j, turns]), rows, turns, late=index >= LATE))
+            rng = np.random.default_rng([seed, index, j, turns])
+            row, flag, _ = encode(tokenizer, *conversation(rng, rows, turns, late=index >= LATE))
             turns += 8
         ids[j], flags[j] = row[: length + 1], flag[: length + 1]
     return ids, flags
@@ -180,7 +181,7 @@ def main():
     parser.add_argument("--first", type=int, default=0, help="… at this step, warming up again")
     parser.add_argument("--steps", type=int, required=True, help="of the whole training; the schedule depends on it")
     parser.add_argument("--stop-after", type=float, default=1e9, help="seconds")
-    parser.add_argument("--check-steps", type=int, default=0, help="steps after saving whose losses the next run repeats")
+    parser.add_argument("--check-steps", type=int, default=0, help="steps after saving, to be repeated")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=os.cpu_count() - 1)
     parser.add_argument("--tiny", type=int, default=0, help="rows per batch, for a try on a CPU")
@@ -236,7 +237,7 @@ def main():
     log_file = open(args.out / "log.csv", "a", newline="")
     log = csv.writer(log_file)
     if not first:
-        log.writerow(["step", "tokens", "answer_loss", "rest_loss", "learning_rate", "seconds", "tokens_per_second", "waited"])
+        log.writerow("step tokens answer_loss rest_loss learning_rate seconds tokens_per_second waited".split())
     step, tokens, window_tokens, started, window_start, waited = first, 0, 0, None, time.time(), 0.0
     check = {}
     stop_at = args.steps
@@ -272,7 +273,8 @@ def main():
             sums.zero_()
             now = time.time()
             speed = window_tokens / (now - window_start)
-            row = [step, tokens, f"{a / n:.5f}", f"{r / n:.5f}", f"{learning_rate(step - 1, args.steps, args.first):.3e}"]
+            row = [step, tokens, f"{a / n:.5f}", f"{r / n:.5f}"]
+            row += [f"{learning_rate(step - 1, args.steps, args.first):.3e}"]
             row += [f"{now - begin:.1f}", f"{speed:.0f}", f"{waited:.1f}"]
             log.writerow(row)
             log_file.flush()
