@@ -340,10 +340,10 @@ TEST(BadModels, GgufOfNemotronH) {
        {in + ": expected shape"}},
       {"a format we do not have",
        [=](Parts& p) {
-         StoredTensor& t = p.tensors["output.weight"];  // Q4_K: 144 bytes for 256 values
-         t.ggml_type = 12;
+         StoredTensor& t = p.tensors["output.weight"];  // IQ2_XXS: 66 bytes for 256 values
+         t.ggml_type = 16;
          t.shape = {1, 256};
-         t.data.resize(144);
+         t.data.resize(66);
        },
        {"output.weight"}},
       {"a type of no format",

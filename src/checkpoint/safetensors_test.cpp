@@ -70,8 +70,9 @@ TEST(Safetensors, ReadsAFileOfTheOfficialLibrary) {
   EXPECT_EQ(file->find("f8")->type, "F8_E4M3");
   const auto tensor = file->tensor("i64");
   ASSERT_FALSE(tensor.ok());
-  EXPECT_EQ(tensor.error().message(),
-            "use tensor: " + file->path() + ": i64: expected one of F32, F16, BF16, Q8_0, Q4_0, Q4_1, found type I64");
+  const std::string text = tensor.error().message();
+  EXPECT_TRUE(text.starts_with("use tensor: " + file->path() + ": i64: expected one of F32, F16, BF16, ")) << text;
+  EXPECT_TRUE(text.ends_with(", found type I64")) << text;
   EXPECT_EQ(file->tensor("none").error().message(), "use tensor: " + file->path() + ": none: no such tensor");
 }
 

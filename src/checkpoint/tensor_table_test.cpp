@@ -28,7 +28,7 @@ class TensorTable : public testing::Test {
     put("conv", {6, 4}, Format::F32);
     put("norm", {32}, Format::BF16);
     put("column", {32}, Format::Q8_0);
-    writer.put_raw_tensor("k", std::vector<int64_t>{256}, 12, std::vector<std::byte>(144));
+    writer.put_raw_tensor("k", std::vector<int64_t>{256}, 15, std::vector<std::byte>(292));
     bytes_ = writer.bytes();
     auto gguf = Gguf::parse(bytes_, "f");
     ASSERT_TRUE(gguf.ok()) << gguf.error().message();
@@ -74,9 +74,9 @@ TEST_F(TensorTable, ReportsEachDifference) {
       {{.name = "conv", .shape = {24}}, one + "conv: expected shape [24], found [6, 4]"},
       {{.name = "norm", .shape = {32}, .formats = {Format::F32, Format::F16}},
        one + "norm: expected format F32 or F16, found BF16"},
-      {{.name = "k", .shape = {256}}, one + "k: expected a known format, found type Q4_K"},
-      {{.name = "k", .shape = {256}, .formats = {Format::F32}}, one + "k: expected format F32, found type Q4_K"},
-      {{.name = "k", .shape = {256}, .optional = true}, one + "k: expected a known format, found type Q4_K"},
+      {{.name = "k", .shape = {256}}, one + "k: expected a known format, found type Q8_K"},
+      {{.name = "k", .shape = {256}, .formats = {Format::F32}}, one + "k: expected format F32, found type Q8_K"},
+      {{.name = "k", .shape = {256}, .optional = true}, one + "k: expected a known format, found type Q8_K"},
       {{.name = "column", .shape = {32, 1}},
        one + "column: expected rows of whole blocks of 32, found Q8_0 for shape [32, 1]"},
       {{.name = "x", .shape = {1}, .aliases = {"norm"}}, one + "norm: expected shape [1], found [32]"},

@@ -26,7 +26,10 @@ inline std::vector<EmbedCase> embed_cases() {
       {.name = "vocabulary of one", .vocab_size = 1},
       {.name = "misaligned", .format = Format::Q4_1, .offset = 1},
   };
-  for (Format format : kFormats) cases.push_back({.name = std::string(info(format).name), .format = format});
+  for (Format format : kFormats) {
+    cases.push_back(
+        {.name = std::string(info(format).name), .format = format, .hidden_size = whole_blocks(format, 64)});
+  }
   return cases;
 }
 

@@ -24,7 +24,7 @@ struct GatedNormCase {
 };
 
 inline std::vector<GatedNormCase> gated_norm_cases() {
-  return {
+  std::vector<GatedNormCase> cases = {
       {.name = "base"},
       {.name = "no token", .num_tokens = 0},
       {.name = "one token", .num_tokens = 1},
@@ -39,12 +39,10 @@ inline std::vector<GatedNormCase> gated_norm_cases() {
       {.name = "exp would overflow", .z_scale = 1000},
       {.name = "tiny y: eps decides", .y_scale = 1e-4f},
       {.name = "large y", .y_scale = 1e6f},
-      {.name = "F16", .format = Format::F16},
-      {.name = "BF16", .format = Format::BF16},
-      {.name = "Q8_0", .format = Format::Q8_0},
-      {.name = "Q4_1", .format = Format::Q4_1},
       {.name = "misaligned", .offset = 1},
   };
+  for (Format format : kFormats) cases.push_back({.name = std::string(info(format).name), .format = format});
+  return cases;
 }
 
 inline double gated_norm_bound(const GatedNormCase& c) { return sum_bound(c.inner) + 16 * 0x1p-24; }

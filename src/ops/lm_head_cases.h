@@ -30,8 +30,9 @@ inline std::vector<LmHeadCase> lm_head_cases() {
   };
   for (Format format : kFormats) {
     const std::string name(info(format).name);
-    cases.push_back({.name = name, .format = format});
-    cases.push_back({.name = name + ", one row", .format = format, .rows = {4}});
+    const int hidden_size = whole_blocks(format, 64);
+    cases.push_back({.name = name, .format = format, .hidden_size = hidden_size});
+    cases.push_back({.name = name + ", one row", .format = format, .rows = {4}, .hidden_size = hidden_size});
   }
   return cases;
 }

@@ -39,8 +39,13 @@ inline std::vector<MlpCase> mlp_cases() {
   };
   for (Format format : kFormats) {
     const std::string name(info(format).name);
-    cases.push_back({.name = name, .format = format});
-    cases.push_back({.name = name + ", one token", .format = format, .num_tokens = 1});
+    for (int num_tokens : {3, 1}) {
+      cases.push_back({.name = name + ", " + std::to_string(num_tokens),
+                       .format = format,
+                       .num_tokens = num_tokens,
+                       .hidden_size = whole_blocks(format, 64),
+                       .intermediate_size = whole_blocks(format, 96)});
+    }
   }
   return cases;
 }

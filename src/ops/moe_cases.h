@@ -43,9 +43,16 @@ inline std::vector<MoeCase> moe_cases() {
   };
   for (Format format : kFormats) {
     const std::string name(info(format).name);
-    cases.push_back({.name = name, .format = format});
-    cases.push_back({.name = name + ", one token", .format = format, .num_tokens = 1});
-    cases.push_back({.name = name + ", latent", .format = format, .num_tokens = 9, .latent_size = 32});
+    MoeCase c = {.name = name,
+                 .format = format,
+                 .hidden_size = whole_blocks(format, 64),
+                 .intermediate_size = whole_blocks(format, 32),
+                 .shared_intermediate_size = whole_blocks(format, 96)};
+    cases.push_back(c);
+    c.name = name + ", one token", c.num_tokens = 1;
+    cases.push_back(c);
+    c.name = name + ", latent", c.num_tokens = 9, c.latent_size = whole_blocks(format, 32);
+    cases.push_back(c);
   }
   return cases;
 }

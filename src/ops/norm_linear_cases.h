@@ -50,12 +50,13 @@ inline std::vector<NormLinearCase> norm_linear_cases() {
   };
   for (Format format : kFormats) {
     const std::string name(info(format).name);
-    cases.push_back({.name = name, .format = format});
-    cases.push_back({.name = name + ", one token", .format = format, .num_tokens = 1});
+    const int hidden_size = whole_blocks(format, 96);
+    cases.push_back({.name = name, .format = format, .hidden_size = hidden_size});
+    cases.push_back({.name = name + ", one token", .format = format, .num_tokens = 1, .hidden_size = hidden_size});
     cases.push_back({.name = name + ", sizes of a small model",
                      .format = format,
                      .num_tokens = 14,
-                     .hidden_size = 576,
+                     .hidden_size = whole_blocks(format, 576),
                      .rows = {576, 192}});
   }
   return cases;

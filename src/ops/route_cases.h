@@ -48,7 +48,10 @@ inline std::vector<RouteCase> route_cases() {
       {.name = "experts tie in pairs", .in_pairs = true},
       {.name = "misaligned", .offset = 1},
   };
-  for (Format format : kFormats) cases.push_back({.name = std::string(info(format).name), .format = format});
+  for (Format format : kFormats) {
+    cases.push_back(
+        {.name = std::string(info(format).name), .format = format, .hidden_size = whole_blocks(format, 64)});
+  }
   return cases;
 }
 

@@ -83,6 +83,12 @@ inline Floats poisoned(int64_t count, int offset = 0) {
   return values;
 }
 
+// `size` up to whole blocks of the format: rows of every format in the tables.
+inline int whole_blocks(Format format, int size) {
+  const int block = info(format).block_elements;
+  return (size + block - 1) / block * block;
+}
+
 // A matrix with its bytes. Rows are scaled so that W · x has the RMS of x. `offset` moves the bytes by so many blocks'
 // alignments from a 64-byte boundary; `padding` bytes stand between rows (a multiple of the block's alignment).
 struct TestWeight {
