@@ -4,7 +4,7 @@ namespace proa {
 
 void embed_reference(const Embed& op) {
   for (int t = 0; t < op.num_tokens; ++t) {
-    decode_row(op.table.format, op.table.row(op.token_ids[t]), op.table.cols, op.x + t * op.table.cols);
+    decode_row(op.table, op.token_ids[t], op.x + t * op.table.cols);
   }
 }
 

@@ -11,7 +11,7 @@ namespace proa::reference {
 // Row r of a weight, decoded.
 inline std::vector<double> decode(const Weight& weight, int64_t r) {
   std::vector<float> row(static_cast<size_t>(weight.cols));
-  decode_row(weight.format, weight.row(r), weight.cols, row.data());
+  decode_row(weight, r, row.data());
   return {row.begin(), row.end()};
 }
 

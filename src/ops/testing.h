@@ -100,25 +100,56 @@ struct TestWeight {
     const size_t stride = row_bytes(format, cols) + padding;
     const size_t size = rows == 0 ? 1 : static_cast<size_t>(rows) * stride - padding;
     bytes = Array<std::byte>(static_cast<int64_t>(size), offset * static_cast<int>(info(format).block_alignment));
+    weight = {.data = bytes.data(), .rows = rows, .cols = cols, .row_stride = stride, .format = format};
+    // Formats that need scales have them as checkpoints do.
+    if (format == Format::E2M1) add_scales(Format::F8_E4M3, 16);
+    if (format == Format::F8_E4M3) add_scales(Format::F32, cols);
+    if (format == Format::NVFP4 || weight.scales) weight.scale = 0.0013f * static_cast<float>(1 + random.below(5));
     for (int64_t r = 0; r < rows; ++r) {
-      const Floats row = random.normals(cols, 1 / std::sqrt(static_cast<float>(cols)));
+      Floats row = random.normals(cols, 1 / std::sqrt(static_cast<float>(cols)));
+      for (float& value : row) value /= weight.scale;
+      if (weight.scales) scale_row(r, row);
       encode_row(format, row.data(), cols, bytes.data() + static_cast<size_t>(r) * stride);
     }
-    weight = {.data = bytes.data(), .rows = rows, .cols = cols, .row_stride = stride, .format = format};
+  }
+
+ private:
+  Array<std::byte> scales_;
+
+  void add_scales(Format format, int64_t group) {
+    const size_t stride = row_bytes(format, (weight.cols + group - 1) / group);
+    scales_ = Array<std::byte>(std::max<int64_t>(1, weight.rows * static_cast<int64_t>(stride)));
+    weight.scales = {scales_.data(), stride, format, group};
+  }
+
+  // Gives each group of row r the scale that makes its largest value 6, the most that E2M1 holds.
+  void scale_row(int64_t r, Floats& row) {
+    const Scales& scales = weight.scales;
+    for (int64_t begin = 0; begin < weight.cols; begin += scales.group) {
+      const int64_t end = std::min(weight.cols, begin + scales.group);
+      float amax = 0;
+      for (int64_t c = begin; c < end; ++c) amax = std::max(amax, std::abs(row[c]));
+      std::byte* stored =
+          scales_.data() + (scales.row(r) - scales.data) + row_bytes(scales.format, begin / scales.group);
+      float scale = amax / 6;
+      encode_row(scales.format, &scale, 1, stored);
+      decode_row(scales.format, stored, 1, &scale);
+      for (int64_t c = begin; c < end; ++c) row[c] = scale == 0 ? 0 : row[c] / scale;
+    }
   }
 };
 
 // One matrix per expert, each in memory of its own.
 struct TestExperts {
   std::vector<TestWeight> matrices;
-  std::vector<const std::byte*> table;
+  ExpertTables tables;
   ExpertWeights weights;
 
   TestExperts(Random& random, Format format, int count, int64_t rows, int64_t cols, int offset = 0) {
     for (int e = 0; e < count; ++e) matrices.emplace_back(random, format, rows, cols, offset);
-    for (const TestWeight& matrix : matrices) table.push_back(matrix.weight.data);
-    weights = {
-        .data = table.data(), .rows = rows, .cols = cols, .row_stride = row_bytes(format, cols), .format = format};
+    std::vector<Weight> experts;
+    for (const TestWeight& matrix : matrices) experts.push_back(matrix.weight);
+    weights = tables.assign(experts);
   }
 };
 

@@ -13,8 +13,10 @@
 
 #include "core/tensor.h"
 #include "quant/bf16.h"
+#include "quant/e2m1.h"
 #include "quant/f16.h"
 #include "quant/f32.h"
+#include "quant/f8_e4m3.h"
 #include "quant/iq4_nl.h"
 #include "quant/iq4_xs.h"
 #include "quant/mxfp4.h"
@@ -30,10 +32,11 @@
 #include "quant/q6_k.h"
 #include "quant/q8_0.h"
 
-#define PROA_FORMATS(X)                                                                                              \
-  X(F32)                                                                                                             \
-  X(F16) X(BF16) X(Q8_0) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) X(IQ4_NL) X(IQ4_XS) \
-      X(MXFP4) X(NVFP4)
+#define PROA_FORMATS(X)                                                                                                \
+  X(F32)                                                                                                               \
+  X(F16)                                                                                                               \
+  X(BF16) X(Q8_0) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) X(IQ4_NL) X(IQ4_XS) X(MXFP4) \
+      X(NVFP4) X(F8_E4M3) X(E2M1)
 
 namespace proa {
 

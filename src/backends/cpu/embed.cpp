@@ -5,7 +5,7 @@ namespace proa {
 void CpuBackend::embed(const Embed& op) {
   threads().parallel_for(op.num_tokens, 16, [&](int64_t begin, int64_t end, int) {
     for (int64_t t = begin; t < end; ++t) {
-      decode_row(op.table.format, op.table.row(op.token_ids[t]), op.table.cols, op.x + t * op.table.cols);
+      decode_row(op.table, op.token_ids[t], op.x + t * op.table.cols);
     }
   });
 }

@@ -121,7 +121,7 @@ void copy_tail(const typename F::Block* row, int64_t cols, typename F::Block (&t
   std::memcpy(tail, row + cols / 32 * 32, static_cast<size_t>(cols % 32) * sizeof(typename F::Block));
 }
 
-// One row to floats, padded with zeros to a multiple of 32.
+// One row to floats, padded with zeros to a multiple of 32; all but weight.scale, which put() applies.
 template <class F>
 void decode_padded(const Weight& weight, int64_t row, float* out) {
   const auto* block = row_blocks<F>(weight, row);
@@ -144,6 +144,7 @@ void decode_padded(const Weight& weight, int64_t row, float* out) {
     for (int64_t c = 0; c < cols; c += F::block_elements) F::decode(*block++, out + c);
     std::fill(out + cols, out + padded_cols(cols), 0.0f);
   }
+  apply_scales(weight, row, out);
 }
 
 // Sums of R rows for one token, decoded in registers.
@@ -180,6 +181,7 @@ HWY_INLINE void dot_rows(const Weight& weight, int64_t row, const float* x, V (&
 }
 
 HWY_INLINE void put(const Linear& op, int token, int64_t row, float value) {
+  value *= op.weight.scale;
   if (op.scale) value *= op.scale[token];
   float* y = op.y + (op.y_rows ? op.y_rows[token] : token) * op.y_stride + row;
   *y = op.add ? *y + value : value;
@@ -236,7 +238,7 @@ void tile_of(int tokens, const Linear& op, const float* panel, int64_t cols, int
 
 template <class F>
 void rows_of(const Linear& op, int64_t begin, int64_t end, int64_t panel_rows, float* panel) {
-  if (kTuned<F> && op.num_tokens == 1) {
+  if (kTuned<F> && op.num_tokens == 1 && !op.weight.scales) {
     if constexpr (kTuned<F>) {
       int64_t row = begin;
       for (; row + kRows <= end; row += kRows) one_token_tile<F, kRows>(op, row, 0);
