@@ -1,8 +1,10 @@
-// SmolLM2-135M-Instruct (Q4_1) against llama.cpp, with real weights. tools/goldens/smollm2.py says what was stored and
-// why there are two goldens: `weights` is llama.cpp on these weights in F32, which is what an engine with F32
-// activations computes, and `file` is llama.cpp on the file itself, where it rounds activations to 8 bits and two of
-// its own settings differ from each other by a mean KL of 4e-3. We are judged by `weights`, and must not be further
-// from `file` than llama.cpp is from itself.
+// SmolLM2-135M-Instruct (Q4_1) against llama.cpp, with real weights. There are three goldens of llama.cpp:
+//   blas     on this file, built with BLAS, where it multiplies in F32 (tools/goldens/smollm2_blas.py)
+//   weights  on the same weights written out as F32                    (tools/goldens/smollm2.py)
+//   file     on this file with its own CPU kernels, which round activations to 8 bits. Two of its settings then differ
+//            from each other by a mean KL of 4e-3.
+// An engine with F32 activations is judged by the first two, and must not be further from the third than llama.cpp is
+// from itself.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -96,6 +98,8 @@ class SmolLM2 : public testing::TestWithParam<Precision> {
     if (!model_) GTEST_SKIP() << "PROA_SMOLLM2 does not name SmolLM2-135M-Instruct.Q4_1.gguf";
     goldens_ = read_json(goldens_folder() + "smollm2/goldens.json");
     tensors_.emplace(must(Safetensors::open(goldens_folder() + "smollm2/goldens.safetensors")));
+    blas_ = read_json(goldens_folder() + "smollm2/goldens_blas.json");
+    blas_tensors_.emplace(must(Safetensors::open(goldens_folder() + "smollm2/goldens_blas.safetensors")));
   }
 
   std::vector<float> run(std::span<const int32_t> token_ids, std::span<const int32_t> rows) const {
@@ -116,15 +120,15 @@ class SmolLM2 : public testing::TestWithParam<Precision> {
 
   static inline std::unique_ptr<Backend> backend_;
   static inline std::unique_ptr<Model> model_;
-  Json goldens_;
-  std::optional<Safetensors> tensors_;
+  Json goldens_, blas_;
+  std::optional<Safetensors> tensors_, blas_tensors_;
 };
 
 TEST_P(SmolLM2, LogitsOfTwentyPrompts) {
-  const KeptLogits weights(*tensors_, "weights"), file(*tensors_, "file");
+  const KeptLogits weights(*tensors_, "weights"), file(*tensors_, "file"), blas(*blas_tensors_, "blas");
   const auto full_rows = integers(*tensors_, "full_rows");
   const auto full_logits = floats(*tensors_, "weights.full_logits");
-  double kl_weights = 0, kl_weights_max = 0, kl_file = 0, full = 0, sampled = 0;
+  double kl_weights = 0, kl_weights_max = 0, kl_file = 0, kl_blas = 0, full = 0, sampled = 0;
   size_t row = 0;
   for (const Json& prompt : goldens_.at("prompts")) {
     const auto positions = prompt.at("positions").get<std::vector<int32_t>>();
@@ -135,6 +139,7 @@ TEST_P(SmolLM2, LogitsOfTwentyPrompts) {
       kl_weights += kl;
       kl_weights_max = std::max(kl_weights_max, kl);
       kl_file += file.kl(row, logits);
+      kl_blas += blas.kl(row, logits);
       const auto whole = std::find(full_rows.begin(), full_rows.end(), static_cast<int32_t>(row));
       if (whole == full_rows.end()) continue;
       const auto theirs = row_of(full_logits, static_cast<size_t>(whole - full_rows.begin()));
@@ -148,14 +153,16 @@ TEST_P(SmolLM2, LogitsOfTwentyPrompts) {
   ASSERT_EQ(row, weights.logsumexp.size());
   kl_weights /= static_cast<double>(row);
   kl_file /= static_cast<double>(row);
+  kl_blas /= static_cast<double>(row);
   double own = 0;  // of llama.cpp from itself
   for (const auto& [setting, pair] : goldens_.at("noise").at("file").items()) {
     own = std::max(own, pair.at("kl_mean").get<double>());
   }
   std::printf(
-      "  KV %-4s  %zu positions: KL from llama.cpp in F32 mean %.2e, max %.2e; from llama.cpp on the file mean "
-      "%.2e (its own settings differ by %.2e)\n",
-      GetParam().name, row, kl_weights, kl_weights_max, kl_file, own);
+      "  KV %-4s  %zu positions: KL from llama.cpp with BLAS mean %.2e; on F32 weights mean %.2e, max %.2e; with 8-bit "
+      "activations mean %.2e (its own settings differ by %.2e)\n",
+      GetParam().name, row, kl_blas, kl_weights, kl_weights_max, kl_file, own);
+  EXPECT_LT(kl_blas, kMeanKl);
   EXPECT_LT(kl_weights, kMeanKl);
   EXPECT_LT(kl_file, own);
   // Where the whole row is stored, the sampled sum is the sum; below 1e-9 both are the rounding of stored floats.
@@ -165,13 +172,16 @@ TEST_P(SmolLM2, LogitsOfTwentyPrompts) {
 // llama.cpp's tokens are fed, so that every step is judged, also after one that differs.
 TEST_P(SmolLM2, GreedyTokens) {
   const double file_noise = noise(goldens_, "file", {"batch_1", "kv_f16", "flash_attn_kv_f16"});
-  for (const auto& [golden, allowed] : {std::pair{"weights", logit_noise()}, std::pair{"file", file_noise}}) {
+  for (const auto& [golden, allowed] :
+       {std::pair{"blas", logit_noise()}, std::pair{"weights", logit_noise()}, std::pair{"file", file_noise}}) {
     if (golden == std::string("file") && GetParam().kv_cache_dtype != Format::BF16) continue;  // said once
     int steps = 0, others = 0;
     double widest = 0;
-    for (const Json& prompt : goldens_.at("prompts")) {
+    for (size_t number = 0; const Json& prompt : goldens_.at("prompts")) {
       auto token_ids = prompt.at("token_ids").get<std::vector<int32_t>>();
-      const Json& greedy = prompt.at("greedy").at(golden);
+      const bool with_blas = golden == std::string("blas");
+      const Json& greedy = with_blas ? blas_.at("greedy").at(number) : prompt.at("greedy").at(golden);
+      ++number;
       const auto best = greedy.at("token_ids").get<std::vector<int32_t>>();
       const auto first_logits = greedy.at("best_logits").get<std::vector<double>>();
       const auto second_logits = greedy.at("second_logits").get<std::vector<double>>();
@@ -225,6 +235,12 @@ TEST_P(SmolLM2, Perplexity) {
       "  KV %-4s  perplexity of %d tokens %.4f; llama.cpp in F32 %.4f (%+.4f %%), on the file %.4f (%+.3f %%)\n",
       GetParam().name, scored, ours, weights, 100 * (ours / weights - 1), file, 100 * (ours / file - 1));
   EXPECT_NEAR(ours / weights, 1, kPerplexity);
+  if (scored == blas_.at("perplexity").at("scored").get<int>()) {
+    const double blas = blas_.at("perplexity").at("perplexity").get<double>();
+    std::printf("  KV %-4s  llama.cpp on the file with BLAS %.4f (%+.4f %%)\n", GetParam().name, blas,
+                100 * (ours / blas - 1));
+    EXPECT_NEAR(ours / blas, 1, kPerplexity);
+  }
 }
 
 // BF16 is what `proa run` uses unless told otherwise.
