@@ -2,8 +2,6 @@
 // around the routed experts where a model has them (reference nemotron-h 2.7).
 #pragma once
 
-#include <vector>
-
 #include "layers/forward.h"
 
 namespace proa {
@@ -18,10 +16,10 @@ struct MoeLayer {
   float routed_scaling_factor;
   Activation activation;
   float eps;
-  const float* norm;                                 // [hidden_size]
-  Weight gate;                                       // [n_routed_experts, hidden_size]
-  const float* bias;                                 // [n_routed_experts] e_score_correction_bias
-  std::vector<const std::byte*> up_data, down_data;  // [n_routed_experts] what the tables below point to
+  const float* norm;                    // [hidden_size]
+  Weight gate;                          // [n_routed_experts, hidden_size]
+  const float* bias;                    // [n_routed_experts] e_score_correction_bias
+  ExpertTables up_tables, down_tables;  // what the next two point to
   ExpertWeights up, down;
   Weight latent_in, latent_out;   // empty: no latent
   Weight shared_up, shared_down;  // empty: no shared expert

@@ -240,8 +240,9 @@ class Llama final : public Model {
                                  {.name = layer(i, kDown), .shape = {c.hidden_size, c.intermediate_size}}});
     }
     const std::string ignored[] = {"model.layers.*.self_attn.rotary_emb.inv_freq"};
-    PROA_ASSIGN(TensorMap tensors, check_tensors(*checkpoint, table, ignored));
-    WeightLoader load(std::move(tensors), backend);
+    PROA_ASSIGN(ScaledTensors stored, scaled_tensors(*checkpoint));
+    PROA_ASSIGN(TensorMap tensors, check_tensors(stored.entries, checkpoint->path(), table, ignored));
+    WeightLoader load(std::move(tensors), std::move(stored.scaling), backend);
 
     embeddings_ = load.matrix(global(kEmbeddings));
     final_norm_ = load.vector(global(kFinalNorm));

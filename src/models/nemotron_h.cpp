@@ -432,8 +432,9 @@ class NemotronH final : public Model {
     // Tensors that may be there and are not used: speculation (MTP) and other modalities.
     std::vector<std::string> ignored = {"mtp.", "vision_model.", "mlp1.", "sound_encoder.", "sound_projection."};
     if (names.gguf()) ignored = {"blk." + std::to_string(c.pattern.size()) + ".", "blk.*.nextn."};
-    PROA_ASSIGN(TensorMap tensors, check_tensors(*checkpoint, tensor_table(c, names), ignored));
-    WeightLoader load(std::move(tensors), backend);
+    PROA_ASSIGN(ScaledTensors stored, scaled_tensors(*checkpoint));
+    PROA_ASSIGN(TensorMap tensors, check_tensors(stored.entries, checkpoint->path(), tensor_table(c, names), ignored));
+    WeightLoader load(std::move(tensors), std::move(stored.scaling), backend);
 
     eps_ = c.layer_norm_epsilon;
     embeddings_ = load.matrix(names.trunk(kEmbeddings));
@@ -532,14 +533,14 @@ class NemotronH final : public Model {
                       .norm = load.vector(names.layer(i, kNorm)),
                       .gate = load.matrix(names.layer(i, kGate)),
                       .bias = load.vector(names.layer(i, kBias))};
-    const auto experts = [&](TensorName name, std::vector<const std::byte*>& data) {
-      if (names.stacked(i, name)) return load.experts(names.layer(i, name), data);
+    const auto experts = [&](TensorName name, ExpertTables& tables) {
+      if (names.stacked(i, name)) return load.experts(names.layer(i, name), tables);
       std::vector<std::string> each;
       for (int64_t e = 0; e < c.n_routed_experts; ++e) each.push_back(names.expert(i, name, e));
-      return load.experts(each, data);
+      return load.experts(each, tables);
     };
-    layer.up = experts(kExpertsUp, layer.up_data);
-    layer.down = experts(kExpertsDown, layer.down_data);
+    layer.up = experts(kExpertsUp, layer.up_tables);
+    layer.down = experts(kExpertsDown, layer.down_tables);
     if (c.moe_latent_size) {
       layer.latent_in = load.matrix(names.layer(i, kLatentIn));
       layer.latent_out = load.matrix(names.layer(i, kLatentOut));

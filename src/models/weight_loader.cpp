@@ -9,30 +9,71 @@ const Tensor* WeightLoader::find(const std::string& name, [[maybe_unused]] bool 
   const auto it = tensors_.find(name);
   assert((it != tensors_.end() || optional) && "a tensor was asked for that the table does not name");
   if (it == tensors_.end()) return nullptr;
-  count(it->second);
+  num_parameters_ += it->second.shape.elements();
   return &it->second;
 }
 
-void WeightLoader::count(const Tensor& tensor) {
-  num_parameters_ += tensor.shape.elements();
-  weight_bytes_ += static_cast<int64_t>(tensor.bytes);
+void WeightLoader::fail(Error error) {
+  if (status_.ok()) status_ = std::move(error);
 }
 
 Weight WeightLoader::place(const Tensor& tensor) {
+  weight_bytes_ += static_cast<int64_t>(tensor.bytes);
   auto weight = backend_.place(tensor);
   if (weight.ok()) return *weight;
-  if (status_.ok()) status_ = weight.error();
+  fail(weight.error());
   return {};
+}
+
+std::vector<Weight> WeightLoader::matrices(const Tensor& tensor) {
+  const bool stacked = tensor.shape.size() == 3;
+  const int64_t count = stacked ? tensor.shape.front() : 1;
+  std::vector<Weight> result;
+  for (int64_t i = 0; i < count; ++i) result.push_back(place(stacked ? tensor.slice(i) : tensor));
+  const auto found = scaling_.find(tensor.data);
+  if (found == scaling_.end()) return result;
+
+  const Scaling& scaling = found->second;
+  if (scaling.scales.size() != 1 && scaling.scales.size() != result.size()) {
+    fail({.doing = "load matrix",
+          .where = "of shape " + to_string(tensor.shape),
+          .expected = std::to_string(result.size()) + " scales",
+          .actual = std::to_string(scaling.scales.size())});
+    return result;
+  }
+  const float* row_scales = scaling.row_scales.empty() ? nullptr : copy(scaling.row_scales);
+  Tensor group_scales;
+  if (scaling.group_scales.format) {
+    auto scales = to_tensor(scaling.group_scales);
+    if (!scales.ok()) return fail(scales.error()), result;
+    group_scales = *scales;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    Weight& weight = result[static_cast<size_t>(i)];
+    weight.scale = scaling.scales[scaling.scales.size() == 1 ? 0 : static_cast<size_t>(i)];
+    if (group_scales.data) {
+      const Weight scales = place(stacked ? group_scales.slice(i) : group_scales);
+      weight.scales = {scales.data, scales.row_stride, scales.format, scaling.group};
+    } else if (row_scales) {
+      weight.scales = {reinterpret_cast<const std::byte*>(row_scales + i * weight.rows), sizeof(float), Format::F32,
+                       weight.cols};
+    }
+  }
+  return result;
 }
 
 Weight WeightLoader::matrix(const std::string& name, bool optional) {
   const Tensor* tensor = find(name, optional);
-  return tensor ? place(*tensor) : Weight{};
+  return tensor ? matrices(*tensor).front() : Weight{};
 }
 
 const float* WeightLoader::vector(const std::string& name, bool optional) {
   const Tensor* tensor = find(name, optional);
   if (!tensor) return nullptr;
+  if (scaling_.contains(tensor->data)) {
+    fail({.doing = "load vector", .where = name, .expected = "no scale", .actual = "one beside it"});
+  }
+  weight_bytes_ += static_cast<int64_t>(tensor->bytes);
   std::vector<float> values(static_cast<size_t>(tensor->shape.elements()));
   decode_row(tensor->format, tensor->data, tensor->shape.elements(), values.data());
   return copy(values);
@@ -40,40 +81,33 @@ const float* WeightLoader::vector(const std::string& name, bool optional) {
 
 const float* WeightLoader::copy(std::span<const float> values) {
   auto buffer = backend_.allocate(values.size_bytes());
-  if (!buffer.ok()) {
-    if (status_.ok()) status_ = buffer.error();
-    return nullptr;
-  }
+  if (!buffer.ok()) return fail(buffer.error()), nullptr;
   std::memcpy(buffer->data(), values.data(), values.size_bytes());
   buffers_.push_back(*buffer);
   return buffer->as<float>();
 }
 
-ExpertWeights WeightLoader::experts(const std::string& stacked_name, std::vector<const std::byte*>& data) {
-  const Tensor* stacked = find(stacked_name, false);
-  if (!stacked) return {};
-  Weight weight;
-  for (int64_t e = 0; e < stacked->shape.front(); ++e) {
-    weight = place(stacked->slice(e));
-    data.push_back(weight.data);
+ExpertWeights WeightLoader::assign(const std::vector<Weight>& experts, ExpertTables& tables, const std::string& name) {
+  for (size_t e = 0; e < experts.size(); ++e) {
+    if (alike(experts[e], experts.front())) continue;
+    fail({.doing = "load experts",
+          .where = name,
+          .expected = "format " + std::string(info(experts.front().format).name) + " and scales as expert 0 has",
+          .actual = std::string(info(experts[e].format).name) + " in expert " + std::to_string(e)});
+    return {};
   }
-  return {data.data(), weight.rows, weight.cols, weight.row_stride, weight.format, weight.layout, weight.residency};
+  return tables.assign(experts);
 }
 
-ExpertWeights WeightLoader::experts(std::span<const std::string> names, std::vector<const std::byte*>& data) {
-  Weight first;
-  for (const std::string& name : names) {
-    const Weight weight = matrix(name);
-    if (data.empty()) first = weight;
-    if (weight.format != first.format && status_.ok()) {
-      status_ = Error{.doing = "load experts",
-                      .where = name,
-                      .expected = "format " + std::string(info(first.format).name) + " as " + names.front() + " has",
-                      .actual = std::string(info(weight.format).name)};
-    }
-    data.push_back(weight.data);
-  }
-  return {data.data(), first.rows, first.cols, first.row_stride, first.format, first.layout, first.residency};
+ExpertWeights WeightLoader::experts(const std::string& stacked_name, ExpertTables& tables) {
+  const Tensor* stacked = find(stacked_name, false);
+  return stacked ? assign(matrices(*stacked), tables, stacked_name) : ExpertWeights{};
+}
+
+ExpertWeights WeightLoader::experts(std::span<const std::string> names, ExpertTables& tables) {
+  std::vector<Weight> experts;
+  for (const std::string& name : names) experts.push_back(matrix(name));
+  return assign(experts, tables, names.empty() ? "" : names.front());
 }
 
 }  // namespace proa

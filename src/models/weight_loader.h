@@ -1,11 +1,13 @@
 // From a checked tensor table to what layers hold: matrices placed on the device, small tensors widened to F32.
 #pragma once
 
+#include <map>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/scaled_tensors.h"
 #include "checkpoint/tensor_table.h"
 #include "layers/moe.h"
 #include "ops/backend.h"
@@ -18,17 +20,19 @@ inline const std::vector<Format> kVectorFormats = {Format::F32, Format::BF16, Fo
 // Remembers its first error, so that a model's loading reads as its list of tensors; ask status() at the end.
 class WeightLoader {
  public:
-  WeightLoader(TensorMap tensors, Backend& backend) : tensors_(std::move(tensors)), backend_(backend) {}
+  // `scaling` is by the address of a tensor's first byte, as scaled_tensors() gives it.
+  WeightLoader(TensorMap tensors, std::map<const std::byte*, Scaling> scaling, Backend& backend)
+      : tensors_(std::move(tensors)), scaling_(std::move(scaling)), backend_(backend) {}
 
   // Every name must be in the table, except where `optional` says that an empty result will do.
   Weight matrix(const std::string& name, bool optional = false);
-  const float* vector(const std::string& name, bool optional = false);  // decoded, in memory of buffers()
+  const float* vector(const std::string& name, bool optional = false);  // decoded, in memory of take_buffers()
   const float* copy(std::span<const float> values);
 
-  // [n_routed_experts] matrices, from one tensor [n_routed_experts, rows, cols] or from one per expert. The pointers go
-  // to `data`, which the result points to.
-  ExpertWeights experts(const std::string& stacked_name, std::vector<const std::byte*>& data);
-  ExpertWeights experts(std::span<const std::string> names, std::vector<const std::byte*>& data);
+  // [n_routed_experts] matrices, from one tensor [n_routed_experts, rows, cols] or from one per expert. The result
+  // points to `tables`.
+  ExpertWeights experts(const std::string& stacked_name, ExpertTables& tables);
+  ExpertWeights experts(std::span<const std::string> names, ExpertTables& tables);
 
   const Result<void>& status() const { return status_; }
   int64_t num_parameters() const { return num_parameters_; }  // of all that was asked for
@@ -38,10 +42,14 @@ class WeightLoader {
 
  private:
   const Tensor* find(const std::string& name, bool optional);
-  void count(const Tensor& tensor);
+  void fail(Error error);
   Weight place(const Tensor& tensor);
+  // The matrices of a tensor, one unless it is [matrices, rows, cols], with their scales.
+  std::vector<Weight> matrices(const Tensor& tensor);
+  ExpertWeights assign(const std::vector<Weight>& experts, ExpertTables& tables, const std::string& name);
 
   TensorMap tensors_;
+  std::map<const std::byte*, Scaling> scaling_;
   Backend& backend_;
   std::vector<Buffer> buffers_;
   Result<void> status_;

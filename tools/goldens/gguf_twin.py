@@ -69,16 +69,20 @@ def add_vocabulary(writer, vocab):
     writer.add_pad_token_id(0)
 
 
-def write_tensors(writer, named):
+def write_tensors(writer, named, packed={}):
+    """`packed` lies over `named`: arrays of bytes with the type they are of, or further tensors with None."""
     for name, value in named.items():
-        writer.add_tensor(name, value)
+        if name not in packed:
+            writer.add_tensor(name, value)
+    for name, (value, kind) in packed.items():
+        writer.add_tensor(name, value, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def write(path, w, cfg, name):
+def write(path, w, cfg, name, packed={}):
     raw, moe = cfg.raw, "E" in cfg.layers
     arch = "nemotron_h_moe" if moe else "nemotron_h"
     writer = gguf.GGUFWriter(path, arch)
@@ -118,7 +122,7 @@ def write(path, w, cfg, name):
         if cfg.latent:
             writer.add_moe_latent_size(cfg.latent)
     add_vocabulary(writer, cfg.vocab)
-    write_tensors(writer, tensors(w, cfg))
+    write_tensors(writer, tensors(w, cfg), packed)
 
 
 def check(path, w, cfg):
