@@ -32,11 +32,12 @@
 #include "quant/q6_k.h"
 #include "quant/q8_0.h"
 
-#define PROA_FORMATS(X)                                                                                                \
-  X(F32)                                                                                                               \
-  X(F16)                                                                                                               \
-  X(BF16) X(Q8_0) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) X(IQ4_NL) X(IQ4_XS) X(MXFP4) \
-      X(NVFP4) X(F8_E4M3) X(E2M1)
+// clang-format off
+#define PROA_FORMATS(X) \
+  X(F32) X(F16) X(BF16) X(F8_E4M3) X(E2M1) \
+  X(Q8_0) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(IQ4_NL) X(MXFP4) X(NVFP4) \
+  X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) X(IQ4_XS)
+// clang-format on
 
 namespace proa {
 
