@@ -217,7 +217,7 @@ void convolve_channels(const SsdChunk& op, int64_t begin, int64_t end, float* ac
   for (int s = 0; s < op.num_seqs; ++s) {
     const int T = op.query_start[s + 1] - op.query_start[s];
     const int64_t start = op.query_start[s] - op.query_start[0];
-    const float* xbc = op.projected + start * shape.projected() + shape.inner();
+    const float* xbc = T > 0 ? op.projected + start * shape.projected() + shape.inner() : nullptr;
     float* out = activated + start * conv_dim;
     const int32_t slot_in = op.state_slot_in[s], slot_out = op.state_slot_out[s];
     // Rows before the first token: the slot's, or zeros, which the end of `activated` holds.
