@@ -349,6 +349,7 @@ Result<void> read_config(std::string_view text, Vocabulary& vocabulary) {
 }  // namespace
 
 Result<Vocabulary> vocabulary_from_tokenizer_json(std::string_view tokenizer_json, std::string_view tokenizer_config) {
+  if (tokenizer_json.empty()) return problem("the text", "JSON", "nothing");  // simdjson copies from its null pointer
   auto parser = std::make_shared<simdjson::dom::parser>();
   Node root{.present = true};
   if (const auto error = parser->parse(tokenizer_json.data(), tokenizer_json.size()).get(root.value)) {

@@ -158,6 +158,13 @@ TEST(TokenizerJson, ReadsAllFields) {
   EXPECT_EQ(tokenizer->encode("ab<think>", {.add_bos = true}), (std::vector<int32_t>{3, 2, 6}));
 }
 
+TEST(TokenizerJson, EmptyTextIsAnError) {
+  const auto tokenizer = vocabulary_from_tokenizer_json({}, "");  // a null pointer, as an empty file gives
+  ASSERT_FALSE(tokenizer.ok());
+  EXPECT_NE(tokenizer.error().message().find("expected JSON, found nothing"), std::string::npos)
+      << tokenizer.error().message();
+}
+
 TEST(TokenizerJson, OtherSpellingsOfTheSame) {
   const std::pair<const char*, void (*)(Json&)> rows[] = {
       {"merges as text", [](Json& j) { j["model"]["merges"] = {"a b"}; }},
