@@ -1,6 +1,8 @@
 #include "cache/kv_cache.h"
 
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <string>
 
@@ -33,6 +35,7 @@ Result<KvCache> KvCache::create(Backend& backend, std::span<const CacheSpec> spe
                  .hint = ""};
   }
   KvCache cache;
+  cache.format_ = format;
   cache.views_.resize(specs.size());
   for (size_t i = 0; i < specs.size(); ++i) {
     if (specs[i].kind != CacheSpec::Kind::kv) continue;
@@ -54,6 +57,23 @@ Result<KvCache> KvCache::create(Backend& backend, std::span<const CacheSpec> spe
     cache.buffers_.push_back(std::move(buffer));
   }
   return cache;
+}
+
+void KvCache::fill_with_noise() {
+  std::vector<float> noise(65521);  // a prime: blocks do not begin at the same place of it
+  uint32_t state = 1;
+  for (float& value : noise) {
+    state = state * 1664525u + 1013904223u;
+    value = (static_cast<float>(state >> 8) / 0x1p24f - 0.5f) * 3.4641016f;
+  }
+  const size_t bytes = noise.size() * info(format_).block_bytes;
+  std::vector<std::byte> encoded(bytes);
+  encode_row(format_, noise.data(), static_cast<int64_t>(noise.size()), encoded.data());
+  for (const Buffer& buffer : buffers_) {
+    for (size_t at = 0; at < buffer.bytes; at += bytes) {
+      std::memcpy(buffer.data() + at, encoded.data(), std::min(bytes, buffer.bytes - at));
+    }
+  }
 }
 
 }  // namespace proa

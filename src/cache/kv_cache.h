@@ -20,10 +20,14 @@ class KvCache {
   static Result<KvCache> create(Backend& backend, std::span<const CacheSpec> specs, int num_blocks, int block_size,
                                 Format format);
 
+  // Keys and values of unit variance in every block, always the same: for measuring at a depth that nobody computed.
+  void fill_with_noise();
+
   // [specs.size()], empty views where the layer keeps no keys.
   const KvCacheView& view(size_t layer) const { return views_[layer]; }
 
  private:
+  Format format_{};
   std::vector<Buffer> buffers_;
   std::vector<KvCacheView> views_;
 };

@@ -139,7 +139,9 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
       .num_blocks = num_blocks,
       .block_size = config.block_size,
       .kv_cache_dtype = config.kv_cache_dtype,
-      .num_slots = config.max_num_seqs};
+      .num_slots = config.max_num_seqs,
+      .synthetic_cache = config.synthetic_cache,
+      .count_experts = config.count_experts};
 
   std::unique_ptr<Engine> engine(
       new Engine(std::move(model), std::move(backend), std::move(tokenizer), std::move(config)));
@@ -178,12 +180,22 @@ Result<std::shared_ptr<Reply>> Engine::submit(Request request) {
                  .actual = std::to_string(id),
                  .hint = ""};
   }
+  const int num_synthetic = request.num_synthetic_tokens;
+  const int64_t most = config_.synthetic_cache ? static_cast<int64_t>(request.prompt_token_ids.size()) - 1 : 0;
+  if (num_synthetic < 0 || num_synthetic > most) {
+    return Error{.doing = "submit request",
+                 .where = "num_synthetic_tokens",
+                 .expected = "0 to " + std::to_string(most),
+                 .actual = std::to_string(num_synthetic),
+                 .hint = config_.synthetic_cache ? "" : "the engine has no synthetic cache"};
+  }
   PROA_ASSIGN(const int max_total_tokens,
               scheduler_->fits(static_cast<int64_t>(request.prompt_token_ids.size()), request.params.max_tokens));
 
   auto sequence = std::make_unique<Sequence>();
   sequence->num_prompt_tokens = static_cast<int>(request.prompt_token_ids.size());
   sequence->max_total_tokens = max_total_tokens;
+  sequence->num_synthetic = sequence->num_computed = num_synthetic;
   sequence->token_ids = std::move(request.prompt_token_ids);
   sequence->token_ids.reserve(static_cast<size_t>(max_total_tokens));
   sequence->sampling = sampling_row(request.params);
@@ -286,6 +298,7 @@ void Engine::step() {
                   .num_computed = sequence->num_computed,
                   .blocks = sequence->blocks,
                   .state_slot = sequence->state_slot,
+                  .fresh_state = sequence->num_computed == sequence->num_synthetic,
                   .decode = decode});
     if (static_cast<size_t>(num_tokens) < uncomputed.size()) continue;  // more of the prompt is to come
     sequence->sampling.position = static_cast<uint32_t>(sequence->num_tokens());
@@ -296,7 +309,12 @@ void Engine::step() {
   runner_->forward();
   runner_->sample(num_top_logprobs);
 
+  step_ended_ = std::chrono::steady_clock::now();
   ++counted_.num_steps;
+  if (config_.count_experts && runner_->batch().num_decodes == runner_->batch().num_tokens) {
+    for (const int32_t tokens : runner_->expert_tokens()) counted_.distinct_experts += tokens > 0 ? 1 : 0;
+    counted_.expert_layers += model_->info().num_moe_layers;
+  }
   int row = 0;
   for (const auto& [sequence, num_tokens, decode] : scheduled) {
     if (!decode) counted_.prompt_tokens += num_tokens;
@@ -312,7 +330,7 @@ void Engine::accept_token(Sequence& sequence, int row) {
   ++counted_.generated_tokens;
   sequence.token_ids.push_back(token);
 
-  TokenEvent event{.token_id = token, .logprob = runner_->logprob(row)};
+  TokenEvent event{.token_id = token, .time = step_ended_, .logprob = runner_->logprob(row)};
   for (int i = 0; i < params.logprobs.value_or(0); ++i) {
     const size_t n = static_cast<size_t>(i);
     event.top_logprobs.push_back({runner_->top_ids(row)[n], runner_->top_logprobs(row)[n]});

@@ -11,6 +11,7 @@
 // over. The thread sleeps when there is nothing to do.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -38,6 +39,9 @@ struct EngineConfig {
   int64_t kv_cache_bytes = 0;  // 0: as much as max_num_seqs sequences of max_model_len need
   Format kv_cache_dtype = Format::BF16;     // F32, F16 or BF16
   std::vector<int32_t> eos_token_ids = {};  // what ends a reply; empty: the tokenizer's eos_ids()
+  // For measurements.
+  bool synthetic_cache = false;  // KV blocks begin as noise, which Request::num_synthetic_tokens needs
+  bool count_experts = false;    // EngineStats::distinct_experts is kept, at a little cost per step
 };
 
 struct EngineStats {  // a snapshot taken between steps
@@ -48,6 +52,10 @@ struct EngineStats {  // a snapshot taken between steps
   int64_t num_steps = 0;
   int64_t prompt_tokens = 0;  // computed so far
   int64_t generated_tokens = 0;
+  // EngineConfig::count_experts, over steps of decodes alone: experts touched, summed over steps and MoE layers, and
+  // how many such sums there are.
+  int64_t distinct_experts = 0;
+  int64_t expert_layers = 0;
 };
 
 class Scheduler;
@@ -96,6 +104,7 @@ class Engine {
   std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<ModelRunner> runner_;
   EngineStats counted_;
+  std::chrono::steady_clock::time_point step_ended_;
 
   mutable std::mutex mutex_;  // guards all below
   std::condition_variable wake_;

@@ -10,7 +10,8 @@ namespace {
 int64_t product(int a, int b) { return int64_t{a} * b; }
 
 // Bytes of the arrays of a step: the sum of what lay_out() takes.
-size_t step_bytes(const RunnerLimits& limits, int vocab_size) {
+size_t step_bytes(const RunnerLimits& limits, const ModelInfo& model) {
+  const int vocab_size = model.vocab_size;
   const int tokens = limits.max_num_batched_tokens;
   const int seqs = limits.max_num_seqs;
   const int rows = limits.max_num_logit_rows;
@@ -19,7 +20,8 @@ size_t step_bytes(const RunnerLimits& limits, int vocab_size) {
          Arena::padded<SamplingRow>(rows) + Arena::padded<float>(product(rows, vocab_size)) +
          Arena::padded<TokenCount>(product(limits.num_count_slots, vocab_size)) + Arena::padded<float>(rows) +
          Arena::padded<int32_t>(product(rows, limits.max_top_logprobs)) +
-         Arena::padded<float>(product(rows, limits.max_top_logprobs));
+         Arena::padded<float>(product(rows, limits.max_top_logprobs)) +
+         (limits.count_experts ? Arena::padded<int32_t>(product(model.num_moe_layers, model.n_routed_experts)) : 0);
 }
 
 }  // namespace
@@ -34,7 +36,7 @@ MemoryPlan ModelRunner::plan(const Model& model, const RunnerLimits& limits) {
   plan.kv_bytes = static_cast<size_t>(plan.num_blocks) * plan.bytes_per_block;
   plan.state_bytes = static_cast<size_t>(plan.num_slots) * plan.bytes_per_slot;
   plan.workspace_bytes = model.workspace_bytes(limits.max_num_batched_tokens);
-  plan.step_bytes = step_bytes(limits, model.info().vocab_size);
+  plan.step_bytes = step_bytes(limits, model.info());
   return plan;
 }
 
@@ -44,6 +46,7 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::create(const Model& model, Bac
   const std::span<const CacheSpec> specs = model.cache_specs();
   PROA_ASSIGN(runner->kv_,
               KvCache::create(backend, specs, limits.num_blocks, limits.block_size, limits.kv_cache_dtype));
+  if (limits.synthetic_cache) runner->kv_.fill_with_noise();
   PROA_ASSIGN(runner->states_, SsmStateCache::create(backend, specs, limits.num_slots));
   runner->caches_.resize(specs.size());
   for (size_t i = 0; i < specs.size(); ++i) {
@@ -78,6 +81,10 @@ size_t ModelRunner::lay_out(Arena arena) {
   logprobs_ = arena.take<float>(rows);
   top_ids_ = arena.take<int32_t>(product(rows, limits_.max_top_logprobs));
   top_logprobs_ = arena.take<float>(product(rows, limits_.max_top_logprobs));
+  if (limits_.count_experts) {
+    num_expert_tokens_ = static_cast<size_t>(product(model_.info().num_moe_layers, model_.info().n_routed_experts));
+    expert_tokens_ = arena.take<int32_t>(static_cast<int64_t>(num_expert_tokens_));
+  }
   return arena.used();
 }
 
@@ -92,7 +99,8 @@ void ModelRunner::begin() {
                  .slot_mapping = slot_mapping_,
                  .state_slot_in = state_slot_in_,
                  .state_slot_out = state_slot_out_,
-                 .logit_rows = logit_rows_};
+                 .logit_rows = logit_rows_,
+                 .expert_tokens = expert_tokens_};
 }
 
 void ModelRunner::add(const SequenceStep& step) {
@@ -118,7 +126,7 @@ void ModelRunner::add(const SequenceStep& step) {
   const int used_blocks = (seq_lens_[seq] + limits_.block_size - 1) / limits_.block_size;
   assert(used_blocks <= limits_.max_blocks_per_seq && static_cast<size_t>(used_blocks) <= step.blocks.size());
   std::copy_n(step.blocks.begin(), used_blocks, block_table_ + product(seq, limits_.max_blocks_per_seq));
-  state_slot_in_[seq] = step.num_computed == 0 ? -1 : step.state_slot;
+  state_slot_in_[seq] = step.num_computed == 0 || step.fresh_state ? -1 : step.state_slot;
   state_slot_out_[seq] = step.state_slot;
 }
 
@@ -139,6 +147,7 @@ void ModelRunner::reset_counts(int32_t slot, std::span<const int32_t> prompt_tok
 }
 
 void ModelRunner::forward() {
+  std::fill_n(expert_tokens_, num_expert_tokens_, 0);
   Arena arena(workspace_.data(), workspace_.bytes);
   model_.forward(backend_, batch_, caches_, arena, logits_);
   backend_.synchronize();

@@ -35,6 +35,8 @@ struct RunnerLimits {
   int block_size = 16;  // tokens
   Format kv_cache_dtype = Format::F32;
   int num_slots = 1;
+  bool synthetic_cache = false;  // KV blocks are filled with noise once
+  bool count_experts = false;    // expert_tokens() is kept
 };
 
 // What one sequence does in a step.
@@ -43,7 +45,8 @@ struct SequenceStep {
   int num_computed = 0;                     // tokens before them, which the caches hold
   std::span<const int32_t> blocks = {};     // of the sequence, in order; enough for num_computed + token_ids.size()
   int32_t state_slot = 0;
-  bool decode = false;  // exactly one token, added before all that are not decodes
+  bool fresh_state = false;  // the recurrent state starts from zero, whatever num_computed says
+  bool decode = false;       // exactly one token, added before all that are not decodes
 };
 
 class ModelRunner {
@@ -73,6 +76,9 @@ class ModelRunner {
   float logprob(int row) const { return logprobs_[row]; }
   std::span<const int32_t> top_ids(int row) const { return top_row(top_ids_, row); }          // [num_top_logprobs]
   std::span<const float> top_logprobs(int row) const { return top_row(top_logprobs_, row); }  // [num_top_logprobs]
+
+  // [MoE layers, n_routed_experts] tokens of the last forward() that chose each expert; empty unless counted.
+  std::span<const int32_t> expert_tokens() const { return {expert_tokens_, num_expert_tokens_}; }
 
   const Batch& batch() const { return batch_; }
 
@@ -116,6 +122,8 @@ class ModelRunner {
   float* logprobs_ = nullptr;          // [max_num_logit_rows]
   int32_t* top_ids_ = nullptr;         // [max_num_logit_rows, max_top_logprobs]
   float* top_logprobs_ = nullptr;      // [max_num_logit_rows, max_top_logprobs]
+  int32_t* expert_tokens_ = nullptr;   // [MoE layers, n_routed_experts], or null
+  size_t num_expert_tokens_ = 0;
 
   Batch batch_;
   int num_top_ = 0;

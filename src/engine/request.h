@@ -45,6 +45,9 @@ Result<void> validate(const SamplingParams& params, int vocab_size);
 struct Request {
   std::string id = {};                         // for people and logs; need not be unique
   std::vector<int32_t> prompt_token_ids = {};  // at least one, each in [0, vocab_size)
+  // Measuring at depth: the first that many prompt tokens are taken as computed, their keys and values being the noise
+  // of EngineConfig::synthetic_cache, their recurrent state zero. At least one prompt token must follow.
+  int num_synthetic_tokens = 0;
   SamplingParams params = {};
   std::optional<std::chrono::steady_clock::time_point> deadline =
       {};  // not finished by then: ends with FinishReason::error
@@ -67,8 +70,9 @@ struct TokenLogprob {
 // One generated token, or (token_id == -1) the end of a reply without one.
 struct TokenEvent {
   int32_t token_id = -1;
-  float logprob = 0;                            // of this token, before penalties and temperature
-  std::vector<TokenLogprob> top_logprobs = {};  // [params.logprobs] best first
+  std::chrono::steady_clock::time_point time = {};  // when its step ended
+  float logprob = 0;                                // of this token, before penalties and temperature
+  std::vector<TokenLogprob> top_logprobs = {};      // [params.logprobs] best first
   // Text that is certain now, valid UTF-8; often empty, while a character or what could be a stop string is open.
   std::string text = {};
 

@@ -22,6 +22,7 @@ struct Sequence {
   int num_prompt_tokens = 0;
   int max_total_tokens = 0;  // prompt and output: ends with FinishReason::length when reached
   int num_computed = 0;      // tokens that caches hold: all but the last one while decoding
+  int num_synthetic = 0;     // of them, whose keys are noise; the recurrent state starts after them
 
   // Given by the scheduler at admission, all that max_total_tokens can need, and taken back at the end.
   std::vector<int32_t> blocks;

@@ -25,7 +25,8 @@ struct MoeLayer {
   Weight shared_up, shared_down;  // empty: no shared expert
 
   size_t workspace_bytes(int num_tokens) const;
-  void forward(const Forward& step) const;
+  // moe_index: of this layer among the MoE layers, its row of Batch::expert_tokens.
+  void forward(const Forward& step, int moe_index) const;
 };
 
 }  // namespace proa

@@ -27,6 +27,9 @@ struct ModelInfo {
   int num_hidden_layers = 0;
   int vocab_size = 0;
   int64_t max_position_embeddings = 0;  // tokens
+  int num_moe_layers = 0;
+  int n_routed_experts = 0;     // of each MoE layer
+  int num_experts_per_tok = 0;  // chosen from them
   int64_t num_parameters = 0;
   int64_t weight_bytes = 0;  // of the tensors that are used
 };

@@ -408,13 +408,14 @@ class NemotronH final : public Model {
 
     backend.embed({batch.num_tokens, batch.token_ids, embeddings_, x});
     auto cache = caches.begin();  // one per Mamba-2 or attention layer
+    int moe_index = 0;
     for (const Mixer& mixer : layers_) {
       if (const auto* mamba2 = std::get_if<Mamba2Layer>(&mixer)) {
         mamba2->forward(step, *cache++);
       } else if (const auto* attention = std::get_if<AttentionLayer>(&mixer)) {
         attention->forward(step, *cache++);
       } else if (const auto* moe = std::get_if<MoeLayer>(&mixer)) {
-        moe->forward(step);
+        moe->forward(step, moe_index++);
       } else {
         std::get<MlpLayer>(mixer).forward(step);
       }
@@ -465,6 +466,9 @@ class NemotronH final : public Model {
              .num_hidden_layers = static_cast<int>(c.pattern.size()),
              .vocab_size = static_cast<int>(c.vocab_size),
              .max_position_embeddings = c.max_position_embeddings,
+             .num_moe_layers = static_cast<int>(std::count(c.pattern.begin(), c.pattern.end(), 'E')),
+             .n_routed_experts = static_cast<int>(c.n_routed_experts),
+             .num_experts_per_tok = static_cast<int>(c.num_experts_per_tok),
              .num_parameters = load.num_parameters(),
              .weight_bytes = load.weight_bytes()};
     buffers_ = load.take_buffers();

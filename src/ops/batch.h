@@ -30,6 +30,9 @@ struct Batch {
   const int32_t* state_slot_out = nullptr;  // [num_seqs] slot that takes the state after this step; -1: nowhere
 
   const int32_t* logit_rows = nullptr;  // [num_logit_rows] tokens whose logits are wanted
+
+  int32_t* expert_tokens = nullptr;  // [MoE layers, n_routed_experts] tokens of this step that chose each expert are
+                                     // added here; null: not counted
 };
 
 }  // namespace proa

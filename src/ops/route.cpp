@@ -58,6 +58,7 @@ void route_reference(const Route& op) {
       double weight = score[static_cast<size_t>(e)];
       if (op.norm_topk_prob) weight /= sum + 1e-20;
       op.topk_ids[t * op.num_experts_per_tok + k] = e;
+      if (op.expert_tokens) ++op.expert_tokens[e];
       op.topk_weights[t * op.num_experts_per_tok + k] = static_cast<float>(weight * op.routed_scaling_factor);
     }
   }

@@ -25,8 +25,9 @@ struct Route {
   int topk_group;
   bool norm_topk_prob;
   float routed_scaling_factor;
-  int32_t* topk_ids;    // [num_tokens, num_experts_per_tok] out, best first
-  float* topk_weights;  // [num_tokens, num_experts_per_tok] out
+  int32_t* topk_ids;                 // [num_tokens, num_experts_per_tok] out, best first
+  float* topk_weights;               // [num_tokens, num_experts_per_tok] out
+  int32_t* expert_tokens = nullptr;  // [n_routed_experts] the tokens that chose each are added here; null: not counted
 };
 
 void route_reference(const Route& op);

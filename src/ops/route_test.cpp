@@ -1,5 +1,7 @@
 #include "ops/route.h"
 
+#include <numeric>
+
 #include "ops/route_cases.h"
 
 namespace proa::testing {
@@ -108,16 +110,25 @@ TEST(Route, Cases) {
     Floats expected_weights(count);
     op.topk_ids = expected_ids.data();
     op.topk_weights = expected_weights.data();
+    Array<int32_t> expected_tokens(c.n_routed_experts);
+    std::fill(expected_tokens.begin(), expected_tokens.end(), 7);
+    op.expert_tokens = expected_tokens.data();
     route_reference(op);
+    EXPECT_EQ(std::accumulate(expected_tokens.begin(), expected_tokens.end(), int64_t{0}),
+              7 * int64_t{c.n_routed_experts} + count);
     on_all_backends(c.name, [&](Backend& backend) {
       Array<int32_t> ids(count, c.offset);
       std::fill(ids.begin(), ids.end(), -1);
       Floats weights = poisoned(count, c.offset);
+      Array<int32_t> expert_tokens(c.n_routed_experts, c.offset);
+      std::fill(expert_tokens.begin(), expert_tokens.end(), 7);
       op.topk_ids = ids.data();
       op.topk_weights = weights.data();
+      op.expert_tokens = expert_tokens.data();
       backend.route(op);
       // Random scores are never so close that F32 would order them otherwise.
       EXPECT_TRUE(std::equal(ids.begin(), ids.end(), expected_ids.begin()));
+      EXPECT_TRUE(std::equal(expert_tokens.begin(), expert_tokens.end(), expected_tokens.begin()));
       EXPECT_LE(relative_error(weights, expected_weights), 3 * sum_bound(c.hidden_size));
     });
   }

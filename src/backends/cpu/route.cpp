@@ -89,6 +89,8 @@ void CpuBackend::route(const Route& op) {
       choose(op, score + t * n, choice, choice + n, op.topk_ids + t * k, op.topk_weights + t * k);
     }
   });
+  if (!op.expert_tokens) return;
+  for (int64_t i = 0; i < int64_t{op.num_tokens} * k; ++i) ++op.expert_tokens[op.topk_ids[i]];
 }
 
 }  // namespace proa
