@@ -17,6 +17,7 @@
 #include "ops/mlp.h"
 #include "ops/moe.h"
 #include "ops/norm_linear.h"
+#include "ops/probe.h"
 #include "ops/rope.h"
 #include "ops/route.h"
 #include "ops/sample.h"
@@ -67,6 +68,10 @@ class Backend {
 
   // Sums x [count] over the devices that share a model, after each mixer; one device has nothing to add.
   virtual void all_reduce(float* /*x*/, int64_t /*count*/) {}
+
+  // A limit of this device at this moment, measured for about that many seconds on all of its threads: bytes/s or
+  // operations/s, the best of several loops; 0 where the device has no such arithmetic.
+  virtual double probe(Probe /*what*/, double /*seconds*/) { return 0; }
 
   // Waits until all that was asked for is done.
   virtual void synchronize() {}
