@@ -124,7 +124,7 @@ void add_open_flags(CLI::App& command, OpenOptions& options) {
                      "a Jinja file to use in place of the checkpoint's template");
 }
 
-Result<OpenedEngine> open_engine(const OpenOptions& options) {
+Result<OpenedModel> open_model(const OpenOptions& options) {
   PROA_ASSIGN(const Format kv_cache_dtype, parse_kv_cache_dtype(options.kv_cache_dtype));
   PROA_ASSIGN(auto made, make_backend(options.device, {.num_threads = options.threads}));
   const std::shared_ptr<Backend> backend = std::move(made);
@@ -146,14 +146,19 @@ Result<OpenedEngine> open_engine(const OpenOptions& options) {
 
   int64_t max_model_len = options.max_model_len;
   if (max_model_len == 0) max_model_len = std::min(model->info().max_position_embeddings, kDefaultMaxModelLen);
-  PROA_ASSIGN(auto engine, Engine::create(model, backend, tokenizer,
-                                          {.max_num_seqs = options.max_num_seqs,
-                                           .max_num_batched_tokens = options.max_num_batched_tokens,
-                                           .max_model_len = max_model_len,
-                                           .kv_cache_dtype = kv_cache_dtype,
-                                           .eos_token_ids = generation.eos_token_ids}));
-  return OpenedEngine{
-      checkpoint, model, backend, std::move(tokenizer), std::move(chat_template), generation.params, std::move(engine)};
+  EngineConfig config{.max_num_seqs = options.max_num_seqs,
+                      .max_num_batched_tokens = options.max_num_batched_tokens,
+                      .max_model_len = max_model_len,
+                      .kv_cache_dtype = kv_cache_dtype,
+                      .eos_token_ids = generation.eos_token_ids};
+  return OpenedModel{
+      checkpoint, model, backend, std::move(tokenizer), std::move(chat_template), generation.params, std::move(config)};
+}
+
+Result<OpenedEngine> open_engine(const OpenOptions& options) {
+  PROA_ASSIGN(OpenedModel opened, open_model(options));
+  PROA_ASSIGN(auto engine, Engine::create(opened.model, opened.backend, opened.tokenizer, opened.config));
+  return OpenedEngine{std::move(opened), std::move(engine)};
 }
 
 }  // namespace proa

@@ -35,17 +35,23 @@ constexpr int64_t kDefaultMaxModelLen = 32768;
 
 void add_open_flags(CLI::App& command, OpenOptions& options);
 
-struct OpenedEngine {
+// Everything but the engine, of which several can share it one after the other.
+struct OpenedModel {
   std::shared_ptr<const Checkpoint> checkpoint;
   std::shared_ptr<const Model> model;
   std::shared_ptr<Backend> backend;
   Tokenizer tokenizer;
   std::optional<ChatTemplate> chat_template;  // none: the checkpoint has none and its vocabulary knows no ChatML
   SamplingParams defaults;                    // of the checkpoint's generation_config.json, as vLLM takes them
-  std::unique_ptr<Engine> engine;             // last: it goes first
+  EngineConfig config;                        // as the flags and generation_config.json have it
+};
+
+struct OpenedEngine : OpenedModel {
+  std::unique_ptr<Engine> engine;  // last: it goes first
 };
 
 // Errors: as of every part, naming file, tensor or flag.
+Result<OpenedModel> open_model(const OpenOptions& options);
 Result<OpenedEngine> open_engine(const OpenOptions& options);
 
 }  // namespace proa

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cassert>
 #include <chrono>
+#include <iterator>
 #include <limits>
 #include <random>
 #include <string>
@@ -163,6 +164,38 @@ Engine::~Engine() {
 }
 
 Result<std::shared_ptr<Reply>> Engine::submit(Request request) {
+  std::vector<Request> one;
+  one.push_back(std::move(request));
+  PROA_ASSIGN(auto replies, submit(std::move(one)));
+  return std::move(replies.front());
+}
+
+Result<std::vector<std::shared_ptr<Reply>>> Engine::submit(std::vector<Request> requests) {
+  std::vector<std::unique_ptr<Sequence>> sequences;
+  std::vector<std::shared_ptr<Reply>> replies;
+  for (Request& request : requests) {
+    PROA_ASSIGN(auto sequence, prepare(std::move(request)));
+    replies.push_back(sequence->reply);
+    sequences.push_back(std::move(sequence));
+  }
+  {
+    std::lock_guard lock(mutex_);
+    const auto count = static_cast<int64_t>(sequences.size());
+    if (num_queued_ + count > config_.max_queue) {
+      return Error{.doing = "queue request",
+                   .where = "max_queue",
+                   .expected = "at most " + std::to_string(config_.max_queue) + " waiting requests",
+                   .actual = std::to_string(num_queued_) + " and " + std::to_string(count) + " more",
+                   .hint = "try again later"};
+    }
+    num_queued_ += static_cast<int>(count);
+    std::move(sequences.begin(), sequences.end(), std::back_inserter(incoming_));
+  }
+  wake_.notify_one();
+  return replies;
+}
+
+Result<std::unique_ptr<Sequence>> Engine::prepare(Request request) const {
   const int vocab_size = model_->info().vocab_size;
   PROA_TRY(validate(request.params, vocab_size));
   if (request.prompt_token_ids.empty()) {
@@ -204,22 +237,8 @@ Result<std::shared_ptr<Reply>> Engine::submit(Request request) {
   sequence->params = std::move(request.params);
   sequence->deadline = request.deadline;
   sequence->id = std::move(request.id);
-  std::shared_ptr<Reply> reply(new Reply(Reply::Clock::now(), sequence->num_prompt_tokens));
-  sequence->reply = reply;
-  {
-    std::lock_guard lock(mutex_);
-    if (num_queued_ >= config_.max_queue) {
-      return Error{.doing = "queue request",
-                   .where = "max_queue",
-                   .expected = "fewer than " + std::to_string(config_.max_queue) + " waiting requests",
-                   .actual = std::to_string(num_queued_),
-                   .hint = "try again later"};
-    }
-    ++num_queued_;
-    incoming_.push_back(std::move(sequence));
-  }
-  wake_.notify_one();
-  return reply;
+  sequence->reply.reset(new Reply(Reply::Clock::now(), sequence->num_prompt_tokens));
+  return sequence;
 }
 
 EngineStats Engine::stats() const {

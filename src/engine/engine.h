@@ -78,6 +78,8 @@ class Engine {
   // prompt or a token outside the vocabulary; prompt + max_tokens beyond max_model_len or beyond the KV cache, with
   // both sizes; a full queue (error().where is "max_queue").
   Result<std::shared_ptr<Reply>> submit(Request request);
+  // All of them or none, in this order and at once: the same requests to an idle engine always give the same steps.
+  Result<std::vector<std::shared_ptr<Reply>>> submit(std::vector<Request> requests);
 
   const EngineConfig& config() const { return config_; }  // with all defaults filled in
   const MemoryPlan& memory_plan() const { return plan_; }
@@ -87,6 +89,7 @@ class Engine {
   Engine(std::shared_ptr<const Model> model, std::shared_ptr<Backend> backend, Tokenizer tokenizer,
          EngineConfig config);
 
+  Result<std::unique_ptr<Sequence>> prepare(Request request) const;
   void run();  // the thread
   void end_cancelled();
   void step();
