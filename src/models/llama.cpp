@@ -244,9 +244,9 @@ class Llama final : public Model {
     PROA_ASSIGN(TensorMap tensors, check_tensors(stored.entries, checkpoint->path(), table, ignored));
     WeightLoader load(std::move(tensors), std::move(stored.scaling), backend);
 
-    embeddings_ = load.matrix(global(kEmbeddings));
+    embeddings_ = load.matrix(WeightKind::embedding, global(kEmbeddings));
     final_norm_ = load.vector(global(kFinalNorm));
-    lm_head_ = load.matrix(global(kLmHead), true);
+    lm_head_ = load.matrix(WeightKind::lm_head, global(kLmHead), true);
     if (!lm_head_) lm_head_ = embeddings_;
     eps_ = c.rms_norm_eps;
     if (const float* factors = gguf ? load.vector(kRopeFactors.gguf, true) : nullptr) {
@@ -261,18 +261,18 @@ class Llama final : public Model {
                                        .scale = 1 / std::sqrt(static_cast<float>(c.head_dim)),
                                        .eps = eps_,
                                        .norm = load.vector(layer(i, kInputNorm)),
-                                       .q_proj = load.matrix(layer(i, kQ)),
-                                       .k_proj = load.matrix(layer(i, kK)),
-                                       .v_proj = load.matrix(layer(i, kV)),
-                                       .o_proj = load.matrix(layer(i, kO)),
+                                       .q_proj = load.matrix(WeightKind::attention, layer(i, kQ)),
+                                       .k_proj = load.matrix(WeightKind::attention, layer(i, kK)),
+                                       .v_proj = load.matrix(WeightKind::attention, layer(i, kV)),
+                                       .o_proj = load.matrix(WeightKind::attention, layer(i, kO)),
                                        .rope = c.rope},
                          .mlp = {.hidden_size = static_cast<int>(c.hidden_size),
                                  .activation = Activation::silu,
                                  .eps = eps_,
                                  .norm = load.vector(layer(i, kPostNorm)),
-                                 .gate_proj = load.matrix(layer(i, kGate)),
-                                 .up_proj = load.matrix(layer(i, kUp)),
-                                 .down_proj = load.matrix(layer(i, kDown))}});
+                                 .gate_proj = load.matrix(WeightKind::mlp, layer(i, kGate)),
+                                 .up_proj = load.matrix(WeightKind::mlp, layer(i, kUp)),
+                                 .down_proj = load.matrix(WeightKind::mlp, layer(i, kDown))}});
       cache_specs_.push_back(layers_.back().attention.cache_spec());
     }
     PROA_TRY(load.status());
@@ -283,8 +283,8 @@ class Llama final : public Model {
              .num_hidden_layers = static_cast<int>(c.num_hidden_layers),
              .vocab_size = static_cast<int>(c.vocab_size),
              .max_position_embeddings = c.max_position_embeddings,
-             .num_parameters = load.num_parameters(),
-             .weight_bytes = load.weight_bytes()};
+             .num_attention_heads = static_cast<int>(c.num_attention_heads)};
+    set_weights(load.take_uses());
     buffers_ = load.take_buffers();
     checkpoint_ = std::move(checkpoint);
     return {};

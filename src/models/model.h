@@ -7,6 +7,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/arena.h"
@@ -30,8 +31,35 @@ struct ModelInfo {
   int num_moe_layers = 0;
   int n_routed_experts = 0;     // of each MoE layer
   int num_experts_per_tok = 0;  // chosen from them
-  int64_t num_parameters = 0;
-  int64_t weight_bytes = 0;  // of the tensors that are used
+  int num_attention_heads = 0;  // of queries, in each attention layer
+  int64_t num_parameters = 0;   // of the tensors that are used
+  int64_t weight_bytes = 0;     // sum of WeightUse::bytes
+};
+
+enum class WeightKind : uint8_t {
+  embedding,
+  mamba,
+  attention,
+  router,
+  expert,  // routed
+  shared_expert,
+  latent,
+  mlp,
+  lm_head,
+  vector,  // norms, convolution, biases, SSM constants
+};
+std::string_view to_string(WeightKind kind);  // "shared expert"
+
+// A weight that the model holds: what it is and how many bytes a step that needs it reads.
+struct WeightUse {
+  std::string name;  // the tensor's; of experts that are a tensor each, the first one's
+  WeightKind kind{};
+  Format format{};         // as it is held: vectors are F32, whatever the file has
+  std::string stored{};    // as the file has it: "BF16", "NVFP4", "F8_E4M3"
+  int64_t parameters = 0;  // of all experts together
+  int64_t bytes = 0;       // as it is held, with all scales that belong to it
+  int num_experts = 1;     // matrices that `parameters` and `bytes` are about, of which a token needs
+  int experts_per_token = 1;
 };
 
 class Model {
@@ -43,6 +71,10 @@ class Model {
   // What each layer keeps. [num_caches]; forward() takes one LayerCache per entry, in this order.
   std::span<const CacheSpec> cache_specs() const { return cache_specs_; }
 
+  // Everything it holds, in order of use. Without one of kind lm_head the embedding is the output matrix as well. What
+  // a step costs follows from it: models/step_cost.h.
+  std::span<const WeightUse> weights() const { return weights_; }
+
   // Bytes of arena that a step of at most max_num_tokens tokens takes.
   virtual size_t workspace_bytes(int max_num_tokens) const = 0;
 
@@ -51,8 +83,12 @@ class Model {
                        float* logits) const = 0;
 
  protected:
+  // Fills info().num_parameters and weight_bytes too.
+  void set_weights(std::vector<WeightUse> weights);
+
   ModelInfo info_;
   std::vector<CacheSpec> cache_specs_;
+  std::vector<WeightUse> weights_;
 };
 
 // Opens the model that the checkpoint's architecture names, its weights placed on `backend` (wrapped where they lie

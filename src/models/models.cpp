@@ -33,6 +33,20 @@ Result<std::string> architecture_of(const Checkpoint& checkpoint) {
 
 }  // namespace
 
+std::string_view to_string(WeightKind kind) {
+  constexpr std::string_view kNames[] = {"embedding",     "mamba",  "attention", "router",  "expert",
+                                         "shared expert", "latent", "mlp",       "lm_head", "vector"};
+  return kNames[static_cast<size_t>(kind)];
+}
+
+void Model::set_weights(std::vector<WeightUse> weights) {
+  weights_ = std::move(weights);
+  for (const WeightUse& weight : weights_) {
+    info_.num_parameters += weight.parameters;
+    info_.weight_bytes += weight.bytes;
+  }
+}
+
 Result<std::unique_ptr<Model>> open_model(std::shared_ptr<const Checkpoint> checkpoint, Backend& backend) {
   PROA_ASSIGN(const std::string name, architecture_of(*checkpoint));
   const bool gguf = checkpoint->gguf() != nullptr;

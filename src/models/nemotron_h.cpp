@@ -438,9 +438,9 @@ class NemotronH final : public Model {
     WeightLoader load(std::move(tensors), std::move(stored.scaling), backend);
 
     eps_ = c.layer_norm_epsilon;
-    embeddings_ = load.matrix(names.trunk(kEmbeddings));
+    embeddings_ = load.matrix(WeightKind::embedding, names.trunk(kEmbeddings));
     norm_f_ = load.vector(names.trunk(kFinalNorm));
-    lm_head_ = load.matrix(names.lm_head(), true);
+    lm_head_ = load.matrix(WeightKind::lm_head, names.lm_head(), true);
     if (!lm_head_) lm_head_ = embeddings_;
     for (size_t i = 0; i < c.pattern.size(); ++i) {
       switch (c.pattern[i]) {
@@ -469,8 +469,8 @@ class NemotronH final : public Model {
              .num_moe_layers = static_cast<int>(std::count(c.pattern.begin(), c.pattern.end(), 'E')),
              .n_routed_experts = static_cast<int>(c.n_routed_experts),
              .num_experts_per_tok = static_cast<int>(c.num_experts_per_tok),
-             .num_parameters = load.num_parameters(),
-             .weight_bytes = load.weight_bytes()};
+             .num_attention_heads = static_cast<int>(c.num_attention_heads)};
+    set_weights(load.take_uses());
     buffers_ = load.take_buffers();
     checkpoint_ = std::move(checkpoint);
     return {};
@@ -499,14 +499,14 @@ class NemotronH final : public Model {
             .chunk_size = static_cast<int>(c.chunk_size),
             .eps = c.layer_norm_epsilon,
             .norm = load.vector(names.layer(i, kNorm)),
-            .in_proj = load.matrix(names.layer(i, kInProj)),
+            .in_proj = load.matrix(WeightKind::mamba, names.layer(i, kInProj)),
             .weights = {.conv_weight = load.vector(names.layer(i, kConv)),
                         .conv_bias = load.vector(names.layer(i, kConvBias), !c.use_conv_bias),
                         .dt_bias = load.vector(names.layer(i, kDtBias)),
                         .a = a,
                         .d = load.vector(names.layer(i, kD))},
             .gated_norm = load.vector(names.layer(i, kGatedNorm)),
-            .out_proj = load.matrix(names.layer(i, kOutProj))};
+            .out_proj = load.matrix(WeightKind::mamba, names.layer(i, kOutProj))};
   }
 
   static AttentionLayer attention(const NemotronHConfig& c, const Names& names, size_t i, WeightLoader& load) {
@@ -517,10 +517,10 @@ class NemotronH final : public Model {
             .scale = 1 / std::sqrt(static_cast<float>(c.head_dim)),
             .eps = c.layer_norm_epsilon,
             .norm = load.vector(names.layer(i, kNorm)),
-            .q_proj = load.matrix(names.layer(i, kQ)),
-            .k_proj = load.matrix(names.layer(i, kK)),
-            .v_proj = load.matrix(names.layer(i, kV)),
-            .o_proj = load.matrix(names.layer(i, kO)),
+            .q_proj = load.matrix(WeightKind::attention, names.layer(i, kQ)),
+            .k_proj = load.matrix(WeightKind::attention, names.layer(i, kK)),
+            .v_proj = load.matrix(WeightKind::attention, names.layer(i, kV)),
+            .o_proj = load.matrix(WeightKind::attention, names.layer(i, kO)),
             .rope = std::nullopt};
   }
 
@@ -535,23 +535,23 @@ class NemotronH final : public Model {
                       .activation = Activation::relu2,
                       .eps = c.layer_norm_epsilon,
                       .norm = load.vector(names.layer(i, kNorm)),
-                      .gate = load.matrix(names.layer(i, kGate)),
+                      .gate = load.matrix(WeightKind::router, names.layer(i, kGate)),
                       .bias = load.vector(names.layer(i, kBias))};
     const auto experts = [&](TensorName name, ExpertTables& tables) {
-      if (names.stacked(i, name)) return load.experts(names.layer(i, name), tables);
+      if (names.stacked(i, name)) return load.experts(names.layer(i, name), layer.num_experts_per_tok, tables);
       std::vector<std::string> each;
       for (int64_t e = 0; e < c.n_routed_experts; ++e) each.push_back(names.expert(i, name, e));
-      return load.experts(each, tables);
+      return load.experts(each, layer.num_experts_per_tok, tables);
     };
     layer.up = experts(kExpertsUp, layer.up_tables);
     layer.down = experts(kExpertsDown, layer.down_tables);
     if (c.moe_latent_size) {
-      layer.latent_in = load.matrix(names.layer(i, kLatentIn));
-      layer.latent_out = load.matrix(names.layer(i, kLatentOut));
+      layer.latent_in = load.matrix(WeightKind::latent, names.layer(i, kLatentIn));
+      layer.latent_out = load.matrix(WeightKind::latent, names.layer(i, kLatentOut));
     }
     if (c.moe_shared_expert_intermediate_size) {
-      layer.shared_up = load.matrix(names.layer(i, kSharedUp));
-      layer.shared_down = load.matrix(names.layer(i, kSharedDown));
+      layer.shared_up = load.matrix(WeightKind::shared_expert, names.layer(i, kSharedUp));
+      layer.shared_down = load.matrix(WeightKind::shared_expert, names.layer(i, kSharedDown));
     }
     return layer;  // the tables move with their vectors' storage, which stays where it is
   }
@@ -562,8 +562,8 @@ class NemotronH final : public Model {
             .eps = c.layer_norm_epsilon,
             .norm = load.vector(names.layer(i, kNorm)),
             .gate_proj = {},
-            .up_proj = load.matrix(names.layer(i, kUp)),
-            .down_proj = load.matrix(names.layer(i, kDown))};
+            .up_proj = load.matrix(WeightKind::mlp, names.layer(i, kUp)),
+            .down_proj = load.matrix(WeightKind::mlp, names.layer(i, kDown))};
   }
 
   std::shared_ptr<const Checkpoint> checkpoint_;

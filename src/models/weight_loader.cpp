@@ -8,9 +8,7 @@ namespace proa {
 const Tensor* WeightLoader::find(const std::string& name, [[maybe_unused]] bool optional) {
   const auto it = tensors_.find(name);
   assert((it != tensors_.end() || optional) && "a tensor was asked for that the table does not name");
-  if (it == tensors_.end()) return nullptr;
-  num_parameters_ += it->second.shape.elements();
-  return &it->second;
+  return it == tensors_.end() ? nullptr : &it->second;
 }
 
 void WeightLoader::fail(Error error) {
@@ -18,14 +16,17 @@ void WeightLoader::fail(Error error) {
 }
 
 Weight WeightLoader::place(const Tensor& tensor) {
-  weight_bytes_ += static_cast<int64_t>(tensor.bytes);
   auto weight = backend_.place(tensor);
   if (weight.ok()) return *weight;
   fail(weight.error());
   return {};
 }
 
-std::vector<Weight> WeightLoader::matrices(const Tensor& tensor) {
+std::vector<Weight> WeightLoader::matrices(const Tensor& tensor, WeightUse& use) {
+  use.format = tensor.format;
+  use.stored = info(tensor.format).name;
+  use.parameters += tensor.shape.elements();
+  use.bytes += static_cast<int64_t>(tensor.bytes);
   const bool stacked = tensor.shape.size() == 3;
   const int64_t count = stacked ? tensor.shape.front() : 1;
   std::vector<Weight> result;
@@ -42,6 +43,9 @@ std::vector<Weight> WeightLoader::matrices(const Tensor& tensor) {
     return result;
   }
   const float* row_scales = scaling.row_scales.empty() ? nullptr : copy(scaling.row_scales);
+  if (tensor.format == Format::E2M1) use.stored = "NVFP4";
+  use.bytes += static_cast<int64_t>(scaling.group_scales.bytes + scaling.row_scales.size() * sizeof(float) +
+                                    scaling.scales.size() * sizeof(float));
   Tensor group_scales;
   if (scaling.group_scales.format) {
     auto scales = to_tensor(scaling.group_scales);
@@ -62,9 +66,9 @@ std::vector<Weight> WeightLoader::matrices(const Tensor& tensor) {
   return result;
 }
 
-Weight WeightLoader::matrix(const std::string& name, bool optional) {
+Weight WeightLoader::matrix(WeightKind kind, const std::string& name, bool optional) {
   const Tensor* tensor = find(name, optional);
-  return tensor ? matrices(*tensor).front() : Weight{};
+  return tensor ? matrices(*tensor, uses_.emplace_back(WeightUse{.name = name, .kind = kind})).front() : Weight{};
 }
 
 const float* WeightLoader::vector(const std::string& name, bool optional) {
@@ -73,7 +77,12 @@ const float* WeightLoader::vector(const std::string& name, bool optional) {
   if (scaling_.contains(tensor->data)) {
     fail({.doing = "load vector", .where = name, .expected = "no scale", .actual = "one beside it"});
   }
-  weight_bytes_ += static_cast<int64_t>(tensor->bytes);
+  uses_.push_back({.name = name,
+                   .kind = WeightKind::vector,
+                   .format = Format::F32,
+                   .stored = std::string(info(tensor->format).name),
+                   .parameters = tensor->shape.elements(),
+                   .bytes = tensor->shape.elements() * static_cast<int64_t>(sizeof(float))});
   std::vector<float> values(static_cast<size_t>(tensor->shape.elements()));
   decode_row(tensor->format, tensor->data, tensor->shape.elements(), values.data());
   return copy(values);
@@ -99,15 +108,27 @@ ExpertWeights WeightLoader::assign(const std::vector<Weight>& experts, ExpertTab
   return tables.assign(experts);
 }
 
-ExpertWeights WeightLoader::experts(const std::string& stacked_name, ExpertTables& tables) {
+ExpertWeights WeightLoader::experts(const std::string& stacked_name, int per_token, ExpertTables& tables) {
   const Tensor* stacked = find(stacked_name, false);
-  return stacked ? assign(matrices(*stacked), tables, stacked_name) : ExpertWeights{};
+  if (!stacked) return {};
+  WeightUse& use = uses_.emplace_back(WeightUse{.name = stacked_name, .kind = WeightKind::expert});
+  use.num_experts = static_cast<int>(stacked->shape.front());
+  use.experts_per_token = per_token;
+  return assign(matrices(*stacked, use), tables, stacked_name);
 }
 
-ExpertWeights WeightLoader::experts(std::span<const std::string> names, ExpertTables& tables) {
+ExpertWeights WeightLoader::experts(std::span<const std::string> names, int per_token, ExpertTables& tables) {
+  const std::string first = names.empty() ? "" : names.front();
+  WeightUse use = {.name = first, .kind = WeightKind::expert};
+  use.num_experts = static_cast<int>(names.size());
+  use.experts_per_token = per_token;
   std::vector<Weight> experts;
-  for (const std::string& name : names) experts.push_back(matrix(name));
-  return assign(experts, tables, names.empty() ? "" : names.front());
+  for (const std::string& name : names) {
+    const Tensor* tensor = find(name, false);
+    experts.push_back(tensor ? matrices(*tensor, use).front() : Weight{});
+  }
+  uses_.push_back(std::move(use));
+  return assign(experts, tables, first);
 }
 
 }  // namespace proa

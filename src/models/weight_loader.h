@@ -10,6 +10,7 @@
 #include "checkpoint/scaled_tensors.h"
 #include "checkpoint/tensor_table.h"
 #include "layers/moe.h"
+#include "models/model.h"
 #include "ops/backend.h"
 
 namespace proa {
@@ -25,27 +26,27 @@ class WeightLoader {
       : tensors_(std::move(tensors)), scaling_(std::move(scaling)), backend_(backend) {}
 
   // Every name must be in the table, except where `optional` says that an empty result will do.
-  Weight matrix(const std::string& name, bool optional = false);
+  Weight matrix(WeightKind kind, const std::string& name, bool optional = false);
   const float* vector(const std::string& name, bool optional = false);  // decoded, in memory of take_buffers()
   const float* copy(std::span<const float> values);
 
   // [n_routed_experts] matrices, from one tensor [n_routed_experts, rows, cols] or from one per expert. The result
-  // points to `tables`.
-  ExpertWeights experts(const std::string& stacked_name, ExpertTables& tables);
-  ExpertWeights experts(std::span<const std::string> names, ExpertTables& tables);
+  // points to `tables`. A token needs `per_token` of them.
+  ExpertWeights experts(const std::string& stacked_name, int per_token, ExpertTables& tables);
+  ExpertWeights experts(std::span<const std::string> names, int per_token, ExpertTables& tables);
 
   const Result<void>& status() const { return status_; }
-  int64_t num_parameters() const { return num_parameters_; }  // of all that was asked for
-  int64_t weight_bytes() const { return weight_bytes_; }
   // Memory behind vector(); the model keeps it.
   std::vector<Buffer> take_buffers() { return std::move(buffers_); }
+  // All that was asked for and was there.
+  std::vector<WeightUse> take_uses() { return std::move(uses_); }
 
  private:
   const Tensor* find(const std::string& name, bool optional);
   void fail(Error error);
   Weight place(const Tensor& tensor);
-  // The matrices of a tensor, one unless it is [matrices, rows, cols], with their scales.
-  std::vector<Weight> matrices(const Tensor& tensor);
+  // The matrices of a tensor, one unless it is [matrices, rows, cols], with their scales; their bytes go to `use`.
+  std::vector<Weight> matrices(const Tensor& tensor, WeightUse& use);
   ExpertWeights assign(const std::vector<Weight>& experts, ExpertTables& tables, const std::string& name);
 
   TensorMap tensors_;
@@ -53,8 +54,7 @@ class WeightLoader {
   Backend& backend_;
   std::vector<Buffer> buffers_;
   Result<void> status_;
-  int64_t num_parameters_ = 0;
-  int64_t weight_bytes_ = 0;
+  std::vector<WeightUse> uses_;
 };
 
 }  // namespace proa
