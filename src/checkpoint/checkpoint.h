@@ -1,4 +1,4 @@
-// A checkpoint: a Hugging Face folder (config.json with model.safetensors or an index and its shards) or one GGUF file.
+// A checkpoint: a Hugging Face folder (config.json with model.safetensors or an index and its shards) or a GGUF model.
 // Both give named tensors in PyTorch order and metadata; what they mean is the model's business.
 #pragma once
 
@@ -28,9 +28,14 @@ class Checkpoint {
 
   static constexpr size_t kMaxTextBytes = 128u << 20;  // of a JSON or text file in the folder
 
-  // `path` is a folder or a .gguf file (known by its magic). Everything is mapped, nothing copied. All missing shards,
+  // `path` is a folder or a GGUF file (known by its magic; the first part of a split one). Everything is mapped, nothing copied. All missing shards,
   // and all tensors that the index names but no shard holds, are listed in one error.
   static Result<Checkpoint> open(const std::string& path);
+
+  // A folder that is on no disk: a config and entries that the caller made, without files beside them. `name` stands
+  // for the path in messages. Entries may have no data where only names and shapes are looked at.
+  static Checkpoint in_memory(std::string name, nlohmann::ordered_json config,
+                              std::map<std::string, TensorEntry, std::less<>> tensors);
 
   Kind kind() const { return gguf_ ? Kind::gguf : Kind::huggingface; }
   const std::string& path() const { return path_; }
@@ -54,6 +59,7 @@ class Checkpoint {
 
  private:
   std::string path_;
+  bool in_memory_ = false;
   std::unique_ptr<Gguf> gguf_;
   std::vector<Safetensors> shards_;
   std::map<std::string, TensorEntry, std::less<>> tensors_;

@@ -12,7 +12,6 @@
 namespace proa {
 namespace {
 
-constexpr uint32_t kDefaultAlignment = 32;
 constexpr uint32_t kMaxDims = 4;
 
 template <class T>
@@ -300,7 +299,9 @@ std::optional<double> GgufValue::number(size_t i) const {
 Result<Gguf> Gguf::open(const std::string& path) {
   PROA_ASSIGN(MappedFile file, MappedFile::open(path));
   PROA_ASSIGN(Gguf gguf, parse(file.bytes(), path));
-  gguf.file_ = std::move(file);
+  gguf.files_.push_back(std::move(file));
+  PROA_ASSIGN(const uint32_t split_count, gguf.u32("split.count", 0));
+  if (split_count > 1) PROA_TRY(gguf.join_parts(split_count));
   return gguf;
 }
 
@@ -332,14 +333,6 @@ Result<Gguf> Gguf::parse(std::span<const std::byte> bytes, const std::string& na
   PROA_ASSIGN(const uint32_t alignment, gguf.u32("general.alignment", kDefaultAlignment));
   if (alignment == 0 || (alignment & (alignment - 1)) != 0) {
     return gguf.type_error("general.alignment", "a power of two");
-  }
-  PROA_ASSIGN(const uint32_t split_count, gguf.u32("split.count", 0));
-  if (split_count > 1) {
-    return Error{.doing = "read GGUF",
-                 .where = name,
-                 .expected = "a whole file",
-                 .actual = "one of " + std::to_string(split_count) + " parts",
-                 .hint = "merge the parts, for example with llama-gguf-split --merge"};
   }
 
   std::vector<Described> tensors;

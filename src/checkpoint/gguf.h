@@ -1,5 +1,6 @@
-// Reader of one GGUF file, versions 2 and 3, little-endian. Source: include/gguf.h of ggml. Knows no model; every
-// count, length and offset is checked against the file before it is used. Metadata are views into the mapping.
+// Reader of a GGUF model, versions 2 and 3, little-endian, in one file or split into parts. Source: include/gguf.h of
+// ggml. Knows no model; every count, length and offset is checked against the file before it is used. Metadata are
+// views into the mapping.
 #pragma once
 
 #include <cstddef>
@@ -78,12 +79,27 @@ struct GgufValue {
   std::optional<double> number(size_t i = 0) const;
 };
 
+// The name of a part: PREFIX-00002-of-00003.gguf. None: `path` is no such name.
+struct GgufPartName {
+  std::string prefix;   // with the folder
+  uint32_t number = 1;  // from 1
+  uint32_t count = 1;
+
+  std::string path(uint32_t part) const;  // of part 1 to count
+};
+std::optional<GgufPartName> parse_gguf_part_name(std::string_view path);
+
 class Gguf {
  public:
-  // Maps the file. A part of a split file (-00001-of-0000N.gguf) is an error for now.
+  static constexpr uint32_t kDefaultAlignment = 32;
+
+  // Maps the file. Of a split model `path` is the first part; the others lie beside it and are mapped too. Errors of a
+  // split model: another part was given, parts are missing (all are listed), a part that belongs elsewhere, a tensor in
+  // two parts, another number of tensors than split.tensors.count.
   static Result<Gguf> open(const std::string& path);
 
-  // The same on bytes that the caller keeps alive; `name` stands for the path in messages.
+  // One file, or one part with its own tensors only, from bytes that the caller keeps alive; `name` stands for the path
+  // in messages.
   static Result<Gguf> parse(std::span<const std::byte> bytes, const std::string& name);
 
   const std::string& path() const { return path_; }
@@ -115,9 +131,10 @@ class Gguf {
 
  private:
   Error type_error(std::string_view key, std::string expected) const;
+  Result<void> join_parts(uint32_t count);
 
   std::string path_;
-  std::optional<MappedFile> file_;
+  std::vector<MappedFile> files_;  // the first holds the metadata; none after parse()
   uint32_t version_ = 0;
   std::map<std::string_view, GgufValue> metadata_;
   std::map<std::string, TensorEntry, std::less<>> tensors_;

@@ -251,12 +251,6 @@ TEST(Gguf, MalformedFiles) {
        "f: general.alignment: expected an integer from 0 to 4294967295, found string \"32\""},
       {[](Bytes& b) {
          GgufWriter w;
-         w.put_u32("split.count", 3);
-         b = w.bytes();
-       },
-       "f: expected a whole file, found one of 3 parts (merge the parts"},
-      {[](Bytes& b) {
-         GgufWriter w;
          const uint32_t array_of_arrays[] = {9, 1, 0};
          w.put_raw("k", 9, std::as_bytes(std::span(array_of_arrays)));
          b = w.bytes();

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes tests/goldens/checkpoint/tiny.{gguf,safetensors} with the official writers. Needs gguf, safetensors, torch.
+"""Writes tests/goldens/checkpoint/tiny.{gguf,safetensors} and split-*.gguf with the official writers. Needs gguf,
+safetensors, torch.
 
 The readers' tests know the contents: value i of each tensor is i / 4 - 3, so that every format but the quantised ones
 holds it exactly.
@@ -61,3 +62,12 @@ save_file(
     folder / "tiny.safetensors",
     metadata={"format": "pt"},
 )
+
+writer = gguf.GGUFWriter(folder / "split.gguf", "tiny", split_max_tensors=2, small_first_shard=True)
+writer.add_string("test.string", "in the first part")
+for name in "abc":
+    writer.add_tensor(name, values(3, 4))
+writer.write_header_to_file()
+writer.write_kv_data_to_file()
+writer.write_tensors_to_file()
+writer.close()
