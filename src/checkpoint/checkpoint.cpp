@@ -85,6 +85,16 @@ Result<Checkpoint> Checkpoint::open(const std::string& path) {
   return checkpoint;
 }
 
+Checkpoint Checkpoint::in_memory(std::string name, nlohmann::ordered_json config,
+                                 std::map<std::string, TensorEntry, std::less<>> tensors) {
+  Checkpoint checkpoint;
+  checkpoint.path_ = std::move(name);
+  checkpoint.in_memory_ = true;
+  checkpoint.config_ = std::move(config);
+  checkpoint.tensors_ = std::move(tensors);
+  return checkpoint;
+}
+
 Result<void> Checkpoint::open_folder() {
   const fs::path folder(path_);
   const std::string config_path = (folder / "config.json").string();
@@ -171,14 +181,16 @@ Result<Tensor> Checkpoint::tensor(std::string_view name) const {
 
 bool Checkpoint::has_file(std::string_view name) const {
   std::error_code code;
-  return !gguf_ && is_plain_name(name) && fs::is_regular_file(fs::path(path_) / name, code);
+  return !gguf_ && !in_memory_ && is_plain_name(name) && fs::is_regular_file(fs::path(path_) / name, code);
 }
 
 Result<std::string> Checkpoint::read_text(std::string_view name) const {
-  if (gguf_ || !is_plain_name(name)) {
+  if (gguf_ || in_memory_ || !is_plain_name(name)) {
     return Error{.doing = "read file",
                  .where = path_ + ": " + printable(name),
-                 .actual = gguf_ ? "a GGUF file has no files beside it" : "not a plain file name"};
+                 .actual = gguf_        ? "a GGUF file has no files beside it"
+                           : in_memory_ ? "a checkpoint in memory has no files beside it"
+                                        : "not a plain file name"};
   }
   return read_bounded((fs::path(path_) / name).string(), kMaxTextBytes);
 }
