@@ -8,6 +8,7 @@
 #include "backends/backends.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/config_reader.h"
+#include "registry/hub_cache.h"
 
 namespace proa {
 namespace {
@@ -104,7 +105,12 @@ Result<std::optional<ChatTemplate>> open_chat_template(const Checkpoint& checkpo
 }  // namespace
 
 void add_open_flags(CLI::App& command, OpenOptions& options) {
-  command.add_option("model", options.model, "a Hugging Face folder or a GGUF file")->required();
+  command
+      .add_option("model", options.model,
+                  "a Hugging Face folder, a GGUF file, or org/name in the cache (see proa pull)")
+      ->required();
+  command.add_option("--revision", options.revision, "branch, tag or commit of an org/name");
+  command.add_option("--download-dir", options.download_dir, "the cache of models; else HF_HOME and its like");
   command.add_option("--device", options.device, "auto, cpu, or reference (every op on the plain reference)")
       ->capture_default_str();
   command.add_option("--threads", options.threads, "CPU threads; 0: one per core")
@@ -128,7 +134,9 @@ Result<OpenedModel> open_model(const OpenOptions& options) {
   PROA_ASSIGN(const Format kv_cache_dtype, parse_kv_cache_dtype(options.kv_cache_dtype));
   PROA_ASSIGN(auto made, make_backend(options.device, {.num_threads = options.threads}));
   const std::shared_ptr<Backend> backend = std::move(made);
-  PROA_ASSIGN(auto opened, Checkpoint::open(options.model));
+  PROA_ASSIGN(const std::string path,
+              resolve_model(options.model, {.cache = options.download_dir, .revision = options.revision}));
+  PROA_ASSIGN(auto opened, Checkpoint::open(path));
   const auto checkpoint = std::make_shared<const Checkpoint>(std::move(opened));
   PROA_ASSIGN(auto owned_model, open_model(checkpoint, *backend));
   const std::shared_ptr<const Model> model = std::move(owned_model);
