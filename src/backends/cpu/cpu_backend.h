@@ -34,7 +34,7 @@ namespace proa {
 // Host memory as Backend::allocate gives it.
 Result<Buffer> allocate_host(size_t bytes);
 
-class CpuBackend final : public Backend {
+class CpuBackend : public Backend {
  public:
   // `target` is one of targets(). num_threads: 0 means one per core.
   CpuBackend(int64_t target, int num_threads);
@@ -60,6 +60,8 @@ class CpuBackend final : public Backend {
   void attend(const Attend& op) override;
   void lm_head(const LmHead& op) override;
   void sample(const Sample& op) override;
+
+  double probe(Probe what, double seconds) override;
 
   int64_t target() const { return target_; }
   ThreadPool& threads() { return threads_; }
