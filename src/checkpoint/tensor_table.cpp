@@ -18,27 +18,6 @@ std::vector<int64_t> squeezed(const std::vector<int64_t>& shape) {
   return sizes;
 }
 
-// Whether `pattern` with * for any text matches the beginning of `text`. Linear backtracking: only the last star moves.
-bool matches_beginning(std::string_view pattern, std::string_view text) {
-  size_t p = 0, t = 0;
-  size_t star = pattern.npos, resume = 0;
-  while (p < pattern.size()) {
-    if (pattern[p] == '*') {
-      star = p++;
-      resume = t;
-    } else if (t < text.size() && pattern[p] == text[t]) {
-      ++p;
-      ++t;
-    } else if (star != pattern.npos && resume < text.size()) {
-      p = star + 1;
-      t = ++resume;
-    } else {
-      return false;
-    }
-  }
-  return true;
-}
-
 std::string names(const std::vector<Format>& formats) {
   std::string text;
   for (Format format : formats) text += (text.empty() ? "" : " or ") + std::string(info(format).name);
@@ -67,6 +46,27 @@ std::string difference(const TensorSpec& spec, const TensorEntry& entry) {
 }
 
 }  // namespace
+
+// Linear backtracking: only the last star moves.
+bool is_ignored(std::string_view pattern, std::string_view text) {
+  size_t p = 0, t = 0;
+  size_t star = pattern.npos, resume = 0;
+  while (p < pattern.size()) {
+    if (pattern[p] == '*') {
+      star = p++;
+      resume = t;
+    } else if (t < text.size() && pattern[p] == text[t]) {
+      ++p;
+      ++t;
+    } else if (star != pattern.npos && resume < text.size()) {
+      p = star + 1;
+      t = ++resume;
+    } else {
+      return false;
+    }
+  }
+  return true;
+}
 
 Result<TensorMap> check_tensors(const std::map<std::string, TensorEntry, std::less<>>& entries, const std::string& path,
                                 std::span<const TensorSpec> specs, std::span<const std::string> ignored) {
@@ -99,7 +99,7 @@ Result<TensorMap> check_tensors(const std::map<std::string, TensorEntry, std::le
   for (const auto& [name, entry] : entries) {
     if (used.contains(name)) continue;
     const bool known = std::any_of(ignored.begin(), ignored.end(),
-                                   [&](const std::string& pattern) { return matches_beginning(pattern, name); });
+                                   [&](const std::string& pattern) { return is_ignored(pattern, name); });
     if (!known)
       differences.push_back(printable(name) + ": not expected, " + printable(entry.type) + " " +
                             to_string(entry.shape));

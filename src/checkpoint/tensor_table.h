@@ -5,6 +5,7 @@
 #include <map>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "checkpoint/tensor_entry.h"
@@ -39,5 +40,8 @@ Result<TensorMap> check_tensors(const Checkpoint& checkpoint, std::span<const Te
 // The same on a bare list of entries; `path` is for messages.
 Result<TensorMap> check_tensors(const std::map<std::string, TensorEntry, std::less<>>& entries, const std::string& path,
                                 std::span<const TensorSpec> specs, std::span<const std::string> ignored = {});
+
+// Whether a pattern of `ignored` covers this name.
+bool is_ignored(std::string_view pattern, std::string_view name);
 
 }  // namespace proa

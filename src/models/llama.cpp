@@ -239,10 +239,10 @@ class Llama final : public Model {
                                  {.name = layer(i, kUp), .shape = {c.intermediate_size, c.hidden_size}},
                                  {.name = layer(i, kDown), .shape = {c.hidden_size, c.intermediate_size}}});
     }
-    const std::string ignored[] = {"model.layers.*.self_attn.rotary_emb.inv_freq"};
-    PROA_ASSIGN(ScaledTensors stored, scaled_tensors(*checkpoint));
-    PROA_ASSIGN(TensorMap tensors, check_tensors(stored.entries, checkpoint->path(), table, ignored));
-    WeightLoader load(std::move(tensors), std::move(stored.scaling), backend);
+    const Ignored ignored[] = {{"model.layers.*.self_attn.rotary_emb.inv_freq", "rotary frequencies"}};
+    PROA_ASSIGN(CheckedTensors checked, checked_tensors(*checkpoint, table, ignored));
+    unused_ = std::move(checked.unused);
+    WeightLoader load(std::move(checked), backend);
 
     embeddings_ = load.matrix(WeightKind::embedding, global(kEmbeddings));
     final_norm_ = load.vector(global(kFinalNorm));

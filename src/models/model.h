@@ -62,6 +62,14 @@ struct WeightUse {
   int experts_per_token = 1;
 };
 
+// Tensors of the checkpoint that the model leaves alone, by what they are for.
+struct UnusedTensors {
+  std::string what;  // "multi-token prediction"
+  int64_t count = 0;
+  int64_t parameters = 0;
+  int64_t bytes = 0;
+};
+
 class Model {
  public:
   virtual ~Model() = default;
@@ -74,6 +82,7 @@ class Model {
   // Everything it holds, in order of use. Without one of kind lm_head the embedding is the output matrix as well. What
   // a step costs follows from it: models/step_cost.h.
   std::span<const WeightUse> weights() const { return weights_; }
+  std::span<const UnusedTensors> unused() const { return unused_; }
 
   // Bytes of arena that a step of at most max_num_tokens tokens takes.
   virtual size_t workspace_bytes(int max_num_tokens) const = 0;
@@ -89,6 +98,7 @@ class Model {
   ModelInfo info_;
   std::vector<CacheSpec> cache_specs_;
   std::vector<WeightUse> weights_;
+  std::vector<UnusedTensors> unused_;
 };
 
 // Opens the model that the checkpoint's architecture names, its weights placed on `backend` (wrapped where they lie

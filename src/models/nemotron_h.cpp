@@ -430,12 +430,18 @@ class NemotronH final : public Model {
 
   Result<void> load(std::shared_ptr<const Checkpoint> checkpoint, const NemotronHConfig& c, Backend& backend) {
     const Names names(*checkpoint);
-    // Tensors that may be there and are not used: speculation (MTP) and other modalities.
-    std::vector<std::string> ignored = {"mtp.", "vision_model.", "mlp1.", "sound_encoder.", "sound_projection."};
-    if (names.gguf()) ignored = {"blk." + std::to_string(c.pattern.size()) + ".", "blk.*.nextn."};
-    PROA_ASSIGN(ScaledTensors stored, scaled_tensors(*checkpoint));
-    PROA_ASSIGN(TensorMap tensors, check_tensors(stored.entries, checkpoint->path(), tensor_table(c, names), ignored));
-    WeightLoader load(std::move(tensors), std::move(stored.scaling), backend);
+    std::vector<Ignored> ignored = {{"mtp.", "multi-token prediction"},
+                                    {"vision_model.", "vision"},
+                                    {"mlp1.", "vision"},
+                                    {"sound_encoder.", "sound"},
+                                    {"sound_projection.", "sound"}};
+    if (names.gguf()) {
+      ignored = {{"blk." + std::to_string(c.pattern.size()) + ".", "multi-token prediction"},
+                 {"blk.*.nextn.", "multi-token prediction"}};
+    }
+    PROA_ASSIGN(CheckedTensors checked, checked_tensors(*checkpoint, tensor_table(c, names), ignored));
+    unused_ = std::move(checked.unused);
+    WeightLoader load(std::move(checked), backend);
 
     eps_ = c.layer_norm_epsilon;
     embeddings_ = load.matrix(WeightKind::embedding, names.trunk(kEmbeddings));

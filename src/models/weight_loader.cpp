@@ -1,9 +1,47 @@
 #include "models/weight_loader.h"
 
+#include <algorithm>
 #include <cassert>
 #include <cstring>
+#include <functional>
+#include <numeric>
 
 namespace proa {
+namespace {
+
+void count(const TensorEntry& entry, const std::string& what, std::vector<UnusedTensors>& unused) {
+  const auto is = [&](const UnusedTensors& group) { return group.what == what; };
+  auto group = std::find_if(unused.begin(), unused.end(), is);
+  if (group == unused.end()) group = unused.insert(unused.end(), {.what = what});
+  ++group->count;
+  group->parameters += std::accumulate(entry.shape.begin(), entry.shape.end(), int64_t{1}, std::multiplies<>());
+  group->bytes += static_cast<int64_t>(entry.bytes);
+}
+
+}  // namespace
+
+Result<CheckedTensors> checked_tensors(const Checkpoint& checkpoint, std::span<const TensorSpec> table,
+                                       std::span<const Ignored> ignored) {
+  CheckedTensors checked;
+  PROA_ASSIGN(ScaledTensors stored, scaled_tensors(checkpoint));
+  std::vector<std::string> patterns;
+  for (const Ignored& each : ignored) patterns.push_back(each.pattern);
+  PROA_ASSIGN(checked.tensors, check_tensors(stored.entries, checkpoint.path(), table, patterns));
+  checked.scaling = std::move(stored.scaling);
+
+  for (const auto& [name, entry] : checkpoint.tensors()) {
+    const auto covers = [&](const Ignored& each) { return is_ignored(each.pattern, name); };
+    const auto found = std::find_if(ignored.begin(), ignored.end(), covers);
+    if (found != ignored.end()) {
+      count(entry, found->what, checked.unused);
+    } else if (name.ends_with(".k_scale") || name.ends_with(".v_scale")) {
+      count(entry, "scales of an FP8 KV cache", checked.unused);
+    } else if (name.ends_with("input_scale")) {
+      count(entry, "scales of quantised activations", checked.unused);
+    }
+  }
+  return checked;
+}
 
 const Tensor* WeightLoader::find(const std::string& name, [[maybe_unused]] bool optional) {
   const auto it = tensors_.find(name);

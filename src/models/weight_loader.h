@@ -18,12 +18,27 @@ namespace proa {
 // Formats that a vector of a checkpoint (a norm, a bias) may have; matrices may have any.
 inline const std::vector<Format> kVectorFormats = {Format::F32, Format::BF16, Format::F16};
 
+// Tensors that may be in a checkpoint and are not used: a pattern as check_tensors() takes it, and what they are for.
+struct Ignored {
+  std::string pattern;
+  const char* what;
+};
+
+// The tensors that a model wants, with their scales, checked against the checkpoint. Errors as of scaled_tensors() and
+// check_tensors().
+struct CheckedTensors {
+  TensorMap tensors;
+  std::map<const std::byte*, Scaling> scaling;
+  std::vector<UnusedTensors> unused;  // ignored ones, and scales that only other arithmetic would need
+};
+Result<CheckedTensors> checked_tensors(const Checkpoint& checkpoint, std::span<const TensorSpec> table,
+                                       std::span<const Ignored> ignored);
+
 // Remembers its first error, so that a model's loading reads as its list of tensors; ask status() at the end.
 class WeightLoader {
  public:
-  // `scaling` is by the address of a tensor's first byte, as scaled_tensors() gives it.
-  WeightLoader(TensorMap tensors, std::map<const std::byte*, Scaling> scaling, Backend& backend)
-      : tensors_(std::move(tensors)), scaling_(std::move(scaling)), backend_(backend) {}
+  WeightLoader(CheckedTensors checked, Backend& backend)
+      : tensors_(std::move(checked.tensors)), scaling_(std::move(checked.scaling)), backend_(backend) {}
 
   // Every name must be in the table, except where `optional` says that an empty result will do.
   Weight matrix(WeightKind kind, const std::string& name, bool optional = false);
