@@ -11,7 +11,6 @@
 #include "registry/hub_cache.h"
 
 namespace proa {
-namespace {
 
 Result<Format> parse_kv_cache_dtype(const std::string& name) {
   if (name == "auto" || name == "bfloat16") return Format::BF16;
@@ -20,16 +19,9 @@ Result<Format> parse_kv_cache_dtype(const std::string& name) {
   return Error{"open engine", "--kv-cache-dtype", "auto, bfloat16, float16 or float32", name, ""};
 }
 
-// generation_config.json: what vLLM takes from it, and the ids that end a reply.
-struct GenerationConfig {
-  SamplingParams params;
-  std::vector<int32_t> eos_token_ids;
-};
-
-Result<GenerationConfig> read_generation_config(const Checkpoint& checkpoint, const Tokenizer& tokenizer) {
+Result<GenerationConfig> read_generation_config(const Checkpoint& checkpoint, std::span<const int32_t> eos_ids) {
   GenerationConfig result;
-  const auto known = tokenizer.eos_ids();
-  result.eos_token_ids.assign(known.begin(), known.end());
+  result.eos_token_ids.assign(eos_ids.begin(), eos_ids.end());
   if (!checkpoint.generation_config().is_object()) return result;
 
   const ConfigReader config(checkpoint.generation_config(), checkpoint.path() + "/generation_config.json");
@@ -55,6 +47,8 @@ Result<GenerationConfig> read_generation_config(const Checkpoint& checkpoint, co
   return result;
 }
 
+namespace {
+
 Result<std::string> read_template_file(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   std::string source((std::istreambuf_iterator<char>(file)), {});
@@ -62,47 +56,45 @@ Result<std::string> read_template_file(const std::string& path) {
   return source;
 }
 
-// The template's source: the file that was asked for, else the checkpoint's own, else ChatML if the vocabulary has its
-// tags.
-Result<std::optional<std::string>> chat_template_source(const Checkpoint& checkpoint, const Tokenizer& tokenizer,
-                                                        const std::string& file) {
-  std::optional<std::string> source;
+}  // namespace
+
+Result<std::optional<TemplateSource>> chat_template_source(const Checkpoint& checkpoint, const Tokenizer* tokenizer,
+                                                           const std::string& file) {
+  std::optional<TemplateSource> source;
   if (!file.empty()) {
-    PROA_ASSIGN(source, read_template_file(file));
+    PROA_ASSIGN(std::string text, read_template_file(file));
+    source = {std::move(text), file};
   } else if (const Gguf* gguf = checkpoint.gguf()) {
     if (gguf->has("tokenizer.chat_template")) {
-      PROA_ASSIGN(source, gguf->string("tokenizer.chat_template"));
+      PROA_ASSIGN(const std::string_view text, gguf->string("tokenizer.chat_template"));
+      source = {std::string(text), "tokenizer.chat_template"};
     }
   } else if (checkpoint.has_file("chat_template.jinja")) {
-    PROA_ASSIGN(source, checkpoint.read_text("chat_template.jinja"));
+    PROA_ASSIGN(std::string text, checkpoint.read_text("chat_template.jinja"));
+    source = {std::move(text), "chat_template.jinja"};
   } else if (checkpoint.has_file("tokenizer_config.json")) {
     PROA_ASSIGN(const auto json, checkpoint.read_json("tokenizer_config.json"));
     const auto found = json.is_object() ? json.find("chat_template") : json.end();
     if (json.is_object() && found != json.end()) {
-      if (found->is_string()) source = found->get<std::string>();
+      const char* from = "tokenizer_config.json";
+      if (found->is_string()) source = {found->get<std::string>(), from};
       for (const auto& named : found->is_array() ? *found : nlohmann::ordered_json::array()) {
-        if (named.is_object() && named.value("name", "") == "default") source = named.value("template", "");
+        if (named.is_object() && named.value("name", "") == "default") source = {named.value("template", ""), from};
       }
     }
   }
-  if (!source && tokenizer.token_id("<|im_start|>") && tokenizer.token_id("<|im_end|>")) {
-    source = std::string(chatml_template());
+  if (!source && tokenizer && tokenizer->token_id("<|im_start|>") && tokenizer->token_id("<|im_end|>")) {
+    source = {std::string(chatml_template()), "ChatML, built in"};
   }
   return source;
 }
 
-Result<std::optional<ChatTemplate>> open_chat_template(const Checkpoint& checkpoint, const Tokenizer& tokenizer,
-                                                       const std::string& file) {
-  PROA_ASSIGN(const auto source, chat_template_source(checkpoint, tokenizer, file));
-  if (!source) return std::optional<ChatTemplate>();
+SpecialTokenTexts special_token_texts(const Tokenizer& tokenizer) {
   SpecialTokenTexts tokens;
   if (const auto bos = tokenizer.bos_id()) tokens.bos_token = tokenizer.piece(*bos);
   if (!tokenizer.eos_ids().empty()) tokens.eos_token = tokenizer.piece(tokenizer.eos_ids().front());
-  PROA_ASSIGN(auto parsed, ChatTemplate::create(*source, tokens));
-  return std::optional<ChatTemplate>(std::move(parsed));
+  return tokens;
 }
-
-}  // namespace
 
 void add_open_flags(CLI::App& command, OpenOptions& options) {
   command
@@ -147,10 +139,13 @@ Result<OpenedModel> open_model(const OpenOptions& options) {
         "a tokenizer of at most " + std::to_string(model->info().vocab_size) + " tokens, the rows of the embedding",
         std::to_string(tokenizer.vocab_size()), ""};
   }
-  PROA_ASSIGN(GenerationConfig generation, read_generation_config(*checkpoint, tokenizer));
+  PROA_ASSIGN(GenerationConfig generation, read_generation_config(*checkpoint, tokenizer.eos_ids()));
 
   std::optional<ChatTemplate> chat_template;
-  PROA_ASSIGN(chat_template, open_chat_template(*checkpoint, tokenizer, options.chat_template));
+  PROA_ASSIGN(const auto source, chat_template_source(*checkpoint, &tokenizer, options.chat_template));
+  if (source) {
+    PROA_ASSIGN(chat_template, ChatTemplate::create(source->text, special_token_texts(tokenizer)));
+  }
 
   int64_t max_model_len = options.max_model_len;
   if (max_model_len == 0) max_model_len = std::min(model->info().max_position_embeddings, kDefaultMaxModelLen);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -51,6 +52,27 @@ struct OpenedModel {
 struct OpenedEngine : OpenedModel {
   std::unique_ptr<Engine> engine;  // last: it goes first
 };
+
+// The parts, for commands that need only some of them.
+
+Result<Format> parse_kv_cache_dtype(const std::string& name);  // a value of --kv-cache-dtype
+
+// generation_config.json: what vLLM takes from it, and the ids that end a reply.
+struct GenerationConfig {
+  SamplingParams params;
+  std::vector<int32_t> eos_token_ids;  // those given and those of the file
+};
+Result<GenerationConfig> read_generation_config(const Checkpoint& checkpoint, std::span<const int32_t> eos_ids);
+
+// A chat template's source: the file that was asked for, else the checkpoint's own, else ChatML if the vocabulary has
+// its tags. Without a tokenizer there is no such last resort.
+struct TemplateSource {
+  std::string text;
+  std::string from;  // "chat_template.jinja", "tokenizer.chat_template": for people
+};
+Result<std::optional<TemplateSource>> chat_template_source(const Checkpoint& checkpoint, const Tokenizer* tokenizer,
+                                                           const std::string& file);
+SpecialTokenTexts special_token_texts(const Tokenizer& tokenizer);
 
 // Errors: as of every part, naming file, tensor or flag.
 Result<OpenedModel> open_model(const OpenOptions& options);

@@ -81,6 +81,21 @@ Result<int> settle_memory(EngineConfig& config, const Model& model) {
   return static_cast<int>(num_blocks);
 }
 
+RunnerLimits runner_limits(const EngineConfig& config, int num_blocks, int vocab_size) {
+  return {.max_num_seqs = config.max_num_seqs,
+          .max_num_batched_tokens = config.max_num_batched_tokens,
+          .max_num_logit_rows = config.max_num_seqs,
+          .max_top_logprobs = std::min(kMaxLogprobs, vocab_size),
+          .num_count_slots = config.max_num_seqs,
+          .max_blocks_per_seq = static_cast<int>(ceil_div(config.max_model_len - 1, config.block_size)),
+          .num_blocks = num_blocks,
+          .block_size = config.block_size,
+          .kv_cache_dtype = config.kv_cache_dtype,
+          .num_slots = config.max_num_seqs,
+          .synthetic_cache = config.synthetic_cache,
+          .count_experts = config.count_experts};
+}
+
 bool contains(const std::vector<int32_t>& ids, int32_t id) {
   return std::find(ids.begin(), ids.end(), id) != ids.end();
 }
@@ -130,20 +145,7 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
                                    .max_queue = config.max_queue,
                                    .num_blocks = num_blocks,
                                    .block_size = config.block_size};
-  const RunnerLimits running{
-      .max_num_seqs = config.max_num_seqs,
-      .max_num_batched_tokens = config.max_num_batched_tokens,
-      .max_num_logit_rows = config.max_num_seqs,
-      .max_top_logprobs = std::min(kMaxLogprobs, model->info().vocab_size),
-      .num_count_slots = config.max_num_seqs,
-      .max_blocks_per_seq = static_cast<int>(ceil_div(config.max_model_len - 1, config.block_size)),
-      .num_blocks = num_blocks,
-      .block_size = config.block_size,
-      .kv_cache_dtype = config.kv_cache_dtype,
-      .num_slots = config.max_num_seqs,
-      .synthetic_cache = config.synthetic_cache,
-      .count_experts = config.count_experts};
-
+  const RunnerLimits running = runner_limits(config, num_blocks, model->info().vocab_size);
   std::unique_ptr<Engine> engine(
       new Engine(std::move(model), std::move(backend), std::move(tokenizer), std::move(config)));
   engine->plan_ = ModelRunner::plan(*engine->model_, running);
@@ -152,6 +154,12 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
   engine->publish_stats();
   engine->thread_ = std::thread([raw = engine.get()] { raw->run(); });
   return engine;
+}
+
+Result<MemoryPlan> Engine::plan(const Model& model, EngineConfig config) {
+  PROA_TRY(check_ranges(config, model.info().vocab_size));
+  PROA_ASSIGN(const int num_blocks, settle_memory(config, model));
+  return ModelRunner::plan(model, runner_limits(config, num_blocks, model.info().vocab_size));
 }
 
 Engine::~Engine() {

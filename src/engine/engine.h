@@ -69,6 +69,8 @@ class Engine {
   // bytes asked for; a max_model_len that kv_cache_bytes cannot hold, with both.
   static Result<std::unique_ptr<Engine>> create(std::shared_ptr<const Model> model, std::shared_ptr<Backend> backend,
                                                 Tokenizer tokenizer, EngineConfig config);
+  // What create() would allocate; nothing is. Errors: as of create(), but for memory that cannot be had.
+  static Result<MemoryPlan> plan(const Model& model, EngineConfig config);
   // Cancels what is in flight (every Reply gets its last event) and joins the thread.
   ~Engine();
   Engine(const Engine&) = delete;
