@@ -22,6 +22,7 @@ struct TensorSpec {
   bool optional = false;
   std::vector<Format> formats;       // allowed ones; empty: any
   std::vector<std::string> aliases;  // other spellings; the first that is there counts
+  double low = 0, high = 0;          // range that random values of it are drawn from, where a model states one
 };
 
 // By TensorSpec::name. An optional tensor that is not there has no entry. Each Tensor carries the shape of its spec.
