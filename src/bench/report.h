@@ -60,8 +60,8 @@ struct BenchRow {
   Summary time() const { return summarize(seconds); }
   Summary share() const { return summarize(shares()); }
 
-  // What makes two rows of different reports the same measurement: all of the above that was chosen, nothing that was
-  // found. "decode NVIDIA-Nemotron-3-Nano-30B-A3B q4_0 kv bf16, 256 tokens at 0, batch 1".
+  // What makes two rows of different reports the same measurement: "decode NVIDIA-Nemotron-3-Nano-30B-A3B q4_0 kv bf16,
+  // 256 tokens at 0, batch 1". The weights are not in it: reports with others are not compared.
   std::string key() const;
 };
 

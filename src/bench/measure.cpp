@@ -1,0 +1,213 @@
+#include "bench/measure.h"
+
+#include <algorithm>
+#include <chrono>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "bench/checks.h"
+#include "models/step_cost.h"
+
+namespace proa {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int kPromptTokens = 8;
+
+double seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
+
+struct Drawn {
+  std::vector<int32_t> token_ids;
+  std::vector<Clock::time_point> times;  // when the step ended that drew each
+};
+
+struct Pass {
+  Clock::time_point submitted;
+  std::vector<Drawn> sequences;
+  EngineStats stats;
+};
+
+// Reads all replies to their end without waking up for each token, which would take a core from the step.
+Result<void> read_all(std::vector<std::shared_ptr<Reply>> replies, const std::atomic<bool>* interrupted, Pass& pass) {
+  std::vector<TokenEvent> events;
+  pass.sequences.resize(replies.size());
+  for (bool open = true; open;) {
+    open = false;
+    for (size_t s = 0; s < replies.size(); ++s) {
+      if (!replies[s]) continue;
+      const Reply::Status status = replies[s]->next(events, std::chrono::nanoseconds(0));
+      if (status == Reply::Status::end) {
+        if (const auto error = replies[s]->error()) return *error;
+        replies[s].reset();
+        continue;
+      }
+      open = true;
+      if (status == Reply::Status::timeout) continue;
+      for (const TokenEvent& event : events) {
+        if (event.token_id < 0) continue;
+        pass.sequences[s].token_ids.push_back(event.token_id);
+        pass.sequences[s].times.push_back(event.time);
+      }
+    }
+    if (interrupted && interrupted->load(std::memory_order_relaxed)) {
+      return Error{"measure", "interrupted", "", "", ""};
+    }
+    if (open) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+  return {};
+}
+
+struct Work {
+  int batch;
+  int64_t depth;
+  int prompt_tokens;
+  int max_tokens;
+};
+
+Result<Pass> run_pass(const std::shared_ptr<const Model>& model, const std::shared_ptr<Backend>& backend,
+                      const Tokenizer& tokenizer, const MeasureConfig& config, const Work& work, bool count_experts) {
+  const int64_t length = work.depth + work.prompt_tokens + work.max_tokens;
+  PROA_ASSIGN(const auto engine,
+              Engine::create(model, backend, tokenizer,
+                             {.max_num_seqs = work.batch,
+                              .max_num_batched_tokens = std::max(config.max_num_batched_tokens, work.batch),
+                              .max_model_len = length,
+                              .max_queue = work.batch,
+                              .kv_cache_dtype = config.kv_cache_dtype,
+                              .synthetic_cache = work.depth > 0,
+                              .count_experts = count_experts}));
+  std::vector<Request> requests;
+  for (int s = 0; s < work.batch; ++s) {
+    requests.push_back(
+        {.prompt_token_ids = random_prompt(config.seed, s, work.depth + work.prompt_tokens, model->info().vocab_size),
+         .num_synthetic_tokens = static_cast<int>(work.depth),
+         .params = {.temperature = 0, .max_tokens = work.max_tokens, .ignore_eos = true}});
+  }
+  Pass pass;
+  pass.submitted = Clock::now();
+  PROA_ASSIGN(auto replies, engine->submit(std::move(requests)));
+  PROA_TRY(read_all(std::move(replies), config.interrupted, pass));
+  pass.stats = engine->stats();
+  return pass;
+}
+
+// Other tokens than the pass before drew: the steps were not the same, and neither was their time.
+Result<void> same_tokens(const Pass& first, const Pass& pass) {
+  for (size_t s = 0; s < first.sequences.size(); ++s) {
+    const auto& expected = first.sequences[s].token_ids;
+    const auto& actual = pass.sequences[s].token_ids;
+    if (expected == actual) continue;
+    const auto differ = std::mismatch(expected.begin(), expected.end(), actual.begin(), actual.end());
+    return Error{"measure", "sequence " + std::to_string(s),
+                 "in every pass the same " + std::to_string(expected.size()) + " tokens",
+                 "another from token " + std::to_string(differ.first - expected.begin()) + " on", ""};
+  }
+  return {};
+}
+
+// Probes before the first sample and after each: a sample's are the mean of the two beside it.
+class Probes {
+ public:
+  Probes(Backend& backend, const MeasureConfig& config, Probe probe, bool wanted)
+      : backend_(backend), seconds_(config.probe_seconds), probe_(probe), wanted_(wanted && seconds_ > 0) {
+    before_ = next();
+  }
+  void after_sample(std::vector<double>& values) {
+    if (!wanted_) return;
+    const double after = next();
+    values.push_back((before_ + after) / 2);
+    before_ = after;
+  }
+
+ private:
+  double next() { return wanted_ ? backend_.probe(probe_, seconds_) : 0; }
+  Backend& backend_;
+  double seconds_;
+  Probe probe_;
+  bool wanted_;
+  double before_ = 0;
+};
+
+}  // namespace
+
+std::vector<int32_t> random_prompt(uint64_t seed, int sequence, int64_t num_tokens, int vocab_size) {
+  std::vector<int32_t> ids(static_cast<size_t>(num_tokens));
+  uint64_t counter = (seed + 1) * 0x9E3779B97F4A7C15u + static_cast<uint64_t>(sequence) * 0xD1B54A32D192ED03u;
+  for (int32_t& id : ids) {
+    uint64_t x = counter += 0x9E3779B97F4A7C15u;  // splitmix64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ x >> 27) * 0x94D049BB133111EBu;
+    id = static_cast<int32_t>((x ^ x >> 31) % static_cast<uint64_t>(vocab_size));
+  }
+  return ids;
+}
+
+Result<BenchRow> measure_decode(const std::shared_ptr<const Model>& model, const std::shared_ptr<Backend>& backend,
+                                const Tokenizer& tokenizer, const MeasureConfig& config, int batch, int64_t depth,
+                                int num_tokens) {
+  // Sequences whose prompt waits for a later step start later; the others go on until the last one is done.
+  const int late_steps = batch * kPromptTokens / std::max(config.max_num_batched_tokens, batch) + 1;
+  const Work work{batch, depth, kPromptTokens, num_tokens + 1 + late_steps};
+  BenchRow row{.what = What::decode, .num_tokens = num_tokens, .depth = depth, .batch = batch};
+
+  PROA_ASSIGN(const Pass first, run_pass(model, backend, tokenizer, config, work, true));
+  if (first.stats.expert_layers > 0) {
+    row.distinct_experts =
+        static_cast<double>(first.stats.distinct_experts) / static_cast<double>(first.stats.expert_layers);
+  }
+  const double distinct = row.distinct_experts.value_or(0);
+  const int64_t mean_depth = depth + kPromptTokens + num_tokens / 2;
+  row.weight_bytes = weight_bytes_of_step(*model, batch, distinct);
+  row.bytes = num_tokens * decode_bytes(*model, batch, distinct, config.kv_cache_dtype, mean_depth);
+  row.flops = double{1} * num_tokens * batch * decode_flops(*model, mean_depth);
+  if (row.distinct_experts) row.expected_experts = expected_distinct_experts(*model, batch);
+
+  std::vector<std::vector<int32_t>> token_ids;
+  for (const Drawn& sequence : first.sequences) token_ids.push_back(sequence.token_ids);
+  PROA_TRY(check_sequences_differ(token_ids));
+  if (config.check_tokens_change) {
+    for (const auto& ids : token_ids) PROA_TRY(check_tokens_change(ids));
+  }
+
+  Probes read(*backend, config, Probe::read, true);
+  for (int i = 0; i < config.num_iters; ++i) {
+    PROA_ASSIGN(const Pass pass, run_pass(model, backend, tokenizer, config, work, false));
+    PROA_TRY(same_tokens(first, pass));
+    const Drawn* last = &pass.sequences.front();  // to start
+    for (const Drawn& sequence : pass.sequences) {
+      if (sequence.times.front() > last->times.front()) last = &sequence;
+    }
+    row.seconds.push_back(seconds(last->times[static_cast<size_t>(num_tokens)] - last->times.front()));
+    read.after_sample(row.read_probe);
+  }
+  return row;
+}
+
+Result<BenchRow> measure_prefill(const std::shared_ptr<const Model>& model, const std::shared_ptr<Backend>& backend,
+                                 const Tokenizer& tokenizer, const MeasureConfig& config, int64_t depth,
+                                 int num_tokens) {
+  const Work work{1, depth, num_tokens, 1};
+  BenchRow row{.what = What::prefill, .num_tokens = num_tokens, .depth = depth, .batch = 1};
+  PROA_ASSIGN(const Pass first, run_pass(model, backend, tokenizer, config, work, false));
+  // At best each weight is read once for the whole prompt.
+  row.weight_bytes = weight_bytes_of_step(*model, num_tokens, expected_distinct_experts(*model, num_tokens));
+  row.bytes = *row.weight_bytes + static_cast<double>(state_bytes(*model).total()) +
+              static_cast<double>(kv_bytes_per_token(*model, config.kv_cache_dtype) * (depth + num_tokens));
+  row.flops = prefill_flops(*model, depth + num_tokens) - (depth > 0 ? prefill_flops(*model, depth) : 0);
+
+  Probes read(*backend, config, Probe::read, true);
+  row.arithmetic = Probe::bf16;
+  Probes arithmetic(*backend, config, Probe::bf16, true);
+  for (int i = 0; i < config.num_iters; ++i) {
+    PROA_ASSIGN(const Pass pass, run_pass(model, backend, tokenizer, config, work, false));
+    PROA_TRY(same_tokens(first, pass));
+    row.seconds.push_back(seconds(pass.sequences.front().times.front() - pass.submitted));
+    read.after_sample(row.read_probe);
+    arithmetic.after_sample(row.arithmetic_probe);
+  }
+  return row;
+}
+
+}  // namespace proa
