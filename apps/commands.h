@@ -8,5 +8,6 @@ class App;
 namespace proa {
 
 void add_run_command(CLI::App& app, int& exit_code);
+void add_pull_command(CLI::App& app, int& exit_code);
 
 }  // namespace proa
