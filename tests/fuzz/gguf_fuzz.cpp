@@ -1,4 +1,5 @@
-// libFuzzer target: any bytes as a GGUF file. A parse that succeeds must hand out only what lies inside the bytes.
+// libFuzzer target: any bytes as a GGUF file. A parse that succeeds must hand out only what lies inside the bytes, and
+// a vocabulary in it that is accepted must encode and decode without harm.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -6,6 +7,8 @@
 #include <string>
 
 #include "checkpoint/gguf.h"
+#include "tokenizer/tokenizer.h"
+#include "tokenizer/vocabulary.h"
 
 namespace {
 
@@ -17,9 +20,24 @@ void touch(std::span<const std::byte> bytes) {
   sink = sum;
 }
 
+void use_vocabulary(const proa::Gguf& gguf) {
+  const auto vocabulary = proa::vocabulary_from_gguf(gguf);
+  if (!vocabulary.ok()) return;
+  const auto tokenizer = proa::Tokenizer::create(*vocabulary);
+  if (!tokenizer.ok()) return;
+  const auto ids = tokenizer->encode("aab e\xCC\x81 12\n<s>", {.parse_special = true, .add_bos = true});
+  for (const int32_t id : ids) {
+    if (id < 0 || id >= tokenizer->vocab_size()) std::abort();
+  }
+  sink = tokenizer->decode(ids).size();
+}
+
+constexpr size_t kMaxBytes = 1 << 16;
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  if (size > kMaxBytes) return 0;
   const auto gguf = proa::Gguf::parse(std::as_bytes(std::span(data, size)), "fuzz");
   if (!gguf.ok()) {
     sink = gguf.error().message().size();
@@ -43,5 +61,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     touch({entry.data, entry.bytes});
     sink = gguf->tensor(name).ok();
   }
+  if (gguf->has("tokenizer.ggml.model")) use_vocabulary(*gguf);
   return 0;
 }

@@ -1,4 +1,6 @@
-// libFuzzer target: any bytes as tokenizer.json. What is accepted must encode and decode without harm.
+// libFuzzer target: any bytes as tokenizer.json and, after a byte 0, tokenizer_config.json. What is accepted must
+// encode and decode without harm.
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
@@ -6,9 +8,18 @@
 #include "tokenizer/tokenizer.h"
 #include "tokenizer/vocabulary.h"
 
+namespace {
+
+constexpr size_t kMaxBytes = 1 << 16;
+
+}  // namespace
+
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  const std::string_view json(reinterpret_cast<const char*>(data), size);
-  const auto vocabulary = proa::vocabulary_from_tokenizer_json(json, "");
+  if (size > kMaxBytes) return 0;
+  const std::string_view text(reinterpret_cast<const char*>(data), size);
+  const size_t end = std::min(text.find('\0'), size);
+  const std::string_view config = text.substr(std::min(end + 1, size));
+  const auto vocabulary = proa::vocabulary_from_tokenizer_json(text.substr(0, end), config);
   if (!vocabulary.ok()) return 0;
   const auto tokenizer = proa::Tokenizer::create(*vocabulary);
   if (!tokenizer.ok()) return 0;
