@@ -21,31 +21,20 @@ bool is_plain_name(std::string_view name) {
   return !name.empty() && name.find('/') == name.npos && name.find('\0') == name.npos && name != "." && name != "..";
 }
 
+Error too_long(const std::string& path, size_t max_bytes, size_t bytes) {
+  return {.doing = "read file",
+          .where = path,
+          .expected = "at most " + std::to_string(max_bytes) + " bytes",
+          .actual = std::to_string(bytes)};
+}
+
 Result<std::string> read_bounded(const std::string& path, size_t max_bytes) {
   std::error_code code;
   const auto status = fs::status(path, code);
   if (fs::is_regular_file(status) && fs::file_size(path, code) == 0 && !code) return std::string();
   PROA_ASSIGN(const MappedFile file, MappedFile::open(path));
-  if (file.bytes().size() > max_bytes) {
-    return Error{.doing = "read file",
-                 .where = path,
-                 .expected = "at most " + std::to_string(max_bytes) + " bytes",
-                 .actual = std::to_string(file.bytes().size())};
-  }
+  if (file.bytes().size() > max_bytes) return too_long(path, max_bytes, file.bytes().size());
   return std::string(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
-}
-
-Result<nlohmann::ordered_json> read_bounded_json(const std::string& path, size_t max_bytes) {
-  PROA_ASSIGN(const std::string text, read_bounded(path, max_bytes));
-  return parse_json(text, path);
-}
-
-Result<nlohmann::ordered_json> read_object(const std::string& path, size_t max_bytes) {
-  PROA_ASSIGN(auto json, read_bounded_json(path, max_bytes));
-  if (!json.is_object()) {
-    return Error{.doing = "read JSON", .where = path, .expected = "an object", .actual = json.type_name()};
-  }
-  return json;
 }
 
 // "a, b, c and 4 more"
@@ -89,31 +78,85 @@ Checkpoint Checkpoint::in_memory(std::string name, nlohmann::ordered_json config
                                  std::map<std::string, TensorEntry, std::less<>> tensors) {
   Checkpoint checkpoint;
   checkpoint.path_ = std::move(name);
-  checkpoint.in_memory_ = true;
+  checkpoint.on_disk_ = false;
   checkpoint.config_ = std::move(config);
   checkpoint.tensors_ = std::move(tensors);
   return checkpoint;
 }
 
+Result<Checkpoint> Checkpoint::dummy(const DummyCheckpoint& dummy, int num_threads, uint64_t max_tensor_bytes) {
+  Checkpoint checkpoint;
+  checkpoint.path_ = dummy.name;
+  checkpoint.on_disk_ = false;
+  checkpoint.texts_ = dummy.texts;
+  for (const auto& [name, text] : checkpoint.texts_) checkpoint.parts_[name] = std::as_bytes(std::span(text));
+  DummyIndex index;
+  for (const DummyFile& file : dummy.files) {
+    PROA_ASSIGN(AnonymousMemory memory, AnonymousMemory::allocate(file.bytes, dummy.name + "/" + file.name));
+    lay_dummy(file, num_threads, max_tensor_bytes, memory.bytes().data());
+    memory.make_read_only();
+    index.add(file, max_tensor_bytes, memory.bytes().data());
+    checkpoint.parts_[file.name] = memory.bytes();
+    checkpoint.memory_.push_back(std::move(memory));
+  }
+  checkpoint.dummy_ = std::make_shared<const DummyIndex>(std::move(index));
+  PROA_TRY(checkpoint.open_parts());
+  return checkpoint;
+}
+
+// A single GGUF file, or what a folder holds.
+Result<void> Checkpoint::open_parts() {
+  const auto file =
+      std::find_if(parts_.begin(), parts_.end(), [](auto& part) { return part.first.ends_with(".gguf"); });
+  if (file == parts_.end()) return open_folder();
+  PROA_ASSIGN(Gguf gguf, Gguf::parse(file->second, path_));
+  gguf_ = std::make_unique<Gguf>(std::move(gguf));
+  tensors_ = gguf_->tensors();
+  return {};
+}
+
+Result<Safetensors> Checkpoint::open_shard(const std::string& name) const {
+  const std::string path = (fs::path(path_) / name).string();
+  return on_disk_ ? Safetensors::open(path) : Safetensors::parse(parts_.at(name), path);
+}
+
+Result<std::string> Checkpoint::read_bounded(std::string_view name, size_t max_bytes) const {
+  const std::string path = (fs::path(path_) / name).string();
+  if (on_disk_) return proa::read_bounded(path, max_bytes);
+  const auto part = parts_.find(name);
+  if (part == parts_.end()) return Error{"read file", path, "", "no such file in this checkpoint", ""};
+  const auto bytes = part->second;
+  if (bytes.size() > max_bytes) return too_long(path, max_bytes, bytes.size());
+  return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+}
+
+Result<nlohmann::ordered_json> Checkpoint::read_object(std::string_view name, size_t max_bytes) const {
+  const std::string path = (fs::path(path_) / name).string();
+  PROA_ASSIGN(const std::string text, read_bounded(name, max_bytes));
+  PROA_ASSIGN(auto json, parse_json(text, path));
+  if (!json.is_object()) {
+    return Error{.doing = "read JSON", .where = path, .expected = "an object", .actual = json.type_name()};
+  }
+  return json;
+}
+
 Result<void> Checkpoint::open_folder() {
-  const fs::path folder(path_);
-  const std::string config_path = (folder / "config.json").string();
   if (!has_file("config.json")) {
     return Error{.doing = "open checkpoint", .where = path_, .expected = "a config.json", .actual = "none"};
   }
-  PROA_ASSIGN(config_, read_object(config_path, kMaxConfigBytes));
+  PROA_ASSIGN(config_, read_object("config.json", kMaxConfigBytes));
   if (has_file("generation_config.json")) {
-    PROA_ASSIGN(generation_config_, read_object((folder / "generation_config.json").string(), kMaxConfigBytes));
+    PROA_ASSIGN(generation_config_, read_object("generation_config.json", kMaxConfigBytes));
   }
 
   if (has_file("model.safetensors")) {
-    PROA_ASSIGN(Safetensors shard, Safetensors::open((folder / "model.safetensors").string()));
+    PROA_ASSIGN(Safetensors shard, open_shard("model.safetensors"));
     tensors_ = shard.tensors();
     shards_.push_back(std::move(shard));
     return {};
   }
   const std::string index_name = "model.safetensors.index.json";
-  const std::string index_path = (folder / index_name).string();
+  const std::string index_path = (fs::path(path_) / index_name).string();
   if (!has_file(index_name)) {
     return Error{.doing = "open checkpoint",
                  .where = path_,
@@ -124,7 +167,7 @@ Result<void> Checkpoint::open_folder() {
     return Error{
         .doing = "open checkpoint", .where = index_path, .expected = std::move(expected), .actual = std::move(actual)};
   };
-  PROA_ASSIGN(const auto index, read_object(index_path, kMaxTextBytes));
+  PROA_ASSIGN(const auto index, read_object(index_name, kMaxTextBytes));
   const auto weight_map = index.find("weight_map");
   if (weight_map == index.end() || !weight_map->is_object()) return index_error("an object weight_map", "none");
 
@@ -149,7 +192,7 @@ Result<void> Checkpoint::open_folder() {
                        std::to_string(missing.size()) + " missing: " + list(missing));
   }
   for (const std::string& file : files) {
-    PROA_ASSIGN(Safetensors shard, Safetensors::open((folder / file).string()));
+    PROA_ASSIGN(Safetensors shard, open_shard(file));
     for (const auto& [tensor_name, entry] : shard.tensors()) {
       const auto named = shard_of.find(tensor_name);
       if (named != shard_of.end() && named->second != file) continue;  // the index decides between two copies
@@ -180,19 +223,19 @@ Result<Tensor> Checkpoint::tensor(std::string_view name) const {
 }
 
 bool Checkpoint::has_file(std::string_view name) const {
+  if (gguf_ || !is_plain_name(name)) return false;
+  if (!on_disk_) return parts_.contains(name);
   std::error_code code;
-  return !gguf_ && !in_memory_ && is_plain_name(name) && fs::is_regular_file(fs::path(path_) / name, code);
+  return fs::is_regular_file(fs::path(path_) / name, code);
 }
 
 Result<std::string> Checkpoint::read_text(std::string_view name) const {
-  if (gguf_ || in_memory_ || !is_plain_name(name)) {
+  if (gguf_ || !is_plain_name(name)) {
     return Error{.doing = "read file",
                  .where = path_ + ": " + printable(name),
-                 .actual = gguf_        ? "a GGUF file has no files beside it"
-                           : in_memory_ ? "a checkpoint in memory has no files beside it"
-                                        : "not a plain file name"};
+                 .actual = gguf_ ? "a GGUF file has no files beside it" : "not a plain file name"};
   }
-  return read_bounded((fs::path(path_) / name).string(), kMaxTextBytes);
+  return read_bounded(name, kMaxTextBytes);
 }
 
 Result<nlohmann::ordered_json> Checkpoint::read_json(std::string_view name) const {

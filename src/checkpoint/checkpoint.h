@@ -7,13 +7,16 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "checkpoint/dummy_checkpoint.h"
 #include "checkpoint/gguf.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/tensor_entry.h"
+#include "core/anonymous_memory.h"
 #include "core/result.h"
 
 namespace proa {
@@ -28,9 +31,18 @@ class Checkpoint {
 
   static constexpr size_t kMaxTextBytes = 128u << 20;  // of a JSON or text file in the folder
 
-  // `path` is a folder or a GGUF file (known by its magic; the first part of a split one). Everything is mapped, nothing copied. All missing shards,
-  // and all tensors that the index names but no shard holds, are listed in one error.
+  // `path` is a folder or a GGUF file (known by its magic; the first part of a split one). Everything is mapped,
+  // nothing copied. All missing shards, and all tensors that the index names but no shard holds, are listed in one
+  // error.
   static Result<Checkpoint> open(const std::string& path);
+
+  // A checkpoint of dummy weights in anonymous memory: files as the readers would find them on disk. Tensors larger
+  // than max_tensor_bytes are left zero, for devices that make the bytes themselves; num_threads 0: one per core.
+  // Errors: no room for the addresses (whether memory suffices is the caller's question).
+  static Result<Checkpoint> dummy(const DummyCheckpoint& dummy, int num_threads = 0,
+                                  uint64_t max_tensor_bytes = UINT64_MAX);
+  // How the bytes of dummy weights are made; nullptr for any other checkpoint.
+  const DummyIndex* dummy() const { return dummy_.get(); }
 
   // A folder that is on no disk: a config and entries that the caller made, without files beside them. `name` stands
   // for the path in messages. Entries may have no data where only names and shapes are looked at.
@@ -59,14 +71,23 @@ class Checkpoint {
 
  private:
   std::string path_;
-  bool in_memory_ = false;
+  bool on_disk_ = true;
+  // Files of a checkpoint that is not on disk as such, by name, and who owns their bytes.
+  std::map<std::string, std::span<const std::byte>, std::less<>> parts_;
+  std::vector<AnonymousMemory> memory_;
+  std::map<std::string, std::string, std::less<>> texts_;
+  std::shared_ptr<const DummyIndex> dummy_;
   std::unique_ptr<Gguf> gguf_;
   std::vector<Safetensors> shards_;
   std::map<std::string, TensorEntry, std::less<>> tensors_;
   nlohmann::ordered_json config_ = nlohmann::ordered_json::object();
   nlohmann::ordered_json generation_config_ = nullptr;
 
+  Result<void> open_parts();
   Result<void> open_folder();
+  Result<Safetensors> open_shard(const std::string& name) const;
+  Result<std::string> read_bounded(std::string_view name, size_t max_bytes) const;
+  Result<nlohmann::ordered_json> read_object(std::string_view name, size_t max_bytes) const;
 };
 
 }  // namespace proa

@@ -103,7 +103,8 @@ void GgufWriter::put_strings(std::string_view key, std::span<const std::string> 
 
 void GgufWriter::put_raw_tensor(std::string_view name, std::span<const int64_t> shape, uint32_t ggml_type,
                                 std::span<const std::byte> data) {
-  tensors_.push_back({std::string(name), {shape.begin(), shape.end()}, ggml_type, {data.begin(), data.end()}});
+  tensors_.push_back(
+      {std::string(name), {shape.begin(), shape.end()}, ggml_type, data.size(), {data.begin(), data.end()}});
 }
 
 void GgufWriter::put_tensor(std::string_view name, std::span<const int64_t> shape, Format format,
@@ -118,7 +119,18 @@ void GgufWriter::put_tensor(std::string_view name, std::span<const int64_t> shap
              std::span<const std::byte>(encode_tensor(format, shape.empty() ? 1 : shape.back(), values)));
 }
 
-std::vector<std::byte> GgufWriter::bytes() const {
+void GgufWriter::declare_tensor(std::string_view name, std::span<const int64_t> shape, Format format) {
+  assert(info(format).ggml_type >= 0 && !shape.empty());
+  uint64_t rows = 1;
+  for (const int64_t size : shape.first(shape.size() - 1)) rows *= static_cast<uint64_t>(size);
+  tensors_.push_back({std::string(name),
+                      {shape.begin(), shape.end()},
+                      static_cast<uint32_t>(info(format).ggml_type),
+                      rows * row_bytes(format, shape.back()),
+                      {}});
+}
+
+std::vector<std::byte> GgufWriter::header() const {
   Bytes out;
   append(out, std::as_bytes(std::span("GGUF", 4)));
   append_number<uint32_t>(out, 3);
@@ -137,8 +149,14 @@ std::vector<std::byte> GgufWriter::bytes() const {
     for (size_t i = tensor.shape.size(); i-- > 0;) append_number(out, tensor.shape[i]);
     append_number(out, tensor.ggml_type);
     append_number(out, offset);
-    offset += padded(tensor.data.size(), alignment_);
+    offset += padded(tensor.size, alignment_);
   }
+  out.resize(padded(out.size(), alignment_));
+  return out;
+}
+
+std::vector<std::byte> GgufWriter::bytes() const {
+  Bytes out = header();
   for (const Entry& tensor : tensors_) {
     out.resize(padded(out.size(), alignment_));
     append(out, tensor.data);

@@ -40,15 +40,24 @@ class GgufWriter {
   void put_raw_tensor(std::string_view name, std::span<const int64_t> shape, uint32_t ggml_type,
                       std::span<const std::byte> data);
 
+  // A tensor whose data are left out: for header(), where somebody else writes them.
+  void declare_tensor(std::string_view name, std::span<const int64_t> shape, Format format);
+
   std::vector<std::byte> bytes() const;
   Result<void> write(const std::string& path) const;
+
+  // What stands before the data, padded; data begin where it ends. There the tensors lie one after the other, in their
+  // order, each from a multiple of alignment() on, and the file ends at such a multiple.
+  std::vector<std::byte> header() const;
+  uint32_t alignment() const { return alignment_; }
 
  private:
   struct Entry {
     std::string name;
     std::vector<int64_t> shape;
     uint32_t ggml_type;
-    std::vector<std::byte> data;
+    uint64_t size;
+    std::vector<std::byte> data;  // none of a declared one
   };
 
   uint32_t alignment_;

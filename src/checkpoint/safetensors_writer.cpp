@@ -2,25 +2,41 @@
 
 #include <cassert>
 #include <cstring>
+#include <nlohmann/json.hpp>
 
 #include "checkpoint/gguf_writer.h"
 #include "quant/formats.h"
 
 namespace proa {
 
+namespace {
+
+std::string quoted(std::string_view text) { return nlohmann::json(text).dump(); }
+
+void add_member(std::string& members, std::string_view name, const std::string& value) {
+  members += (members.empty() ? "" : ",") + quoted(name) + ":" + value;
+}
+
+}  // namespace
+
 void SafetensorsWriter::put_metadata(std::string_view key, std::string_view value) {
-  header_["__metadata__"][std::string(key)] = value;
+  add_member(metadata_, key, quoted(value));
+}
+
+void SafetensorsWriter::declare_tensor(std::string_view name, std::span<const int64_t> shape, std::string_view dtype,
+                                       uint64_t size) {
+  nlohmann::ordered_json entry;
+  entry["dtype"] = dtype;
+  entry["shape"] = std::vector<int64_t>(shape.begin(), shape.end());
+  entry["data_offsets"] = {size_, size_ + size};
+  size_ += size;
+  add_member(tensors_, name, entry.dump());
 }
 
 void SafetensorsWriter::put_raw_tensor(std::string_view name, std::span<const int64_t> shape, std::string_view dtype,
                                        std::span<const std::byte> data) {
-  const size_t begin = data_.size();
   data_.insert(data_.end(), data.begin(), data.end());
-  nlohmann::ordered_json entry;
-  entry["dtype"] = dtype;
-  entry["shape"] = std::vector<int64_t>(shape.begin(), shape.end());
-  entry["data_offsets"] = {begin, data_.size()};
-  header_[std::string(name)] = std::move(entry);
+  declare_tensor(name, shape, dtype, data.size());
 }
 
 void SafetensorsWriter::put_tensor(std::string_view name, std::span<const int64_t> shape, Format format,
@@ -35,14 +51,21 @@ void SafetensorsWriter::put_tensor(std::string_view name, std::span<const int64_
              std::span<const std::byte>(encode_tensor(format, shape.empty() ? 1 : shape.back(), values)));
 }
 
-std::vector<std::byte> SafetensorsWriter::bytes() const {
-  std::string text = header_.dump();
+std::vector<std::byte> SafetensorsWriter::header() const {
+  std::string text = "{";
+  if (!metadata_.empty()) text += "\"__metadata__\":{" + metadata_ + (tensors_.empty() ? "}" : "},");
+  text += tensors_ + "}";
   text.resize((text.size() + 7) / 8 * 8, ' ');
   const uint64_t length = text.size();
-  std::vector<std::byte> out(sizeof(length) + text.size() + data_.size());
+  std::vector<std::byte> out(sizeof(length) + text.size());
   std::memcpy(out.data(), &length, sizeof(length));
   std::memcpy(out.data() + sizeof(length), text.data(), text.size());
-  if (!data_.empty()) std::memcpy(out.data() + sizeof(length) + text.size(), data_.data(), data_.size());
+  return out;
+}
+
+std::vector<std::byte> SafetensorsWriter::bytes() const {
+  std::vector<std::byte> out = header();
+  out.insert(out.end(), data_.begin(), data_.end());
   return out;
 }
 

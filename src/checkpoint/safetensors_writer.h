@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <nlohmann/json.hpp>
 #include <span>
 #include <string>
 #include <string_view>
@@ -28,11 +27,18 @@ class SafetensorsWriter {
   void put_raw_tensor(std::string_view name, std::span<const int64_t> shape, std::string_view dtype,
                       std::span<const std::byte> data);
 
+  // A tensor whose data are left out: for header(), where somebody else writes them.
+  void declare_tensor(std::string_view name, std::span<const int64_t> shape, std::string_view dtype, uint64_t size);
+
   std::vector<std::byte> bytes() const;
   Result<void> write(const std::string& path) const;
 
+  // What stands before the data. There the tensors lie one after the other, in their order, without gaps.
+  std::vector<std::byte> header() const;
+
  private:
-  nlohmann::ordered_json header_ = nlohmann::ordered_json::object();
+  std::string metadata_, tensors_;  // members of JSON objects: "name":value,"name":value
+  uint64_t size_ = 0;
   std::vector<std::byte> data_;
 };
 
