@@ -66,6 +66,12 @@ std::string n(double value) {
   return text;
 }
 
+std::string tick(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.10g", value);
+  return text;
+}
+
 // "8,192" would need a locale; "8K" is what people say.
 std::string tokens_text(int64_t tokens) {
   if (tokens >= 1024 && tokens % 1024 == 0) return std::to_string(tokens / 1024) + "K";
@@ -218,7 +224,7 @@ std::string plot_svg(const BenchReport& report, Sweep sweep) {
   for (int i = 0; i * step <= scale.top * 1.0001; ++i) {
     const double y = scale.y(i * step);
     svg += line(kLeft, y, kWidth - kRight, y, i == 0 ? "class=\"axis\"" : "class=\"grid\"");
-    svg += text_at(kLeft - 8, y + 4, "text-anchor=\"end\"", i == 0 ? "0" : digits(i * step));
+    svg += text_at(kLeft - 8, y + 4, "text-anchor=\"end\"", tick(i * step));
   }
   for (int64_t x : scale.xs) {
     svg += line(scale.x(x), kHeight - kBottom, scale.x(x), kHeight - kBottom + 5, "class=\"axis\"");
@@ -253,21 +259,24 @@ std::string plot_svg(const BenchReport& report, Sweep sweep) {
       std::string label = digits(p.value);
       if (p.share) {
         char percent[16];
-        std::snprintf(percent, sizeof percent, " %.0f%%", *p.share * 100);
+        std::snprintf(percent, sizeof percent, " (%.0f%%)", *p.share * 100);
         label += percent;
       }
-      // Below the point of the lower series where two share the picture, so that they do not meet.
-      const double offset = s % 2 == 0 ? -10 : 20;
-      svg += text_at(x, scale.y(p.value) + offset, "text-anchor=\"middle\" class=\"note\"", label);
+      // Above the bar of the first series and below that of the second, so that they seldom meet; a limit is above.
+      const bool above = s % 2 == 0 && (all.size() > 1 || limits.empty());
+      const double y = above ? scale.y(p.high) - 7 : scale.y(p.low) + 15;
+      svg += text_at(x, y, "text-anchor=\"middle\" class=\"note\"", label);
     }
-    std::string name = all[s].name;
-    if (!limit_fits && all[s].points.back().limit) name += " (limit " + digits(*all[s].points.back().limit) + ")";
-    labels.emplace_back(values.back().second, "style=\"fill:" + color + ";font-weight:600\">" + escape(name));
+    const double end = values.back().second;
+    labels.emplace_back(end, "style=\"fill:" + color + ";font-weight:600\">" + escape(all[s].name));
+    if (!limit_fits && all[s].points.back().limit) {
+      labels.emplace_back(end + 1, "class=\"note\">limit at the end: " + digits(*all[s].points.back().limit));
+    }
   }
   std::sort(labels.begin(), labels.end());
   for (size_t i = 1; i < labels.size(); ++i) labels[i].first = std::max(labels[i].first, labels[i - 1].first + 15);
   for (const auto& [y, label] : labels) {
-    svg += "<text x=\"" + n(kWidth - kRight - 2) + "\" y=\"" + n(y + 4) + "\" " + label + "</text>\n";
+    svg += "<text x=\"" + n(kWidth - kRight + 10) + "\" y=\"" + n(y + 4) + "\" " + label + "</text>\n";
   }
   return svg + "</svg>\n";
 }
