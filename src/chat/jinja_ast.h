@@ -45,6 +45,8 @@ struct Expr {
   Value constant;
   std::vector<ExprPtr> args;
   std::vector<std::pair<std::string, ExprPtr>> kwargs;
+  ExprPtr star_args;    // f(*x)
+  ExprPtr star_kwargs;  // f(**x)
   std::vector<std::string> operators;
 };
 
@@ -86,6 +88,7 @@ struct Stmt {
   std::string text;
   ExprPtr expr;
   ExprPtr condition;
+  bool recursive = false;  // {% for ... recursive %}: the body may call loop(items)
   Target target;
   Body body;
   Body otherwise;

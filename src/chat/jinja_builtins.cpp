@@ -24,15 +24,18 @@ Value fold_case(const Value& value, bool case_sensitive) {
 }
 
 // "a.b.0" through attributes and items.
-Value attribute_path(In in, Value value, const Value& path) {
-  if (path.is_integer()) return in.item(value, path);
+// Where a step finds nothing, `otherwise` takes its place, and the next step is taken from it.
+Value attribute_path(In in, Value value, const Value& path, const Value& otherwise = Value::missing()) {
+  const auto settle = [&](Value found) { return found.is_undefined() && !otherwise.is_missing() ? otherwise : found; };
+  if (path.is_integer()) return settle(in.item(value, path));
   const std::string names = in.text(path).bytes;
   for (size_t at = 0; at <= names.size() && !in.budget.failed();) {
     const size_t end = std::min(names.find('.', at), names.size());
     const std::string name = names.substr(at, end - at);
     const bool number = !name.empty() && name.size() < 10 &&
                         std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isdigit(c); });
-    value = number ? in.item(value, Value(int64_t{std::atoi(name.c_str())})) : in.item(value, template_text(name));
+    const Value key = number ? Value(int64_t{std::atoi(name.c_str())}) : template_text(name);
+    value = settle(in.item(value, key));
     at = end + 1;
   }
   return value;
@@ -40,6 +43,28 @@ Value attribute_path(In in, Value value, const Value& path) {
 
 Value none_of_them(std::string_view what) {
   return Value::undefined("No " + std::string(what) + " item, sequence was empty.");
+}
+
+// Pairs of the optional mapping or sequence of pairs, then of the named arguments.
+Dict dict_of(In in, Args& args) {
+  Dict dict;
+  if (args.positional.size() > 1) in.fail("dict expected at most 1 argument");
+  for (const Value& source : args.positional) {
+    if (source.dict()) {
+      for (const auto& [key, value] : source.dict()->entries) dict.set(key, value, in.budget);
+      continue;
+    }
+    for (const Value& pair : in.items(source)) {
+      const std::vector<Value> parts = in.items(pair);
+      if (parts.size() != 2) {
+        in.fail("dictionary update sequence needs pairs");
+        break;
+      }
+      dict.set(parts[0], parts[1], in.budget);
+    }
+  }
+  for (const auto& [name, value] : args.named) dict.set(Value(Text(name, args.name_origin)), value, in.budget);
+  return dict;
 }
 
 // ---- filters
@@ -155,9 +180,11 @@ Value filter_sort(In in, Self self, Args& args) {
     }
     keyed.emplace_back(std::move(keys), item);
   }
+  if (!args[0].is_missing() && !args[0].is_integer()) return in.fail("sort needs true or false for reverse");
   const bool reverse = flag(args[0]);
   std::stable_sort(keyed.begin(), keyed.end(), [&](const auto& a, const auto& b) {
     for (size_t i = 0; i < a.first.size(); ++i) {
+      if (equals(a.first[i], b.first[i], in.budget)) continue;  // what cannot be ordered may still be equal
       const int order = compare(a.first[i], b.first[i], in.budget);
       if (order != 0) return reverse ? order > 0 : order < 0;
     }
@@ -173,6 +200,7 @@ Value filter_unique(In in, Self self, Args& args) {
   std::vector<Value> kept;
   for (const Value& item : in.items(self)) {
     const Value key = fold_case(args[1].is_missing() ? item : attribute_path(in, item, args[1]), flag(args[0]));
+    if (!is_hashable(key)) return in.fail(std::string("unhashable type: '") + key.type() + "'");
     bool known = false;
     for (const Value& other : seen) known = known || equals(key, other, in.budget);
     if (known) continue;
@@ -196,6 +224,7 @@ Value extreme(In in, Self self, Args& args, int sign) {
 
 Value filter_sum(In in, Self self, Args& args) {
   Value total = args[1].is_missing() ? Value(0) : args[1];
+  if (total.text()) return in.fail("sum() can't sum strings");
   for (const Value& item : in.items(self)) {
     total = in.binary('+', total, args[0].is_missing() || args[0].is_none() ? item : attribute_path(in, item, args[0]));
   }
@@ -214,6 +243,7 @@ Value filter_reverse(In in, Self self, Args&) {
 // map('filter', ...), map(attribute='a.b', default=...)
 Value filter_map(In in, Self self, Args& args) {
   std::vector<Value> mapped;
+  if (!self.truthy()) return in.make(std::move(mapped), Sequence::Kind::kGenerator);  // whatever its type
   Value path = Value::missing();
   Value otherwise = Value::missing();
   if (args.positional.empty()) {
@@ -224,8 +254,7 @@ Value filter_map(In in, Self self, Args& args) {
   for (const Value& item : items) {
     if (!in.budget.step()) break;
     if (!path.is_missing()) {
-      Value value = attribute_path(in, item, path);
-      mapped.push_back(value.is_undefined() && !otherwise.is_missing() ? otherwise : value);
+      mapped.push_back(attribute_path(in, item, path, otherwise.is_none() ? Value::missing() : otherwise));
     } else {
       Args rest{{args.positional.begin() + 1, args.positional.end()}, args.named};
       mapped.push_back(in.filter(in.text(args[0]).bytes, item, std::move(rest)));
@@ -236,6 +265,7 @@ Value filter_map(In in, Self self, Args& args) {
 
 // select(test, ...), selectattr(attribute, test, ...); truth when no test is given.
 Value choose(In in, Self self, Args& args, bool by_attribute, bool wanted) {
+  if (!self.truthy()) return in.make({}, Sequence::Kind::kGenerator);  // whatever its type
   const size_t first = by_attribute ? 1 : 0;
   if (by_attribute && args.positional.empty()) return in.fail("Missing parameter for attribute name");
   std::vector<Value> kept;
@@ -271,6 +301,7 @@ Value filter_last(In in, Self self, Args&) {
 // Python's replace; `count` < 0 means all.
 Text replace_all(In in, const Text& text, const Text& old, const Text& by, int64_t count) {
   Text out;
+  if (!in.charge_search(text.size(), old.size())) return out;
   size_t at = 0;
   const auto put = [&](const Text& piece, size_t begin, size_t size) {
     if (in.budget.take(2 * size)) out.append(piece, begin, size);
@@ -297,6 +328,8 @@ Text replace_all(In in, const Text& text, const Text& old, const Text& by, int64
 }
 
 Value filter_replace(In in, Self self, Args& args) {
+  if (!args[2].is_missing() && !args[2].is_none() && !args[2].is_integer())
+    return in.fail("replace needs a whole count");
   const int64_t count = args[2].is_integer() ? args[2].integer() : -1;
   return in.make(replace_all(in, in.text(self), in.text(args[0]), in.text(args[1]), count));
 }
@@ -306,21 +339,23 @@ Value filter_indent(In in, Self self, Args& args) {
   if (args[0].text()) {
     indention = *args[0].text();
   } else {
-    const int64_t width = args[0].is_integer() ? args[0].integer() : 4;
+    if (!args[0].is_missing() && !args[0].is_integer()) return in.fail("indent needs a width or a string");
+    const int64_t width = args[0].is_missing() ? 4 : args[0].integer();
     if (width > 1000) return in.fail("indent is too wide");
     indention = Text(std::string(static_cast<size_t>(std::max<int64_t>(0, width)), ' '), Origin::kTemplate);
   }
-  const Text text = in.text(self);
+  if (!self.text()) return in.fail(self.is_undefined() ? self.undefined_message() : "indent needs a string");
+  Text text = *self.text();
+  text.append("\n", Origin::kTemplate);
   Text out;
   bool first = true;
-  for (size_t at = 0; at <= text.size() && !in.budget.failed();) {
-    const size_t end = std::min(text.bytes.find('\n', at), text.size());
+  for (const auto& [begin, end] : line_ranges(text.bytes)) {
+    if (!in.budget.step()) break;
     if (!first) out.append("\n", Origin::kTemplate);
-    const bool wanted = first ? flag(args[1]) : (end > at || flag(args[2]));
+    const bool wanted = first ? flag(args[1]) : (end > begin || flag(args[2]));
     if (wanted && in.budget.take(2 * indention.size())) out.append(indention);
-    out.append(text, at, end - at);
+    out.append(text, begin, end - begin);
     first = false;
-    at = end + 1;
   }
   return in.make(std::move(out));
 }
@@ -342,10 +377,12 @@ std::optional<int64_t> truncate_real(double value) {
 
 Value filter_int(In in, Self self, Args& args) {
   const Value otherwise = args[0].is_missing() ? Value(0) : args[0];
+  if (self.is_undefined()) return in.fail(self.undefined_message());
   if (self.is_integer()) return Value(self.integer());
   std::optional<int64_t> value;
   if (self.is<double>()) {
     value = truncate_real(self.real());
+    if (!value && !std::isnan(self.real())) return in.fail("integer overflow");
   } else if (self.text()) {
     const int64_t base = args[1].is_integer() ? args[1].integer() : 10;
     if (base != 0 && (base < 2 || base > 36)) return in.fail("int() base must be >= 2 and <= 36, or 0");
@@ -354,16 +391,19 @@ Value filter_int(In in, Self self, Args& args) {
     char* end = nullptr;
     errno = 0;
     const long long parsed = std::strtoll(digits.c_str(), &end, static_cast<int>(base));
-    if (!digits.empty() && end == digits.c_str() + digits.size() && errno == 0) {
+    if (!digits.empty() && end == digits.c_str() + digits.size()) {
+      if (errno == ERANGE) return in.fail("integer overflow");
       value = parsed;
     } else if (const std::optional<double> real = parse_real(digits)) {
       value = truncate_real(*real);
+      if (!value && std::isfinite(*real)) return in.fail("integer overflow");
     }
   }
   return value ? Value(*value) : otherwise;
 }
 
-Value filter_float(In, Self self, Args& args) {
+Value filter_float(In in, Self self, Args& args) {
+  if (self.is_undefined()) return in.fail(self.undefined_message());
   if (self.is_number()) return Value(self.real());
   if (self.text()) {
     if (const std::optional<double> value = parse_real(self.text()->bytes)) return Value(*value);
@@ -373,6 +413,7 @@ Value filter_float(In, Self self, Args& args) {
 
 Value filter_round(In in, Self self, Args& args) {
   if (!self.is_number()) return in.fail("round needs a number");
+  if (!args[0].is_missing() && !args[0].is_integer()) return in.fail("round needs a whole precision");
   const int64_t precision = args[0].is_integer() ? args[0].integer() : 0;
   const std::string method = args[1].is_missing() ? "common" : in.text(args[1]).bytes;
   if (precision < 0 || precision > 20) return in.fail("round takes a precision of 0 to 20");
@@ -415,7 +456,105 @@ Value filter_escape(In in, Self self, Args&) {
   return in.make(std::move(out));
 }
 
-Value filter_format(In in, Self self, Args& args) { return in.percent_format(in.text(self), args.positional); }
+Value filter_format(In in, Self self, Args& args) {
+  if (!args.named.empty()) {
+    if (!args.positional.empty()) return in.fail("can't handle positional and keyword arguments at the same time");
+    return in.percent_format(in.text(self), Value(dict_of(in, args)));
+  }
+  return in.percent_format(in.text(self), in.make(args.positional, Sequence::Kind::kTuple));
+}
+
+// Values in the order of an attribute, gathered: a list of (grouper, list).
+Value filter_groupby(In in, Self self, Args& args) {
+  const Value otherwise = args[1].is_none() ? Value::missing() : args[1];
+  const auto key_of = [&](const Value& item) { return attribute_path(in, item, args[0], otherwise); };
+  std::vector<std::pair<Value, Value>> keyed;
+  for (const Value& item : in.items(self)) keyed.emplace_back(fold_case(key_of(item), flag(args[2])), item);
+  std::stable_sort(keyed.begin(), keyed.end(),
+                   [&](const auto& a, const auto& b) { return compare(a.first, b.first, in.budget) < 0; });
+  std::vector<Value> groups;
+  for (size_t at = 0; at < keyed.size() && !in.budget.failed();) {
+    std::vector<Value> members;
+    const size_t begin = at;
+    for (; at < keyed.size() && equals(keyed[begin].first, keyed[at].first, in.budget); ++at) {
+      members.push_back(keyed[at].second);
+    }
+    if (at == begin) return in.fail("groupby needs keys that equal themselves");
+    const Value grouper = flag(args[2]) ? keyed[begin].first : key_of(members[0]);
+    if (!in.budget.take(sizeof(Sequence) + 2 * sizeof(Value))) break;
+    Sequence group = Sequence::list({grouper, in.make(std::move(members))}, Sequence::Kind::kTuple);
+    group.is_group = true;
+    groups.emplace_back(std::move(group));
+  }
+  return in.make(std::move(groups));
+}
+
+// Lists of `linecount` items each, the last one filled up.
+Value filter_batch(In in, Self self, Args& args) {
+  if (!args[0].is_integer()) return in.fail("batch needs a number of items");
+  const int64_t size = args[0].integer();
+  std::vector<Value> lines;
+  std::vector<Value> line;
+  for (const Value& item : in.items(self)) {
+    if (static_cast<int64_t>(line.size()) == size) lines.push_back(in.make(std::exchange(line, {})));
+    line.push_back(item);
+  }
+  if (!line.empty()) {
+    const bool fill = !args[1].is_missing() && !args[1].is_none();
+    while (fill && static_cast<int64_t>(line.size()) < size && in.budget.step() && in.budget.take(sizeof(Value))) {
+      line.push_back(args[1]);
+    }
+    lines.push_back(in.make(std::move(line)));
+  }
+  return in.make(std::move(lines), Sequence::Kind::kGenerator);
+}
+
+// `slices` lists of about equal length.
+Value filter_slice(In in, Self self, Args& args) {
+  if (!args[0].is_integer()) return in.fail("slice needs a number of slices");
+  const std::vector<Value> items = in.items(self);
+  const int64_t count = args[0].integer();
+  if (count == 0) return in.fail("integer division or modulo by zero");
+  const bool fill = !args[1].is_missing() && !args[1].is_none();
+  const int64_t length = static_cast<int64_t>(items.size());
+  std::vector<Value> slices;
+  auto at = items.begin();
+  for (int64_t i = 0; i < count && in.budget.step(); ++i) {
+    const auto end = at + length / count + (i < length % count);
+    std::vector<Value> part(at, end);
+    if (fill && i >= length % count) part.push_back(args[1]);
+    slices.push_back(in.make(std::move(part)));
+    at = end;
+  }
+  return in.make(std::move(slices), Sequence::Kind::kGenerator);
+}
+
+Value filter_truncate(In in, Self self, Args& args) {
+  const std::optional<size_t> items = self.length();
+  if (!items) return in.fail(std::string("object of type '") + self.type() + "' has no len()");
+  const Text text = self.text() ? *self.text() : Text();
+  const std::vector<size_t> offsets = character_offsets(text.bytes);
+  const int64_t size = static_cast<int64_t>(*items);
+  const Text end = args[2].is_missing() ? Text("...", Origin::kTemplate) : in.text(args[2]);
+  const int64_t length = args[0].is_integer() ? args[0].integer() : 255;
+  const int64_t leeway = args[3].is_integer() ? args[3].integer() : 5;
+  const int64_t kept = length - static_cast<int64_t>(count_characters(end.bytes));
+  if (kept < 0 || leeway < 0) return in.fail("truncate needs a length of at least its ending, and no negative leeway");
+  if (size <= length || size - length <= leeway) return self;
+  if (!self.text()) return in.fail("truncate needs a string");
+  Text out = text.slice(0, offsets[kept]);
+  if (!flag(args[1])) {
+    if (const size_t space = out.bytes.rfind(' '); space != std::string::npos) out = out.slice(0, space);
+  }
+  out.append(end);
+  return in.make(std::move(out));
+}
+
+Value filter_center(In in, Self self, Args& args) {
+  const Value text(in.text(self));
+  Args width{{args[0].is_missing() ? Value(80) : args[0]}, {}, {}};
+  return in.call(in.attribute(text, "center"), std::move(width));
+}
 
 Value filter_wordcount(In in, Self self, Args&) {
   const Text text = in.text(self);
@@ -431,7 +570,8 @@ Value filter_wordcount(In in, Self self, Args&) {
 
 // Attributes only: the items of a dict are not looked at.
 Value filter_attr(In in, Self self, Args& args) {
-  const std::string name = in.text(args[0]).bytes;
+  if (!args[0].text()) return in.fail("attribute name must be string");
+  const std::string& name = args[0].text()->bytes;
   if (self.dict() && !find_method(self, name)) return Value::undefined("'dict object' has no attribute '" + name + "'");
   return in.attribute(self, name);
 }
@@ -450,6 +590,21 @@ const std::unordered_map<std::string_view, Builtin>& filters() {
       {"forceescape", kEscape},
       {"abs", {"", 0, filter_abs}},
       {"attr", {"name", 1, filter_attr}},
+      {"batch", {"linecount fill_with", 1, filter_batch}},
+      {"center", {"width", 0, filter_center}},
+      {"groupby", {"attribute default case_sensitive", 1, filter_groupby}},
+      {"slice", {"slices fill_with", 1, filter_slice}},
+      {"truncate", {"length killwords end leeway", 0, filter_truncate}},
+      // Jinja's filters for web pages and terminals, and the one that answers differently each time.
+      {"filesizeformat",
+       {"*", 0, [](In in, Self, Args&) { return in.fail("the filter 'filesizeformat' is not supported"); }}},
+      {"pprint", {"*", 0, [](In in, Self, Args&) { return in.fail("the filter 'pprint' is not supported"); }}},
+      {"random", {"*", 0, [](In in, Self, Args&) { return in.fail("the filter 'random' is not supported"); }}},
+      {"striptags", {"*", 0, [](In in, Self, Args&) { return in.fail("the filter 'striptags' is not supported"); }}},
+      {"urlencode", {"*", 0, [](In in, Self, Args&) { return in.fail("the filter 'urlencode' is not supported"); }}},
+      {"urlize", {"*", 0, [](In in, Self, Args&) { return in.fail("the filter 'urlize' is not supported"); }}},
+      {"wordwrap", {"*", 0, [](In in, Self, Args&) { return in.fail("the filter 'wordwrap' is not supported"); }}},
+      {"xmlattr", {"*", 0, [](In in, Self, Args&) { return in.fail("the filter 'xmlattr' is not supported"); }}},
       {"capitalize", {"", 0, [](In in, Self self, Args&) { return in.make(capitalize(in.text(self))); }}},
       {"dictsort", {"case_sensitive by reverse", 0, filter_dictsort}},
       {"first", {"", 0, filter_first}},
@@ -513,6 +668,11 @@ Value is_case(In in, Self self, bool upper_case) {
   return Value(cased);
 }
 
+Value known_name(In in, Self self, const Builtin* (*find)(std::string_view)) {
+  if (!is_hashable(self)) return in.fail(std::string("unhashable type: '") + self.type() + "'");
+  return Value(self.text() && find(self.text()->bytes));
+}
+
 Value test_sequence(In, Self self, Args&) {
   if (const Sequence* s = self.sequence()) return Value(s->has_positions());
   return Value(self.text() || self.dict() || self.is_undefined());
@@ -571,7 +731,7 @@ const std::unordered_map<std::string_view, Builtin>& tests() {
       {"escaped", {"", 0, [](In, Self, Args&) { return Value(false); }}},
       {"even", {"", 0, [](In in, Self self, Args&) { return remainder_is(in, self, 2, 0); }}},
       {"false", {"", 0, [](In, Self self, Args&) { return Value(self.is_bool() && !self.truthy()); }}},
-      {"filter", {"", 0, [](In in, Self self, Args&) { return Value(find_filter(in.text(self).bytes) != nullptr); }}},
+      {"filter", {"", 0, [](In in, Self self, Args&) { return known_name(in, self, find_filter); }}},
       {"float", {"", 0, [](In, Self self, Args&) { return Value(self.is<double>()); }}},
       {"in", {"seq", 1, [](In in, Self self, Args& args) { return Value(in.contains(args[0], self)); }}},
       {"integer", {"", 0, [](In, Self self, Args&) { return Value(self.is<int64_t>()); }}},
@@ -588,7 +748,7 @@ const std::unordered_map<std::string_view, Builtin>& tests() {
       {"sameas", {"other", 1, test_sameas}},
       {"sequence", {"", 0, test_sequence}},
       {"string", {"", 0, [](In, Self self, Args&) { return Value(self.text() != nullptr); }}},
-      {"test", {"", 0, [](In in, Self self, Args&) { return Value(find_test(in.text(self).bytes) != nullptr); }}},
+      {"test", {"", 0, [](In in, Self self, Args&) { return known_name(in, self, find_test); }}},
       {"true", {"", 0, [](In, Self self, Args&) { return Value(self.is_bool() && self.truthy()); }}},
       {"undefined", {"", 0, [](In, Self self, Args&) { return Value(self.is_undefined()); }}},
       {"upper", {"", 0, [](In in, Self self, Args&) { return is_case(in, self, true); }}},
@@ -617,29 +777,12 @@ Value global_range(In in, Self, Args& args) {
     values.emplace_back(i);
     if (__builtin_add_overflow(i, step, &i)) break;
   }
-  return in.make(std::move(values), Sequence::Kind::kRange);
-}
-
-// Pairs of the optional mapping or sequence of pairs, then of the named arguments.
-Dict dict_of(In in, Args& args) {
-  Dict dict;
-  if (args.positional.size() > 1) in.fail("dict expected at most 1 argument");
-  for (const Value& source : args.positional) {
-    if (source.dict()) {
-      for (const auto& [key, value] : source.dict()->entries) dict.set(key, value, in.budget);
-      continue;
-    }
-    for (const Value& pair : in.items(source)) {
-      const std::vector<Value> parts = in.items(pair);
-      if (parts.size() != 2) {
-        in.fail("dictionary update sequence needs pairs");
-        break;
-      }
-      dict.set(parts[0], parts[1], in.budget);
-    }
-  }
-  for (const auto& [name, value] : args.named) dict.set(template_text(name), value, in.budget);
-  return dict;
+  if (!in.budget.take(sizeof(Value) * values.size() + sizeof(Sequence))) return Value();
+  Sequence range = Sequence::list(std::move(values), Sequence::Kind::kRange);
+  range.start = start;
+  range.stop = stop;
+  range.step = step;
+  return Value(std::move(range));
 }
 
 Value global_namespace(In in, Self, Args& args) {
@@ -664,6 +807,9 @@ Value global_strftime_now(In in, Self, Args& args) {
 const std::unordered_map<std::string_view, Builtin>& globals() {
   static const std::unordered_map<std::string_view, Builtin> table = {
       {"dict", {"*", 0, [](In in, Self, Args& args) { return Value(dict_of(in, args)); }}},
+      {"cycler", {"*", 0, [](In in, Self, Args&) { return in.fail("the function 'cycler' is not supported"); }}},
+      {"joiner", {"*", 0, [](In in, Self, Args&) { return in.fail("the function 'joiner' is not supported"); }}},
+      {"lipsum", {"*", 0, [](In in, Self, Args&) { return in.fail("the function 'lipsum' is not supported"); }}},
       {"namespace", {"*", 0, global_namespace}},
       {"raise_exception", {"message", 1, [](In in, Self, Args& args) { return in.fail(in.text(args[0]).bytes); }}},
       {"range", {"start stop step", 1, global_range}},

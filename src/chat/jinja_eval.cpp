@@ -59,14 +59,14 @@ Interpreter::Flow Interpreter::exec(const Stmt& stmt) {
       }
       break;
     case Stmt::Kind::kFor:
-      flow = exec_for(stmt);
+      flow = exec_for(stmt, eval(*stmt.expr), 0);
       break;
     case Stmt::Kind::kSet:
       assign(stmt.target, eval(*stmt.expr));
       break;
     case Stmt::Kind::kSetBlock: {
-      Value value = make(captured_output(stmt.body));
-      assign(stmt.target, apply_filters(stmt.expr.get(), std::move(value)));
+      Value value = make(captured_output(stmt.body, &flow));
+      if (flow == Flow::kNext) assign(stmt.target, apply_filters(stmt.expr.get(), std::move(value)));
       break;
     }
     case Stmt::Kind::kMacro:
@@ -76,15 +76,18 @@ Interpreter::Flow Interpreter::exec(const Stmt& stmt) {
       exec_call_block(stmt);
       break;
     case Stmt::Kind::kFilterBlock: {
-      Value value = make(captured_output(stmt.body));
-      write(text(apply_filters(stmt.expr.get(), std::move(value))));
+      Value body = make(captured_output(stmt.body, &flow));
+      if (flow != Flow::kNext) break;
+      const Value value = apply_filters(stmt.expr.get(), std::move(body));
+      if (!value.text()) return fail(std::string("expected a string from the filter, found ") + value.type()), flow;
+      write(*value.text());
       break;
     }
     case Stmt::Kind::kWith:
-      exec_with(stmt);
+      flow = exec_with(stmt);
       break;
     case Stmt::Kind::kScope:
-      write(captured_output(stmt.body));
+      write(captured_output(stmt.body, &flow));
       break;
     case Stmt::Kind::kBreak:
       flow = Flow::kBreak;
@@ -109,8 +112,8 @@ void Interpreter::leave(std::unique_ptr<Scope> scope, Scope* outer) {
   if (scope->captured) kept_scopes_.push_back(std::move(scope));
 }
 
-Interpreter::Flow Interpreter::exec_for(const Stmt& stmt) {
-  std::vector<Value> found = items(eval(*stmt.expr));
+Interpreter::Flow Interpreter::exec_for(const Stmt& stmt, const Value& iterated, int depth0) {
+  std::vector<Value> found = items(iterated);
   Scope* outer = scope_;
   if (stmt.condition) {
     std::vector<Value> kept;
@@ -124,17 +127,17 @@ Interpreter::Flow Interpreter::exec_for(const Stmt& stmt) {
     found = std::move(kept);
   }
   if (budget.failed()) return Flow::kNext;
-  if (found.empty()) {
-    auto scope = enter(outer);
-    const Flow flow = exec(stmt.otherwise);
-    leave(std::move(scope), outer);
-    return flow;
-  }
-
   budget.take(sizeof(Loop));
   Loop& loop = loops_.emplace_back();
   loop.items = std::move(found);
   loop.length = loop.items.size();
+  loop.depth0 = depth0;
+  if (stmt.recursive) {
+    loop.statement = &stmt;
+    loop.scope = outer;
+    capture(outer);
+  }
+  bool any_ran_through = false;
   for (loop.index = 0; loop.index < loop.length && !budget.failed(); ++loop.index) {
     auto scope = enter(outer);
     set_variable("loop", Value(&loop));
@@ -142,12 +145,18 @@ Interpreter::Flow Interpreter::exec_for(const Stmt& stmt) {
     const Flow flow = exec(stmt.body);
     leave(std::move(scope), outer);
     if (flow == Flow::kBreak) break;
+    any_ran_through = any_ran_through || flow == Flow::kNext;
   }
   // A template may have kept `loop`; the object stays, what it holds does not.
   loop.items.clear();
   loop.items.shrink_to_fit();
   loop.last_changed.reset();
-  return Flow::kNext;
+  // As Jinja has it: `else` also follows when every iteration ended with break or continue.
+  if (any_ran_through || budget.failed()) return Flow::kNext;
+  auto scope = enter(outer);
+  const Flow flow = exec(stmt.otherwise);
+  leave(std::move(scope), outer);
+  return flow;
 }
 
 void Interpreter::exec_call_block(const Stmt& stmt) {
@@ -156,7 +165,7 @@ void Interpreter::exec_call_block(const Stmt& stmt) {
   write(text(eval_call(*stmt.expr, std::move(extra))));
 }
 
-void Interpreter::exec_with(const Stmt& stmt) {
+Interpreter::Flow Interpreter::exec_with(const Stmt& stmt) {
   Scope* outer = scope_;
   auto scope = enter(outer);
   for (const auto& [target, expr] : stmt.assignments) {
@@ -165,16 +174,17 @@ void Interpreter::exec_with(const Stmt& stmt) {
     scope_ = scope.get();
     assign(target, value);
   }
-  exec(stmt.body);
+  const Flow flow = exec(stmt.body);
   leave(std::move(scope), outer);
+  return flow;
 }
 
-Text Interpreter::captured_output(const Body& body) {
+Text Interpreter::captured_output(const Body& body, Flow* flow) {
   Text out;
   Text* outer_out = std::exchange(out_, &out);
   Scope* outer = scope_;
   auto scope = enter(outer);
-  exec(body);
+  *flow = exec(body);
   leave(std::move(scope), outer);
   out_ = outer_out;
   return out;
@@ -223,9 +233,13 @@ void Interpreter::assign(const Target& target, const Value& value) {
   ns->attributes.emplace_back(target.attribute, value);
 }
 
+void Interpreter::capture(Scope* scope) {
+  for (; scope && !scope->captured; scope = scope->parent) scope->captured = true;
+}
+
 Value Interpreter::define_macro(const MacroDefinition& macro) {
   budget.take(256);
-  for (Scope* scope = scope_; scope && !scope->captured; scope = scope->parent) scope->captured = true;
+  capture(scope_);
   return Value(
       Callable{.kind = Callable::Kind::kMacro, .name = macro.name, .self = Value(), .macro = &macro, .scope = scope_});
 }
@@ -255,7 +269,7 @@ Value Interpreter::call_macro(const Callable& callable, Args args) {
     } else if (name == "caller" && macro.takes_caller) {
       caller = value;
     } else if (macro.takes_kwargs) {
-      kwargs.set(template_text(name), value, budget);
+      kwargs.set(Value(Text(name, args.name_origin)), value, budget);
     } else {
       fail("macro '" + macro.name + "' takes no keyword argument '" + std::string(name) + "'");
     }
@@ -285,6 +299,22 @@ Value Interpreter::call_macro(const Callable& callable, Args args) {
 
   out_ = outer_out;
   leave(std::move(scope), outer);
+  --depth_;
+  return make(std::move(out));
+}
+
+// loop(items): the body of the recursive loop again, one level deeper, as text.
+Value Interpreter::call_loop(const Loop& loop, const Args& args) {
+  if (!loop.statement) return fail("The loop must have the 'recursive' marker to be called recursively.");
+  if (args.positional.size() != 1 || !args.named.empty()) return fail("loop() takes the items to go through");
+  if (depth_ >= kMaxDepth) return fail("template nests or calls too deeply");
+  ++depth_;
+  Scope* outer = std::exchange(scope_, loop.scope);
+  Text out;
+  Text* outer_out = std::exchange(out_, &out);
+  exec_for(*loop.statement, args[0], loop.depth0 + 1);
+  out_ = outer_out;
+  scope_ = outer;
   --depth_;
   return make(std::move(out));
 }
@@ -423,7 +453,7 @@ Value Interpreter::eval_slice(const Expr& expr) {
   const Text* string = object.text();
   const Sequence* sequence = object.sequence();
   if (!string && !(sequence && sequence->has_positions())) {
-    return Value::undefined(std::string("'") + object.type() + "' object cannot be sliced");
+    return fail(std::string("'") + object.type() + "' object cannot be sliced");
   }
   const bool ascii = string && is_ascii(string->bytes);
   const std::vector<size_t> offsets = string && !ascii ? character_offsets(string->bytes) : std::vector<size_t>();
@@ -461,13 +491,37 @@ Value Interpreter::eval_slice(const Expr& expr) {
     if (__builtin_add_overflow(i, step, &i)) break;
   }
   if (string) return make(std::move(text));
-  return make(std::move(items), sequence->kind);
+  if (sequence->kind != Sequence::Kind::kRange) return make(std::move(items), sequence->kind);
+  if (!budget.take(sizeof(Value) * items.size() + sizeof(Sequence))) return Value();
+  Sequence range = Sequence::list(std::move(items), sequence->kind);
+  range.step = sequence->step * step;
+  range.start = sequence->start + begin * sequence->step;
+  range.stop = sequence->start + end * sequence->step;
+  return Value(std::move(range));
 }
 
 Args Interpreter::eval_args(const Expr& expr) {
   Args args;
   for (size_t i = 1; i < expr.args.size(); ++i) args.positional.push_back(eval(*expr.args[i]));
   for (const auto& [name, value] : expr.kwargs) args.named.emplace_back(name, eval(*value));
+  if (expr.star_args) {
+    const Value rest = eval(*expr.star_args);
+    for (Value& value : items(rest)) args.positional.push_back(std::move(value));
+  }
+  if (expr.star_kwargs) {
+    args.unpacked = eval(*expr.star_kwargs);
+    const Dict* dict = args.unpacked.dict();
+    if (!dict) return fail("argument after ** must be a mapping, not " + std::string(args.unpacked.type())), args;
+    for (const auto& [name, value] : dict->entries) {
+      if (!name.text()) return fail("keywords must be strings"), args;
+      if (name.text()->any_input()) args.name_origin = Origin::kInput;
+      const auto same = [&, key = &name](const auto& pair) { return pair.first == key->text()->bytes; };
+      if (std::any_of(args.named.begin(), args.named.end(), same)) {
+        return fail("got multiple values for keyword argument '" + name.text()->bytes + "'"), args;
+      }
+      args.named.emplace_back(name.text()->bytes, value);
+    }
+  }
   return args;
 }
 
@@ -510,8 +564,8 @@ Value loop_attribute(const Loop& loop, std::string_view name) {
   if (name == "first") return Value(loop.index == 0);
   if (name == "last") return Value(loop.index + 1 >= loop.length);
   if (name == "length") return Value(loop.length);
-  if (name == "depth") return Value(1);  // of recursion, which is not supported
-  if (name == "depth0") return Value(0);
+  if (name == "depth") return Value(loop.depth0 + 1);
+  if (name == "depth0") return Value(loop.depth0);
   if (name == "previtem") {
     return live && loop.index > 0 ? loop.items[loop.index - 1] : Value::undefined("there is no previous item");
   }
@@ -550,6 +604,13 @@ Value Interpreter::attribute(const Value& object, std::string_view name) {
   }
   if (const Dict* dict = object.dict()) {
     if (const Value* value = dict->find(name)) return *value;
+  }
+  if (const Sequence* sequence = object.sequence(); sequence && sequence->is_group) {
+    if (name == "grouper") return sequence->items[0];
+    if (name == "list") return sequence->items[1];
+  }
+  if (is_unsupported_method(object, name)) {
+    return fail("the method '" + std::string(name) + "' of '" + object.type() + "' is not supported");
   }
   return Value::undefined(no_attribute(object, name));
 }
@@ -614,6 +675,7 @@ bool Interpreter::bind(std::string_view what, const Builtin& builtin, Args* args
 Value Interpreter::call(const Value& callee, Args args) {
   if (budget.failed()) return Value();
   if (callee.is_undefined()) return fail(callee.undefined_message());
+  if (const Loop* loop = callee.loop()) return call_loop(*loop, args);
   const Callable* callable = callee.callable();
   if (!callable) return fail(std::string("'") + callee.type() + "' object is not callable");
   if (callable->kind == Callable::Kind::kMacro) return call_macro(*callable, std::move(args));
@@ -641,12 +703,18 @@ bool Interpreter::contains(const Value& container, const Value& element) {
     if (!element.text()) {
       return fail(std::string("'in <string>' requires string as left operand, not ") + element.type()), false;
     }
-    return budget.step(text->size() / 64) && text->bytes.find(element.text()->bytes) != std::string::npos;
+    return charge_search(text->size(), element.text()->size()) &&
+           text->bytes.find(element.text()->bytes) != std::string::npos;
   }
-  if (const Dict* dict = container.dict()) return dict->find(element, budget) != nullptr;
+  if (const Dict* dict = container.dict()) {
+    if (!is_hashable(element)) return fail(std::string("unhashable type: '") + element.type() + "'"), false;
+    return dict->find(element, budget) != nullptr;
+  }
   if (const Sequence* sequence = container.sequence()) {
-    for (const Value& item : sequence->items) {
-      if (equals(item, element, budget)) return true;
+    const bool once = sequence->kind == Sequence::Kind::kGenerator;
+    for (size_t i = once ? sequence->taken : 0; i < sequence->items.size(); ++i) {
+      if (once) sequence->taken = i + 1;
+      if (equals(sequence->items[i], element, budget)) return true;
       if (budget.failed()) break;
     }
     return false;
@@ -665,6 +733,7 @@ int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b != 0 && (a < 0) 
 
 Value Interpreter::binary(char op, const Value& left, const Value& right) {
   if (budget.failed()) return Value();
+  if (op == '%' && left.text()) return percent_format(*left.text(), right);
   for (const Value* side : {&left, &right}) {
     if (side->is_undefined()) return fail(side->undefined_message());
   }
@@ -766,11 +835,6 @@ Value Interpreter::binary(char op, const Value& left, const Value& right) {
       }
       return make(std::move(items), list->kind);
     }
-  }
-  if (op == '%' && left.text()) {
-    const Sequence* values = right.sequence();
-    if (values && values->kind == Sequence::Kind::kTuple) return percent_format(*left.text(), values->items);
-    return percent_format(*left.text(), {right});
   }
   if (op == '+' && left.text())
     return fail(std::string("can only concatenate str (not \"") + right.type() + "\") to str");

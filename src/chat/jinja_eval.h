@@ -25,6 +25,8 @@ struct Scope {
 struct Args {
   std::vector<Value> positional;
   std::vector<std::pair<std::string_view, Value>> named;
+  Value unpacked;  // keeps the dict of f(**dict) alive, whose keys are names
+  Origin name_origin = Origin::kTemplate;
 
   const Value& operator[](size_t i) const { return positional[i]; }
 };
@@ -44,6 +46,8 @@ const Builtin* find_global(std::string_view name);
 const Builtin* find_method(const Value& self, std::string_view name);
 // A method that changes its object, which the sandbox hides.
 bool is_mutating_method(const Value& self, std::string_view name);
+// A method that Python has and this does not.
+bool is_unsupported_method(const Value& self, std::string_view name);
 
 class Interpreter {
  public:
@@ -60,6 +64,10 @@ class Interpreter {
   Value fail(std::string message) { return budget.fail(std::move(message)), Value(); }
   Value make(Text text) { return budget.take(2 * text.size()) ? Value(std::move(text)) : Value(); }
   Value make(std::vector<Value> items, Sequence::Kind kind = Sequence::Kind::kList);
+  // Before a search whose worst case is the product of both sizes.
+  bool charge_search(size_t text_size, size_t wanted_size) {
+    return budget.step((text_size / 64 + 1) * (wanted_size / 64 + 1));
+  }
   Namespace* make_namespace();
   Text text(const Value& value) { return to_text(value, budget); }
   std::vector<Value> items(const Value& value) { return iterate(value, budget); }
@@ -69,8 +77,10 @@ class Interpreter {
   Value filter(std::string_view name, const Value& subject, Args args);
   bool test(std::string_view name, const Value& subject, Args args);
   bool contains(const Value& container, const Value& element);
-  Value binary(char op, const Value& left, const Value& right);  // + - * / % and f for //, p for **
-  Value percent_format(const Text& format, const std::vector<Value>& values);
+  Value binary(char op, const Value& left, const Value& right);   // + - * / % and f for //, p for **
+  Value percent_format(const Text& format, const Value& values);  // format % values
+  Value brace_format(const Text& format, const Args& args);       // format.format(*args)
+  Value format_value(const Value& value, std::string_view spec);  // format(value, spec)
 
  private:
   enum class Flow { kNext, kBreak, kContinue };
@@ -86,14 +96,16 @@ class Interpreter {
 
   Flow exec(const Body& body);
   Flow exec(const Stmt& stmt);
-  Flow exec_for(const Stmt& stmt);
+  Flow exec_for(const Stmt& stmt, const Value& items, int depth0);
+  Value call_loop(const Loop& loop, const Args& args);
   void exec_call_block(const Stmt& stmt);
-  void exec_with(const Stmt& stmt);
-  Text captured_output(const Body& body);  // in a scope of its own
+  Flow exec_with(const Stmt& stmt);
+  Text captured_output(const Body& body, Flow* flow);  // in a scope of its own
   void write(const Text& text);
   void write_literal(std::string_view text);
   void assign(const Target& target, const Value& value);
-  void set_variable(std::string_view name, Value value);
+  void set_variable(std::string_view name, Value value);  // `name` must outlive the scope: lives in the tree
+  static void capture(Scope* scope);
   Value define_macro(const MacroDefinition& macro);
   Value call_macro(const Callable& callable, Args args);
   Value apply_filters(const Expr* expr, Value subject);

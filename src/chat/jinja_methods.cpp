@@ -1,9 +1,9 @@
-// Methods of strings, dicts, lists and loops, and Python's % formatting.
+// Methods of strings, dicts, lists and loops.
 #include <algorithm>
 #include <array>
 #include <cctype>
 #include <cmath>
-#include <cstdio>
+#include <optional>
 #include <unordered_map>
 
 #include "chat/jinja_eval.h"
@@ -72,6 +72,7 @@ Value split(In in, const Text& text, const Value& separator, int64_t limit, bool
   if (separator.is_missing() || separator.is_none()) return in.make(split_space(in, text, limit, from_right));
   const std::string& by = need_text(in, separator).bytes;
   if (by.empty()) return in.fail("empty separator");
+  if (!in.charge_search(text.size(), by.size())) return Value();
   std::vector<Value> parts;
   constexpr uint64_t kBytesPerPart = sizeof(Value) + sizeof(Text) + 16;
   if (from_right) {
@@ -101,57 +102,66 @@ Value split(In in, const Text& text, const Value& separator, int64_t limit, bool
 
 Value method_splitlines(In in, Self self, Args& args) {
   const Text& text = *self.text();
-  const bool keep = !args[0].is_missing() && args[0].truthy();
   std::vector<Value> lines;
-  size_t begin = 0;
-  for (size_t at = 0; at < text.size() && in.budget.step();) {
-    const Character c = decode_character(text.bytes, at);
-    size_t next = at + c.length;
-    const bool ends = (c.code >= 10 && c.code <= 13) || (c.code >= 0x1C && c.code <= 0x1E) || c.code == 0x85 ||
-                      c.code == 0x2028 || c.code == 0x2029;
-    if (ends) {
-      if (c.code == '\r' && next < text.size() && text.bytes[next] == '\n') ++next;
-      lines.push_back(in.make(text.slice(begin, (keep ? next : at) - begin)));
-      begin = next;
-    }
-    at = next;
+  for (const auto& [begin, end] : line_ranges(text.bytes, !args[0].is_missing() && args[0].truthy())) {
+    if (!in.budget.step()) break;
+    lines.push_back(in.make(text.slice(begin, end - begin)));
   }
-  if (begin < text.size()) lines.push_back(in.make(text.slice(begin, text.size() - begin)));
   return in.make(std::move(lines));
+}
+
+// The part of `text` between two optional character positions, as byte offsets; nothing when they do not meet.
+struct Part {
+  std::vector<size_t> offsets;
+  size_t begin = 0, end = 0;  // bytes
+};
+std::optional<Part> part_of(In in, const std::string& text, const Value& from, const Value& to) {
+  if (!in.budget.step(text.size() / 16)) return std::nullopt;
+  Part part{character_offsets(text), 0, 0};
+  const int64_t length = static_cast<int64_t>(part.offsets.size()) - 1;
+  const auto place = [&](const Value& bound, int64_t otherwise) {
+    const int64_t index = integer_or(in, bound, otherwise);
+    return std::max<int64_t>(index < 0 ? index + length : index, 0);
+  };
+  const int64_t begin = place(from, 0);
+  const int64_t end = std::min(place(to, length), length);
+  if (begin > end || in.budget.failed()) return std::nullopt;
+  part.begin = part.offsets[begin];
+  part.end = part.offsets[end];
+  return part;
 }
 
 // startswith, endswith: one string or a tuple of them.
 Value method_has_affix(In in, Self self, Args& args, bool at_end) {
-  const std::string& text = self.text()->bytes;
+  std::string_view text = self.text()->bytes;
+  const bool bounded = args.positional.size() > 1 && !(args[1].is_missing() && args[2].is_missing());
   const std::vector<Value> affixes = args[0].sequence() && args[0].sequence()->kind == Sequence::Kind::kTuple
                                          ? in.items(args[0])
                                          : std::vector<Value>{args[0]};
+  for (const Value& value : affixes) need_text(in, value);
+  if (bounded) {
+    const std::optional<Part> part = part_of(in, self.text()->bytes, args[1], args[2]);
+    if (!part) return Value(false);
+    text = text.substr(part->begin, part->end - part->begin);
+  }
   for (const Value& value : affixes) {
     const std::string& affix = need_text(in, value).bytes;
-    if (affix.size() > text.size()) continue;
-    if (text.compare(at_end ? text.size() - affix.size() : 0, affix.size(), affix) == 0) return Value(true);
+    if (at_end ? text.ends_with(affix) : text.starts_with(affix)) return Value(true);
   }
   return Value(false);
 }
 
 Value method_find(In in, Self self, Args& args, bool last, bool must) {
   const std::string& text = self.text()->bytes;
-  const std::vector<size_t> offsets = character_offsets(text);
-  const int64_t length = static_cast<int64_t>(offsets.size()) - 1;
-  const auto place = [&](const Value& bound, int64_t otherwise) {
-    const int64_t index = integer_or(in, bound, otherwise);
-    return std::clamp<int64_t>(index < 0 ? index + length : index, 0, length);
-  };
-  if (!in.budget.step(text.size() / 16)) return Value();
-  const int64_t begin = place(args[1], 0);
-  const int64_t end = place(args[2], length);
   const std::string& wanted = need_text(in, args[0]).bytes;
   int64_t index = -1;
-  if (begin <= end) {
-    const std::string_view part = std::string_view(text).substr(offsets[begin], offsets[end] - offsets[begin]);
-    const size_t found = last ? part.rfind(wanted) : part.find(wanted);
-    if (found != part.npos) {
-      index = std::lower_bound(offsets.begin(), offsets.end(), offsets[begin] + found) - offsets.begin();
+  if (const std::optional<Part> part = part_of(in, text, args[1], args[2]);
+      part && in.charge_search(part->end - part->begin, wanted.size())) {
+    const std::string_view within = std::string_view(text).substr(part->begin, part->end - part->begin);
+    const size_t found = last ? within.rfind(wanted) : within.find(wanted);
+    if (found != within.npos) {
+      const auto& offsets = part->offsets;
+      index = std::lower_bound(offsets.begin(), offsets.end(), part->begin + found) - offsets.begin();
     }
   }
   if (must && index < 0) return in.fail("substring not found");
@@ -159,13 +169,15 @@ Value method_find(In in, Self self, Args& args, bool last, bool must) {
 }
 
 Value method_count(In in, Self self, Args& args) {
-  const std::string& text = self.text()->bytes;
   const std::string& wanted = need_text(in, args[0]).bytes;
+  const std::optional<Part> part = part_of(in, self.text()->bytes, args[1], args[2]);
+  if (!part || !in.charge_search(part->end - part->begin, wanted.size())) return Value(0);
+  const std::string_view text = std::string_view(self.text()->bytes).substr(part->begin, part->end - part->begin);
   if (wanted.empty()) return Value(count_characters(text) + 1);
   int64_t count = 0;
-  for (size_t at = text.find(wanted); at != std::string::npos && in.budget.step();
-       at = text.find(wanted, at + wanted.size()))
+  for (size_t at = text.find(wanted); at != text.npos && in.budget.step(); at = text.find(wanted, at + wanted.size())) {
     ++count;
+  }
   return Value(count);
 }
 
@@ -173,6 +185,7 @@ Value method_partition(In in, Self self, Args& args, bool last) {
   const Text& text = *self.text();
   const Text& by = need_text(in, args[0]);
   if (by.size() == 0) return in.fail("empty separator");
+  if (!in.charge_search(text.size(), by.size())) return Value();
   const size_t found = last ? text.bytes.rfind(by.bytes) : text.bytes.find(by.bytes);
   if (found == std::string::npos) {
     const Value empty = template_text("");
@@ -201,6 +214,7 @@ Value method_join(In in, Self self, Args& args) {
 Value method_replace(In in, Self self, Args& args) {
   need_text(in, args[0]);
   need_text(in, args[1]);
+  if (args[2].is_none()) return in.fail("replace needs a whole count");
   Args same{{args[0], args[1], args[2]}, {}};
   return in.filter("replace", self, std::move(same));
 }
@@ -258,39 +272,51 @@ bool is_letter(uint32_t c) {
   return c < 0x80 ? std::isalpha(static_cast<int>(c)) != 0 : is_cased(c) || (c >= 0x100 && !is_space(c));
 }
 
-// '{} {0} {name}'.format(...), without attributes, conversions and format specs.
-Value method_format(In in, Self self, Args& args) {
+Value method_isidentifier(In, Self self, Args&) {
+  const std::string& text = self.text()->bytes;
+  for (size_t at = 0; at < text.size();) {
+    const Character c = decode_character(text, at);
+    const bool name = c.code != kInvalid && (c.code == '_' || is_letter(c.code) || (at > 0 && is_digit(c.code)));
+    if (!name) return Value(false);
+    at += c.length;
+  }
+  return Value(!text.empty());
+}
+
+// Words begin in upper case and go on in lower case; what has no case separates them.
+Value method_istitle(In, Self self, Args&) {
+  const std::string& text = self.text()->bytes;
+  bool cased = false;
+  bool in_word = false;
+  for (size_t at = 0; at < text.size();) {
+    const Character c = decode_character(text, at);
+    at += c.length;
+    const bool has_case = c.code != kInvalid && is_cased(c.code);
+    if (has_case && in_word != (to_lower(c.code) == c.code)) return Value(false);
+    in_word = has_case;
+    cased = cased || has_case;
+  }
+  return Value(cased);
+}
+
+Value method_expandtabs(In in, Self self, Args& args) {
   const Text& text = *self.text();
+  const int64_t size = integer_or(in, args[0], 8);
+  if (size > 1000) return in.fail("tabs are too wide");
   Text out;
-  size_t automatic = 0;
-  for (size_t at = 0; at < text.size() && !in.budget.failed();) {
-    const char c = text.bytes[at];
-    if ((c == '{' || c == '}') && at + 1 < text.size() && text.bytes[at + 1] == c) {
-      out.append(text, at, 1);
-      at += 2;
-    } else if (c == '}') {
-      return in.fail("Single '}' encountered in format string");
-    } else if (c == '{') {
-      const size_t end = text.bytes.find('}', at);
-      if (end == std::string::npos) return in.fail("Single '{' encountered in format string");
-      const std::string field = text.bytes.substr(at + 1, end - at - 1);
-      at = end + 1;
-      const bool number =
-          field.size() < 6 && std::all_of(field.begin(), field.end(), [](unsigned char d) { return std::isdigit(d); });
-      if (number) {
-        const size_t index = field.empty() ? automatic++ : static_cast<size_t>(std::atoi(field.c_str()));
-        if (index >= args.positional.size())
-          return in.fail("Replacement index " + std::to_string(index) + " out of range");
-        out.append(in.text(args[index]));
-      } else {
-        const auto found =
-            std::find_if(args.named.begin(), args.named.end(), [&](const auto& pair) { return pair.first == field; });
-        if (found == args.named.end()) return in.fail("format field '" + field + "' is not supported or not given");
-        out.append(in.text(found->second));
-      }
+  int64_t column = 0;
+  for (size_t at = 0; at < text.size() && in.budget.take(2);) {
+    const Character c = decode_character(text.bytes, at);
+    if (c.code == '\t') {
+      const int64_t blanks = size > 0 ? size - column % size : 0;
+      if (!in.budget.take(static_cast<uint64_t>(2 * blanks))) break;
+      out.append(std::string(static_cast<size_t>(blanks), ' '), text.origin(at));
+      column += blanks;
     } else {
-      out.append(text, at++, 1);
+      out.append(text, at, c.length);
+      column = c.code == '\n' || c.code == '\r' ? 0 : column + 1;
     }
+    at += c.length;
   }
   return in.make(std::move(out));
 }
@@ -300,11 +326,24 @@ const Table& string_methods() {
       {"capitalize", {"", 0, [](In in, Self self, Args&) { return in.make(capitalize(*self.text())); }}},
       {"casefold", {"", 0, [](In in, Self self, Args&) { return in.make(lower(*self.text())); }}},
       {"center", {"width fillchar", 1, [](In in, Self self, Args& args) { return method_pad(in, self, args, 0); }}},
-      {"count", {"sub", 1, method_count}},
-      {"endswith", {"suffix", 1, [](In in, Self self, Args& args) { return method_has_affix(in, self, args, true); }}},
+      {"count", {"sub start end", 1, method_count}},
+      {"endswith",
+       {"suffix start end", 1, [](In in, Self self, Args& args) { return method_has_affix(in, self, args, true); }}},
       {"find",
        {"sub start end", 1, [](In in, Self self, Args& args) { return method_find(in, self, args, false, false); }}},
-      {"format", {"*", 0, method_format}},
+      {"expandtabs", {"tabsize", 0, method_expandtabs}},
+      {"format", {"*", 0, [](In in, Self self, Args& args) { return in.brace_format(*self.text(), args); }}},
+      {"format_map",
+       {"mapping", 1,
+        [](In in, Self self, Args& args) {
+          Args named;
+          named.unpacked = args[0];
+          if (!args[0].dict()) return in.fail("format_map() needs a mapping");
+          for (const auto& [key, value] : args[0].dict()->entries) {
+            if (key.text()) named.named.emplace_back(key.text()->bytes, value);
+          }
+          return in.brace_format(*self.text(), named);
+        }}},
       {"index",
        {"sub start end", 1, [](In in, Self self, Args& args) { return method_find(in, self, args, false, true); }}},
       {"isalnum",
@@ -313,10 +352,18 @@ const Table& string_methods() {
           return all_characters(self, [](uint32_t c) { return is_digit(c) || is_letter(c); });
         }}},
       {"isalpha", {"", 0, [](In, Self self, Args&) { return all_characters(self, is_letter); }}},
+      {"isascii", {"", 0, [](In, Self self, Args&) { return Value(is_ascii(self.text()->bytes)); }}},
       {"isdecimal", {"", 0, [](In, Self self, Args&) { return all_characters(self, is_digit); }}},
       {"isdigit", {"", 0, [](In, Self self, Args&) { return all_characters(self, is_digit); }}},
+      {"isidentifier", {"", 0, method_isidentifier}},
       {"islower", {"", 0, [](In in, Self self, Args&) { return Value(in.test("lower", self, {})); }}},
       {"isnumeric", {"", 0, [](In, Self self, Args&) { return all_characters(self, is_digit); }}},
+      {"isprintable",
+       {"", 0,
+        [](In, Self self, Args&) {
+          return Value(self.text()->size() == 0 || all_characters(self, is_printable).truthy());
+        }}},
+      {"istitle", {"", 0, method_istitle}},
       {"isspace", {"", 0, [](In, Self self, Args&) { return all_characters(self, is_space); }}},
       {"isupper", {"", 0, [](In in, Self self, Args&) { return Value(in.test("upper", self, {})); }}},
       {"join", {"iterable", 1, method_join}},
@@ -348,7 +395,7 @@ const Table& string_methods() {
         }}},
       {"splitlines", {"keepends", 0, method_splitlines}},
       {"startswith",
-       {"prefix", 1, [](In in, Self self, Args& args) { return method_has_affix(in, self, args, false); }}},
+       {"prefix start end", 1, [](In in, Self self, Args& args) { return method_has_affix(in, self, args, false); }}},
       {"strip", {"chars", 0, [](In in, Self self, Args& args) { return method_strip(in, self, args, true, true); }}},
       {"swapcase",
        {"", 0,
@@ -364,6 +411,7 @@ const Table& string_methods() {
 }
 
 Value method_get(In in, Self self, Args& args) {
+  if (!is_hashable(args[0])) return in.fail(std::string("unhashable type: '") + args[0].type() + "'");
   if (const Value* value = self.dict()->find(args[0], in.budget)) return *value;
   return args[1].is_missing() ? Value() : args[1];
 }
@@ -397,10 +445,17 @@ const Table& dict_methods() {
   return table;
 }
 
-Value list_position(In in, Self self, const Value& wanted, bool count) {
+Value list_position(In in, Self self, const Value& wanted, bool count, const Value& from = Value::missing(),
+                    const Value& to = Value::missing()) {
   int64_t found = 0;
   const std::vector<Value>& items = self.sequence()->items;
-  for (size_t i = 0; i < items.size() && !in.budget.failed(); ++i) {
+  const int64_t length = static_cast<int64_t>(items.size());
+  const auto place = [&](const Value& bound, int64_t otherwise) {
+    const int64_t index = integer_or(in, bound, otherwise);
+    return static_cast<size_t>(std::clamp<int64_t>(index < 0 ? index + length : index, 0, length));
+  };
+  const size_t end = place(to, length);
+  for (size_t i = place(from, 0); i < end && !in.budget.failed(); ++i) {
     if (!equals(items[i], wanted, in.budget)) continue;
     if (!count) return Value(i);
     ++found;
@@ -410,9 +465,10 @@ Value list_position(In in, Self self, const Value& wanted, bool count) {
 
 const Table& list_methods() {
   static const Table table = {
-      {"copy", {"", 0, [](In, Self self, Args&) { return self; }}},
       {"count", {"value", 1, [](In in, Self self, Args& args) { return list_position(in, self, args[0], true); }}},
-      {"index", {"value", 1, [](In in, Self self, Args& args) { return list_position(in, self, args[0], false); }}},
+      {"index",
+       {"value start stop", 1,
+        [](In in, Self self, Args& args) { return list_position(in, self, args[0], false, args[1], args[2]); }}},
   };
   return table;
 }
@@ -447,6 +503,8 @@ const Builtin* find_method(const Value& self, std::string_view name) {
   if (self.text()) table = &string_methods();
   if (self.dict()) table = &dict_methods();
   if (self.loop()) table = &loop_methods();
+  static const Builtin kCopy{"", 0, [](In, Self self_, Args&) { return self_; }};
+  if (name == "copy" && self.sequence() && self.sequence()->kind == Sequence::Kind::kList) return &kCopy;
   if (const Sequence* s = self.sequence();
       s && (s->kind == Sequence::Kind::kList || s->kind == Sequence::Kind::kTuple)) {
     table = &list_methods();
@@ -456,6 +514,16 @@ const Builtin* find_method(const Value& self, std::string_view name) {
   return found == table->end() ? nullptr : &found->second;
 }
 
+bool is_unsupported_method(const Value& self, std::string_view name) {
+  static constexpr std::array<std::string_view, 3> kString = {"encode", "maketrans", "translate"};
+  static constexpr std::array<std::string_view, 9> kNumber = {
+      "as_integer_ratio", "bit_count", "bit_length", "conjugate", "from_bytes",
+      "fromhex",          "hex",       "is_integer", "to_bytes"};
+  if (self.text()) return std::find(kString.begin(), kString.end(), name) != kString.end();
+  if (self.dict()) return name == "fromkeys";
+  return self.is_number() && std::find(kNumber.begin(), kNumber.end(), name) != kNumber.end();
+}
+
 bool is_mutating_method(const Value& self, std::string_view name) {
   static constexpr std::array<std::string_view, 8> kList = {"append", "clear",  "extend",  "insert",
                                                             "pop",    "remove", "reverse", "sort"};
@@ -463,76 +531,6 @@ bool is_mutating_method(const Value& self, std::string_view name) {
   if (self.dict()) return std::find(kDict.begin(), kDict.end(), name) != kDict.end();
   return self.sequence() && self.sequence()->kind == Sequence::Kind::kList &&
          std::find(kList.begin(), kList.end(), name) != kList.end();
-}
-
-// %s %r %d %i %x %o %f %e %g %c %% with flags, width and precision.
-Value Interpreter::percent_format(const Text& format, const std::vector<Value>& values) {
-  Text out;
-  size_t used = 0;
-  for (size_t at = 0; at < format.size() && !budget.failed();) {
-    if (format.bytes[at] != '%') {
-      out.append(format, at++, 1);
-      continue;
-    }
-    size_t i = at + 1;
-    std::string spec = "%";
-    const auto take = [&](std::string_view accepted, size_t most) {
-      for (size_t n = 0; i < format.size() && accepted.find(format.bytes[i]) != accepted.npos && n < most; ++n)
-        spec += format.bytes[i++];
-    };
-    take("-+ #0", 5);
-    take("0123456789", 3);
-    if (i < format.size() && format.bytes[i] == '.') {
-      spec += format.bytes[i++];
-      take("0123456789", 2);
-    }
-    const char kind = i < format.size() ? format.bytes[i++] : 0;
-    at = i;
-    if (kind == '%') {
-      out.append("%", Origin::kTemplate);
-      continue;
-    }
-    if (used >= values.size()) return fail("not enough arguments for format string");
-    const Value& value = values[used++];
-    char buffer[1500];
-    if (kind == 's' || kind == 'r') {
-      Text text = kind == 's' ? this->text(value) : repr(value, budget);
-      if (spec != "%") {
-        const size_t dot = spec.find('.');
-        if (dot != spec.npos) {
-          const std::vector<size_t> offsets = character_offsets(text.bytes);
-          const size_t most = static_cast<size_t>(std::atoi(spec.c_str() + dot + 1));
-          if (most + 1 < offsets.size()) text = text.slice(0, offsets[most]);
-        }
-        const size_t digits = spec.find_first_of("123456789");
-        const size_t width = digits < dot ? static_cast<size_t>(std::atoi(spec.c_str() + digits)) : 0;
-        const size_t length = count_characters(text.bytes);
-        const Text pad(std::string(width > length ? width - length : 0, ' '), Origin::kTemplate);
-        const bool left = spec.find('-') != spec.npos;
-        if (!left) out.append(pad);
-        out.append(text);
-        if (left) out.append(pad);
-      } else {
-        out.append(text);
-      }
-      continue;
-    }
-    if (!value.is_number()) return fail(std::string("%") + kind + " format: a number is required, not " + value.type());
-    if (kind == 'd' || kind == 'i' || kind == 'x' || kind == 'X' || kind == 'o') {
-      if (value.is<double>() && !(std::fabs(value.real()) < 9.2e18)) return fail("number is too large for the format");
-      const long long number = value.is<double>() ? static_cast<long long>(value.real()) : value.integer();
-      if ((kind == 'x' || kind == 'X' || kind == 'o') && number < 0)
-        return fail("negative numbers have no such format here");
-      std::snprintf(buffer, sizeof buffer, (spec + "ll" + (kind == 'i' ? 'd' : kind)).c_str(), number);
-    } else if (kind == 'f' || kind == 'F' || kind == 'e' || kind == 'E' || kind == 'g' || kind == 'G') {
-      std::snprintf(buffer, sizeof buffer, (spec + kind).c_str(), value.real());
-    } else {
-      return fail("unsupported format character");
-    }
-    out.append(buffer, Origin::kTemplate);
-  }
-  if (used < values.size()) return fail("not all arguments converted during string formatting");
-  return make(std::move(out));
 }
 
 }  // namespace proa::jinja

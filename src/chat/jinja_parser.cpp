@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <initializer_list>
 
+#include "chat/jinja_eval.h"
 #include "chat/jinja_lexer.h"
 
 namespace proa::jinja {
@@ -21,6 +22,7 @@ class Parser {
     Body body = statements({});
     if (!error_ && peek().kind != Kind::kEnd) fail("unexpected " + describe(peek()));
     if (error_) return *std::move(error_);
+    if (!unknown_.empty()) return syntax_error(unknown_[0].first, unknown_[0].second);
     return body;
   }
 
@@ -80,6 +82,12 @@ class Parser {
     Parser* parser_;
   };
 
+  // Jinja looks filters and tests up when it compiles, but below an `if`, where the name may be meant for an
+  // environment that has it.
+  void check_known(std::string_view what, const std::string& name, bool known, int line) {
+    if (!known && !soft_) unknown_.push_back({line, "no " + std::string(what) + " named '" + name + "'"});
+  }
+
   // ---- statements
 
   bool at_block_word(std::initializer_list<std::string_view> words) const {
@@ -120,7 +128,9 @@ class Parser {
   // The body up to {% word %}, which is read; the start tag's end is read first.
   Body block(std::string_view word) {
     expect_block_end();
+    const bool soft = std::exchange(soft_, false);
     Body body = statements({word});
+    soft_ = soft;
     next();
     next();
     expect_block_end();
@@ -167,7 +177,9 @@ class Parser {
       stmt.body = block("endwith");
     } else if (word == "generation") {
       stmt.kind = Stmt::Kind::kScope;
+      const int outer_loops = std::exchange(loop_depth_, 0);
       stmt.body = block("endgeneration");
+      loop_depth_ = outer_loops;
     } else if (word == "break" || word == "continue") {
       if (loop_depth_ == 0) return fail("'" + word + "' outside of a loop", line);
       stmt.kind = word == "break" ? Stmt::Kind::kBreak : Stmt::Kind::kContinue;
@@ -183,6 +195,7 @@ class Parser {
 
   void parse_if(Stmt* stmt) {
     stmt->kind = Stmt::Kind::kIf;
+    const bool soft = std::exchange(soft_, true);
     ExprPtr condition = tuple(false);
     while (!error_) {
       expect_block_end();
@@ -201,6 +214,7 @@ class Parser {
       next();
       break;
     }
+    soft_ = soft;
     expect_block_end();
   }
 
@@ -210,9 +224,10 @@ class Parser {
     expect_name("in");
     stmt->expr = tuple(false);
     if (skip_name("if")) stmt->condition = expression();
-    if (is_name("recursive")) return fail("recursive loops are not supported");
+    stmt->recursive = skip_name("recursive");
     expect_block_end();
     ++loop_depth_;
+    const bool soft = std::exchange(soft_, false);
     stmt->body = statements({"else", "endfor"});
     --loop_depth_;
     if (error_) return;
@@ -223,6 +238,7 @@ class Parser {
       next();
       next();
     }
+    soft_ = soft;
     expect_block_end();
   }
 
@@ -318,6 +334,9 @@ class Parser {
     for (const auto& [key, arg] : expr->kwargs) {
       if (arg) expr->depth = std::max(expr->depth, arg->depth + 1);
     }
+    for (const ExprPtr* arg : {&expr->star_args, &expr->star_kwargs}) {
+      if (*arg) expr->depth = std::max(expr->depth, (*arg)->depth + 1);
+    }
     if (expr->depth > kMaxSyntaxDepth) fail("expression is too long", expr->line);
   }
   template <typename... Args>
@@ -351,11 +370,13 @@ class Parser {
   ExprPtr expression() {
     Nested nested(this);
     const int line = peek().line;
+    const size_t unknown = unknown_.size();
     ExprPtr value = parse_or();
     while (!error_ && skip_name("if")) {
       ExprPtr condition = parse_or();
       ExprPtr otherwise = skip_name("else") ? expression() : nullptr;
       value = make(Expr::Kind::kConditional, line, list(std::move(condition), std::move(value), std::move(otherwise)));
+      unknown_.resize(unknown);
     }
     return value;
   }
@@ -582,14 +603,18 @@ class Parser {
       if (!first) expect_op(",");
       first = false;
       if (is_op(")")) break;
-      if (is_op("*") || is_op("**")) {
-        fail("unpacking arguments is not supported");
+      if (expr->star_kwargs || (expr->star_args && is_op("*"))) {
+        fail("an argument follows unpacked ones");
+      } else if (skip_op("*")) {
+        expr->star_args = expression();
+      } else if (skip_op("**")) {
+        expr->star_kwargs = expression();
       } else if (peek().kind == Kind::kName && is_op("=", 1)) {
         std::string key = next().text;
         next();
         expr->kwargs.emplace_back(std::move(key), expression());
       } else {
-        if (!expr->kwargs.empty()) fail("a positional argument follows a named one");
+        if (!expr->kwargs.empty() || expr->star_args) fail("a positional argument follows a named one");
         expr->args.push_back(expression());
       }
     }
@@ -603,8 +628,10 @@ class Parser {
     while (!error_) {
       if (bare || skip_op("|")) {
         bare = false;
+        const int line = peek().line;
         std::string text = name();
         while (!error_ && skip_op(".")) text += "." + name();
+        if (!error_) check_known("filter", text, find_filter(text) != nullptr, line);
         expr = call(Expr::Kind::kFilter, std::move(expr), std::move(text));
       } else if (expr && is_name("is")) {
         expr = test(std::move(expr));
@@ -622,6 +649,7 @@ class Parser {
     const bool negated = skip_name("not");
     std::string text = name();
     while (!error_ && skip_op(".")) text += "." + name();
+    if (!error_) check_known("test", text, find_test(text) != nullptr, line);
     if (is_op("(")) {
       expr = call(Expr::Kind::kTest, std::move(expr), std::move(text));
     } else {
@@ -641,6 +669,8 @@ class Parser {
   size_t at_ = 0;
   int depth_ = 0;
   int loop_depth_ = 0;
+  bool soft_ = false;  // below an `if`
+  std::vector<std::pair<int, std::string>> unknown_;
   std::optional<Error> error_;
 };
 

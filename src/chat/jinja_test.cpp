@@ -54,7 +54,20 @@ TEST(Jinja, ErrorsNameTheLine) {
       {"\n\n{{ y.z }}", "line 3", "'y' is undefined"},
       {"{% for i in [1] %}\n{{ raise_exception('no') }}{% endfor %}", "line 2", "no"},
       {"{% extends 'x' %}", "line 1", "'extends' blocks are not supported"},
-      {"{% for x in y recursive %}{% endfor %}", "line 1", "recursive loops are not supported"},
+      {"{% include 'x' %}", "line 1", "'include' blocks are not supported"},
+      {"\n{% from 'x' import y %}", "line 2", "'from' blocks are not supported"},
+      {"{% import 'x' as y %}", "line 1", "'import' blocks are not supported"},
+      {"\n{% block a %}{% endblock %}", "line 2", "'block' blocks are not supported"},
+      {"\n\n{{ 1 | nofilter }}", "line 3", "no filter named 'nofilter'"},
+      {"{{ 1 is notest }}", "line 1", "no test named 'notest'"},
+      // looked up late below an `if`, as Jinja does
+      {"{% if false %}{{ 1 | nofilter }}{% endif %}\n{% if true %}{{ 1 | other }}{% endif %}", "line 2",
+       "no filter named 'other'"},
+      {"a\n{{ 'x' | urlize }}", "line 2", "the filter 'urlize' is not supported"},
+      {"a\n{{ 'x'.encode() }}", "line 2", "the method 'encode' of 'str' is not supported"},
+      {"a\n{{ lipsum() }}", "line 2", "the function 'lipsum' is not supported"},
+      {"a\n{% for i in [1] %}{{ loop([2]) }}{% endfor %}", "line 2",
+       "The loop must have the 'recursive' marker to be called recursively."},
   };
   for (const auto& row : kRows) {
     const Result<std::string> result = render(row.source);

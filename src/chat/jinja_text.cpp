@@ -60,6 +60,25 @@ size_t count_characters(std::string_view bytes) {
   return count;
 }
 
+std::vector<LineRange> line_ranges(std::string_view bytes, bool keep_ends) {
+  std::vector<LineRange> lines;
+  size_t begin = 0;
+  for (size_t at = 0; at < bytes.size();) {
+    const Character c = decode_character(bytes, at);
+    size_t next = at + c.length;
+    const bool ends = (c.code >= 10 && c.code <= 13) || (c.code >= 0x1C && c.code <= 0x1E) || c.code == 0x85 ||
+                      c.code == 0x2028 || c.code == 0x2029;
+    if (ends) {
+      if (c.code == '\r' && next < bytes.size() && bytes[next] == '\n') ++next;
+      lines.push_back({begin, keep_ends ? next : at});
+      begin = next;
+    }
+    at = next;
+  }
+  if (begin < bytes.size()) lines.push_back({begin, bytes.size()});
+  return lines;
+}
+
 bool is_space(uint32_t code) {
   if (code < 0x80) return code == ' ' || (code >= 9 && code <= 13) || (code >= 0x1C && code <= 0x1F);
   return code == 0x85 || code == 0xA0 || code == 0x1680 || (code >= 0x2000 && code <= 0x200A) || code == 0x2028 ||

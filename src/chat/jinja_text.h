@@ -54,6 +54,12 @@ void append_utf8(std::string* out, uint32_t code);
 std::vector<size_t> character_offsets(std::string_view bytes);
 size_t count_characters(std::string_view bytes);
 
+// Begin and end of every line, without its end: as Python's splitlines, which knows ten ways to end a line.
+struct LineRange {
+  size_t begin, end;
+};
+std::vector<LineRange> line_ranges(std::string_view bytes, bool keep_ends = false);
+
 bool is_space(uint32_t code);      // as Python's str.isspace
 bool is_printable(uint32_t code);  // as Python's repr decides, without the table of unassigned code points
 bool is_ascii(std::string_view bytes);

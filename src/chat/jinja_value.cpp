@@ -96,7 +96,7 @@ const Value* Dict::find(const Value& key, Budget& budget) const {
 
 void Dict::set(Value key, Value value, Budget& budget) {
   if (!budget.take(sizeof(Value) * 2 + 64)) return;
-  if ((key.sequence() && key.sequence()->kind != Sequence::Kind::kTuple) || key.dict()) {
+  if (!is_hashable(key)) {
     return budget.fail(std::string("unhashable type: '") + key.type() + "'");
   }
   depth = std::max(depth, 1 + std::max(key.depth(), value.depth()));
@@ -106,6 +106,17 @@ void Dict::set(Value key, Value value, Budget& budget) {
   }
   if (key.text()) index_.emplace(key.text()->bytes, entries.size());
   entries.emplace_back(std::move(key), std::move(value));
+}
+
+bool is_hashable(const Value& value) {
+  if (value.dict()) return false;
+  const Sequence* sequence = value.sequence();
+  if (!sequence) return true;
+  if (sequence->kind != Sequence::Kind::kTuple) {
+    return sequence->kind != Sequence::Kind::kList && sequence->kind != Sequence::Kind::kDictItems &&
+           sequence->kind != Sequence::Kind::kDictKeys;
+  }
+  return std::all_of(sequence->items.begin(), sequence->items.end(), is_hashable);
 }
 
 bool equals(const Value& a, const Value& b, Budget& budget) {
@@ -312,11 +323,8 @@ class Printer {
     add(close);
   }
   void range(const Sequence& s) {
-    if (s.items.empty()) return add("range(0, 0)");
-    const int64_t first = s.items.front().integer();
-    const int64_t step = s.items.size() > 1 ? s.items[1].integer() - first : 1;
-    add("range(" + std::to_string(first) + ", " + std::to_string(s.items.back().integer() + step) +
-        (step == 1 ? "" : ", " + std::to_string(step)) + ")");
+    add("range(" + std::to_string(s.start) + ", " + std::to_string(s.stop) +
+        (s.step == 1 ? "" : ", " + std::to_string(s.step)) + ")");
   }
 
   static std::string json_real(double value) {
@@ -436,7 +444,9 @@ std::vector<Value> iterate(const Value& value, Budget& budget) {
   if (value.is_undefined()) return {};
   if (const Sequence* sequence = value.sequence()) {
     if (!budget.step(sequence->items.size()) || !budget.take(sizeof(Value) * sequence->items.size())) return {};
-    return sequence->items;
+    if (sequence->kind != Sequence::Kind::kGenerator) return sequence->items;
+    const size_t begin = std::exchange(sequence->taken, sequence->items.size());
+    return {sequence->items.begin() + static_cast<std::ptrdiff_t>(begin), sequence->items.end()};
   }
   std::vector<Value> items;
   if (const Dict* dict = value.dict()) {

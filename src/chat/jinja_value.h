@@ -22,8 +22,11 @@ class Value;
 struct Callable;
 struct Dict;
 struct Loop;
+struct MacroDefinition;
 struct Namespace;
+struct Scope;
 struct Sequence;
+struct Stmt;
 
 // What a render may still use. Once something failed everything fails, so loops end soon after.
 struct Budget {
@@ -127,6 +130,9 @@ struct Sequence {
   std::vector<Value> items;
   Kind kind = Kind::kList;
   int depth = 1;
+  bool is_group = false;                  // a tuple with the attributes `grouper` and `list`
+  int64_t start = 0, stop = 0, step = 1;  // of a range
+  mutable size_t taken = 0;               // of a generator: elements that were already given out, which come only once
 
   bool has_positions() const { return kind == Kind::kList || kind == Kind::kTuple || kind == Kind::kRange; }
 
@@ -155,11 +161,11 @@ struct Loop {
   std::vector<Value> items;
   size_t length = 0;
   size_t index = 0;
+  int depth0 = 0;                   // of recursion
+  const Stmt* statement = nullptr;  // of a recursive loop, which can be called
+  Scope* scope = nullptr;
   std::optional<std::vector<Value>> last_changed;
 };
-
-struct MacroDefinition;
-struct Scope;
 
 // A function (global), a method bound to `self`, or a macro bound to the scope that defined it.
 struct Callable {
@@ -171,6 +177,8 @@ struct Callable {
   Scope* scope = nullptr;
 };
 
+// Whether Python would take it as a key: no list or dict, nor a tuple that holds one.
+bool is_hashable(const Value& value);
 bool equals(const Value& a, const Value& b, Budget& budget);
 // -1, 0, 1; fails for types that Python does not order.
 int compare(const Value& a, const Value& b, Budget& budget);
