@@ -1,0 +1,364 @@
+#include "models/dummy.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <numeric>
+
+#include "checkpoint/gguf_writer.h"
+#include "checkpoint/safetensors_writer.h"
+#include "models/dummy_vocabulary.h"
+
+namespace proa {
+namespace {
+
+using nemotron_h::NemotronHConfig;
+using nlohmann::ordered_json;
+
+constexpr double kSqrt12 = 3.4641016151377544;
+
+// "blk.7.ssm_in.weight" and "backbone.layers.7.mixer..." to 7; -1 outside of layers.
+int layer_of(std::string_view name) {
+  for (const std::string_view prefix : {"blk.", "backbone.layers."}) {
+    if (!name.starts_with(prefix)) continue;
+    int layer = 0;
+    for (const char c : name.substr(prefix.size())) {
+      if (c < '0' || c > '9') break;
+      layer = 10 * layer + (c - '0');
+    }
+    return layer;
+  }
+  return -1;
+}
+
+int64_t elements(std::span<const int64_t> shape) {
+  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+}
+
+// ---- GGUF ----
+
+// The keys that llama.cpp's converter writes for this family (reference nemotron-h 5.2).
+void put_metadata(const NemotronHConfig& c, const std::string& name, GgufWriter& out) {
+  const bool moe = nemotron_h::has(c, 'E');
+  const std::string architecture = moe ? "nemotron_h_moe" : "nemotron_h";
+  const auto key = [&](const char* field) { return architecture + "." + field; };
+  const auto u32 = [&](const char* field, int64_t value) { out.put_u32(key(field), static_cast<uint32_t>(value)); };
+  out.put_string("general.architecture", architecture);
+  out.put_string("general.type", "model");
+  out.put_string("general.name", name + ", dummy weights");
+  out.put_u32("general.quantization_version", 2);
+  u32("block_count", static_cast<int64_t>(c.pattern.size()));
+  u32("context_length", 1 << 20);  // the converter's constant for the whole family
+  u32("embedding_length", c.hidden_size);
+  u32("vocab_size", c.vocab_size);
+  std::vector<int32_t> feed_forward, kv_heads;
+  for (const char mixer : c.pattern) {
+    feed_forward.push_back(static_cast<int32_t>(mixer == 'E'   ? c.moe_intermediate_size
+                                                : mixer == '-' ? c.intermediate_size
+                                                               : 0));
+    kv_heads.push_back(static_cast<int32_t>(mixer == '*' ? c.num_key_value_heads : 0));
+  }
+  out.put_i32s(key("feed_forward_length"), feed_forward);
+  u32("attention.head_count", c.num_attention_heads);
+  out.put_i32s(key("attention.head_count_kv"), kv_heads);
+  u32("attention.key_length", c.head_dim);
+  u32("attention.value_length", c.head_dim);
+  out.put_f32(key("attention.layer_norm_rms_epsilon"), c.layer_norm_epsilon);
+  out.put_f32(key("attention.layer_norm_epsilon"), c.layer_norm_epsilon);
+  out.put_f32(key("rope.freq_base"), 10000);  // there, and without a meaning: no positions
+  u32("rope.dimension_count", c.hidden_size / c.num_attention_heads / 2 * 2);
+  out.put_bool(key("rope.scaling.finetuned"), false);
+  u32("ssm.conv_kernel", c.conv_kernel);
+  u32("ssm.state_size", c.ssm_state_size);
+  u32("ssm.group_count", c.n_groups);
+  u32("ssm.inner_size", c.mamba_num_heads * c.mamba_head_dim);
+  u32("ssm.time_step_rank", c.mamba_num_heads);
+  if (!moe) return;
+  u32("expert_count", c.n_routed_experts);
+  u32("expert_used_count", c.num_experts_per_tok);
+  u32("expert_shared_count", c.moe_shared_expert_intermediate_size ? 1 : 0);
+  u32("expert_feed_forward_length", c.moe_intermediate_size);
+  u32("expert_shared_feed_forward_length", c.moe_shared_expert_intermediate_size);
+  out.put_bool(key("expert_weights_norm"), c.norm_topk_prob);
+  out.put_f32(key("expert_weights_scale"), c.routed_scaling_factor);
+  u32("expert_group_count", c.n_group);
+  u32("expert_group_used_count", c.topk_group);
+  if (c.moe_latent_size) u32("moe_latent_size", c.moe_latent_size);
+}
+
+void put_vocabulary(const DummyVocabulary& vocabulary, GgufWriter& out) {
+  out.put_string("tokenizer.ggml.model", "gpt2");
+  out.put_string("tokenizer.ggml.pre", "pixtral");
+  out.put_strings("tokenizer.ggml.tokens", vocabulary.tokens);
+  std::vector<int32_t> types(vocabulary.tokens.size(), 1);
+  std::fill_n(types.begin(), vocabulary.num_special, 3);
+  out.put_i32s("tokenizer.ggml.token_type", types);
+  const std::vector<std::string> merges = {"b a"};
+  out.put_strings("tokenizer.ggml.merges", merges);
+  out.put_u32("tokenizer.ggml.bos_token_id", static_cast<uint32_t>(vocabulary.bos));
+  out.put_u32("tokenizer.ggml.eos_token_id", static_cast<uint32_t>(vocabulary.eos));
+  out.put_u32("tokenizer.ggml.unknown_token_id", static_cast<uint32_t>(vocabulary.unk));
+  out.put_u32("tokenizer.ggml.padding_token_id", static_cast<uint32_t>(vocabulary.unk));
+  out.put_bool("tokenizer.ggml.add_bos_token", false);
+  out.put_string("tokenizer.chat_template", dummy_chat_template());
+}
+
+// Shapes as the converter leaves them: the convolution's middle size goes, SSM vectors get one.
+std::vector<int64_t> gguf_shape(const TensorSpec& spec) {
+  if (spec.name.ends_with("ssm_conv1d.weight")) return {spec.shape[0], spec.shape[2]};
+  if (spec.name.ends_with("ssm_a") || spec.name.ends_with("ssm_d")) return {spec.shape[0], 1};
+  return spec.shape;
+}
+
+DummyFile gguf_file(const NemotronHConfig& c, const std::string& name, const DummyVocabulary& vocabulary,
+                    const Precision& precision, uint64_t seed) {
+  GgufWriter out;
+  put_metadata(c, name, out);
+  put_vocabulary(vocabulary, out);
+  DummyFile file{.name = "model.gguf"};
+  uint64_t at = 0;
+  const auto add = [&](const std::string& tensor, const std::vector<int64_t>& shape, const DummyFill& fill) {
+    out.declare_tensor(tensor, shape, fill.format);
+    const uint64_t bytes = static_cast<uint64_t>(elements(shape) / shape.back()) * row_bytes(fill.format, shape.back());
+    file.tensors.push_back({tensor, at, bytes, fill});
+    at += (bytes + out.alignment() - 1) / out.alignment() * out.alignment();
+  };
+  std::map<std::string, int> seen;  // by name within its layer
+  for (const TensorSpec& spec : nemotron_h::tensor_table(c, nemotron_h::Names(Checkpoint::Kind::gguf))) {
+    if (spec.optional) continue;
+    const int layer = layer_of(spec.name);
+    const int index = layer < 0 ? 0 : seen[spec.name.substr(spec.name.find('.', 4))]++;
+    const std::vector<int64_t> shape = gguf_shape(spec);
+    const Format format = gguf_format(precision, c, spec.name, shape, layer, index);
+    double low = spec.low, high = spec.high;
+    // Without a scale of its own NVFP4 reaches down to 2^-9 only: files have one beside each matrix that is multiplied.
+    if (format == Format::NVFP4 && layer >= 0) {
+      const int64_t matrices = shape.size() == 3 ? shape.front() : 1;
+      const std::string scale = spec.name.substr(0, spec.name.size() - 6) + "scale";
+      add(scale, {matrices}, dummy_fill(Format::F32, seed, scale, spec.high, spec.high));
+      low = -1, high = 1;
+    }
+    add(spec.name, shape, dummy_fill(format, seed, spec.name, low, high));
+  }
+  file.header = out.header();
+  for (DummyTensor& tensor : file.tensors) tensor.begin += file.header.size();
+  file.bytes = file.header.size() + at;
+  return file;
+}
+
+// ---- safetensors ----
+
+struct HfTensor {
+  std::string name;
+  std::vector<int64_t> shape;
+  std::string_view dtype;
+  uint64_t bytes;
+  DummyFill fill;
+};
+
+struct HfModules {  // what hf_quant_config.json says
+  std::vector<std::string> excluded;
+  std::vector<std::pair<std::string, const char*>> quantised;  // with the algorithm
+};
+
+HfTensor plain_tensor(std::string name, std::vector<int64_t> shape, const DummyFill& fill) {
+  const FormatInfo& format = info(fill.format);
+  const auto bytes = static_cast<uint64_t>(elements(shape)) * format.block_bytes;
+  return {std::move(name), std::move(shape), format.safetensors_dtype, bytes, fill};
+}
+
+// A tensor of the table with the scales that belong to it.
+void add_hf(const TensorSpec& spec, HfScheme scheme, bool mixed, uint64_t seed, std::vector<HfTensor>& out) {
+  const std::string module = spec.name.substr(0, spec.name.size() - std::min<size_t>(7, spec.name.size()));
+  const double deviation = (spec.high - spec.low) / kSqrt12;
+  const auto constant = [&](const char* suffix, std::vector<int64_t> shape, double value) {
+    const std::string name = module + suffix;
+    out.push_back(plain_tensor(name, std::move(shape), dummy_fill(Format::F32, seed, name, value, value)));
+  };
+  constexpr double kActivation = 8;  // the largest one that input scales provide for
+  switch (scheme) {
+    case HfScheme::bf16:
+    case HfScheme::f32: {
+      const Format format = scheme == HfScheme::f32 ? Format::F32 : Format::BF16;
+      out.push_back(plain_tensor(spec.name, spec.shape, dummy_fill(format, seed, spec.name, spec.low, spec.high)));
+      return;
+    }
+    case HfScheme::fp8:
+      out.push_back(plain_tensor(spec.name, spec.shape, dummy_fill(Format::F8_E4M3, seed, spec.name, -1, 1)));
+      constant(".weight_scale", {}, deviation / dummy_code_rms(Format::F8_E4M3));
+      constant(".input_scale", mixed ? std::vector<int64_t>{1} : std::vector<int64_t>{}, kActivation / 448);
+      return;
+    case HfScheme::nvfp4:
+    case HfScheme::nvfp4_weight_only: {
+      std::vector<int64_t> packed = spec.shape, groups = spec.shape;
+      packed.back() /= 2;
+      groups.back() /= 16;
+      const auto bytes = static_cast<uint64_t>(elements(packed));
+      out.push_back({spec.name, packed, "U8", bytes, dummy_fill(Format::E2M1, seed, spec.name, -1, 1)});
+      const std::string scales = module + ".weight_scale";
+      out.push_back(plain_tensor(scales, groups, dummy_group_scales(seed, scales)));
+      constant(".weight_scale_2", {}, deviation / (dummy_code_rms(Format::E2M1) * dummy_group_scale_rms()));
+      if (scheme == HfScheme::nvfp4) constant(".input_scale", {}, kActivation / (6 * 448));
+      return;
+    }
+  }
+}
+
+// As the official library orders a file: wide types first, then by name; so everything is aligned.
+DummyFile shard_file(std::string name, std::vector<HfTensor>& tensors) {
+  const auto width = [](const HfTensor& t) { return t.dtype == "F32" ? 0 : t.dtype == "BF16" ? 1 : 2; };
+  std::sort(tensors.begin(), tensors.end(), [&](const HfTensor& a, const HfTensor& b) {
+    return std::pair(width(a), std::string_view(a.name)) < std::pair(width(b), std::string_view(b.name));
+  });
+  SafetensorsWriter out;
+  out.put_metadata("format", "pt");
+  DummyFile file{.name = std::move(name)};
+  uint64_t at = 0;
+  for (const HfTensor& tensor : tensors) {
+    out.declare_tensor(tensor.name, tensor.shape, tensor.dtype, tensor.bytes);
+    file.tensors.push_back({tensor.name, at, tensor.bytes, tensor.fill});
+    at += tensor.bytes;
+  }
+  file.header = out.header();
+  for (DummyTensor& tensor : file.tensors) tensor.begin += file.header.size();
+  file.bytes = file.header.size() + at;
+  return file;
+}
+
+std::string quant_config(const Precision& precision, bool mixed, const HfModules& modules) {
+  ordered_json quantization = {{"quant_algo", mixed                     ? "MIXED_PRECISION"
+                                              : precision.name == "fp8" ? "FP8"
+                                                                        : "NVFP4"},
+                               {"kv_cache_quant_algo", "FP8"}};
+  if (mixed) {
+    std::string layers;  // as text: an ordered object of this size is slow to make
+    for (const auto& [module, algorithm] : modules.quantised) {
+      layers += (layers.empty() ? "\"" : ",\"") + module + "\":{\"quant_algo\":\"" + algorithm + "\"" +
+                (std::string_view(algorithm) == "FP8" ? "}" : ",\"group_size\":16}");
+    }
+    std::string text = quantization.dump();
+    text.pop_back();
+    return R"({"producer":{"name":"modelopt"},"quantization":)" + text + ",\"quantized_layers\":{" + layers + "}}}\n";
+  }
+  if (precision.name == "nvfp4") quantization["group_size"] = 16;
+  quantization["exclude_modules"] = modules.excluded;
+  return ordered_json{{"producer", {{"name", "modelopt"}}}, {"quantization", quantization}}.dump(2) + "\n";
+}
+
+void add_safetensors(const NemotronHConfig& c, bool lightning, const Precision& precision, const DummyOptions& options,
+                     DummyCheckpoint& out) {
+  const bool mixed = lightning && precision.name == "nvfp4";
+  HfModules modules;
+  std::vector<std::vector<HfTensor>> shards(1);
+  uint64_t in_shard = 0, total = 0;
+  for (const TensorSpec& spec : nemotron_h::tensor_table(c, nemotron_h::Names(Checkpoint::Kind::huggingface))) {
+    if (spec.optional) continue;
+    const HfScheme scheme = hf_scheme(precision, c, mixed, spec.name, spec.shape, layer_of(spec.name));
+    const std::string module = spec.name.substr(0, spec.name.rfind('.'));
+    const bool embedding = spec.name.ends_with("embeddings.weight");
+    if (scheme == HfScheme::bf16 && (spec.shape.size() == 2 || spec.name.ends_with("conv1d.weight")) && !embedding) {
+      modules.excluded.push_back(module);
+    } else if (scheme != HfScheme::f32 && scheme != HfScheme::bf16) {
+      modules.quantised.emplace_back(module, scheme == HfScheme::fp8                 ? "FP8"
+                                             : scheme == HfScheme::nvfp4_weight_only ? "W4A16_NVFP4"
+                                                                                     : "NVFP4");
+    }
+    std::vector<HfTensor> tensors;
+    add_hf(spec, scheme, mixed, options.seed, tensors);
+    uint64_t bytes = 0;
+    for (const HfTensor& tensor : tensors) bytes += tensor.bytes;
+    if (in_shard > 0 && in_shard + bytes > options.max_shard_bytes) {
+      shards.emplace_back();
+      in_shard = 0;
+    }
+    in_shard += bytes;
+    total += bytes;
+    std::move(tensors.begin(), tensors.end(), std::back_inserter(shards.back()));
+  }
+
+  std::string weight_map;
+  for (size_t i = 0; i < shards.size(); ++i) {
+    char name[64] = "model.safetensors";
+    if (shards.size() > 1) std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", i + 1, shards.size());
+    out.files.push_back(shard_file(name, shards[i]));
+    for (const DummyTensor& tensor : out.files.back().tensors) {
+      weight_map += (weight_map.empty() ? "\n    \"" : ",\n    \"") + tensor.name + "\": \"" + name + "\"";
+    }
+  }
+  if (shards.size() > 1) {
+    out.texts["model.safetensors.index.json"] = "{\n  \"metadata\": {\"total_size\": " + std::to_string(total) +
+                                                "},\n  \"weight_map\": {" + weight_map + "\n  }\n}\n";
+  }
+  if (precision.name != "bf16") out.texts["hf_quant_config.json"] = quant_config(precision, mixed, modules);
+}
+
+}  // namespace
+
+Result<DummyCheckpoint> make_dummy(const std::string& name, const ordered_json& config, const Precision& precision,
+                                   const DummyOptions& options) {
+  PROA_ASSIGN(const NemotronHConfig c, nemotron_h::read_config(config, name + "/config.json"));
+  if (c.vocab_size < DummyVocabulary::kLeast || c.vocab_size > 1 << 22) {
+    return Error{"make dummy weights", name + "/config.json: vocab_size",
+                 std::to_string(DummyVocabulary::kLeast) + " to " + std::to_string(1 << 22),
+                 std::to_string(c.vocab_size), ""};
+  }
+  const DummyVocabulary vocabulary(c.vocab_size);
+  DummyCheckpoint out{.name = name};
+  if (precision.gguf && (options.gguf || !precision.huggingface)) {
+    out.files.push_back(gguf_file(c, name, vocabulary, precision, options.seed));
+    return out;
+  }
+  out.texts["config.json"] = config.dump(2) + "\n";
+  out.texts["generation_config.json"] =
+      ordered_json{{"bos_token_id", 1}, {"do_sample", true},  {"eos_token_id", {2, 11}},
+                   {"pad_token_id", 0}, {"temperature", 1.0}, {"top_p", 1.0}}
+          .dump(2) +
+      "\n";
+  out.texts["tokenizer.json"] = vocabulary.tokenizer_json();
+  out.texts["tokenizer_config.json"] = vocabulary.tokenizer_config_json();
+  add_safetensors(c, config.contains("mtp_layers_block_type"), precision, options, out);
+  return out;
+}
+
+Result<ordered_json> scale_config(ordered_json config, int64_t layers, int64_t divisor) {
+  const auto integer = [&](const char* key) {
+    return config.contains(key) && config[key].is_number_integer() ? config[key].get<int64_t>() : 0;
+  };
+  if (layers != 0) {
+    const int64_t all = integer("num_hidden_layers");
+    if (layers < 1 || (all > 0 && layers > all)) {
+      return Error{"scale model", "--layers", "1 to " + std::to_string(all), std::to_string(layers), ""};
+    }
+    config["num_hidden_layers"] = layers;
+    if (config.contains("hybrid_override_pattern")) {
+      config["hybrid_override_pattern"] =
+          config["hybrid_override_pattern"].get<std::string>().substr(0, static_cast<size_t>(layers));
+    }
+    if (config.contains("layers_block_type")) {
+      auto& types = config["layers_block_type"];
+      types = ordered_json(types.begin(), types.begin() + layers);
+    }
+  }
+  if (divisor == 1) return config;
+  if (divisor < 1 || divisor > 1024) {
+    return Error{"scale model", "--scale-down", "1 to 1024", std::to_string(divisor), ""};
+  }
+  for (const char* key : {"hidden_size", "intermediate_size", "moe_intermediate_size",
+                          "moe_shared_expert_intermediate_size", "moe_latent_size"}) {
+    if (const int64_t width = integer(key)) {
+      config[key] = std::max<int64_t>(64, (width / divisor + 32) / 64 * 64);
+    }
+  }
+  if (const int64_t vocab = integer("vocab_size")) {
+    config["vocab_size"] = std::max(std::min<int64_t>(vocab, 2048), vocab / divisor / 64 * 64);
+  }
+  for (const auto& [heads_key, groups_key] :
+       {std::pair("mamba_num_heads", "n_groups"), std::pair("num_attention_heads", "num_key_value_heads")}) {
+    const int64_t heads = std::max<int64_t>(2, integer(heads_key) / divisor);
+    config[heads_key] = heads;
+    config[groups_key] = std::gcd(heads, std::max<int64_t>(1, integer(groups_key)));
+  }
+  return config;
+}
+
+}  // namespace proa
