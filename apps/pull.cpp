@@ -5,6 +5,7 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <csignal>
 #include <cstdio>
 #include <memory>
@@ -182,15 +183,21 @@ Result<void> run(const PullCommand& command) {
   }
 
   PullProgress progress;
-  std::atomic<bool> ended = false;
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool ended = false;
   std::thread drawing([&] {
-    while (!ended) {
+    std::unique_lock lock(mutex);
+    do {
       line.draw(plan, progress);
-      std::this_thread::sleep_for(std::chrono::milliseconds(200));
-    }
+    } while (!changed.wait_for(lock, std::chrono::milliseconds(200), [&] { return ended; }));
   });
   const auto pulled = pull(hub, plan, command.jobs, cancelled, progress);
-  ended = true;
+  {
+    const std::lock_guard lock(mutex);
+    ended = true;
+  }
+  changed.notify_one();
   drawing.join();
   line.clear();
   PROA_TRY(pulled);

@@ -101,15 +101,15 @@ class Download {
     if (fd_ < 0) return system_error(errno);
     PROA_TRY(read_partial());
     for (bool again = false;; again = true) {
-      const bool had_some = have_ > 0;
+      in_pieces_ = have_ > 0;
       if (have_ < size_) PROA_TRY(ask());
       if (hash_.matches()) break;
       const std::string found = hash_.hex();
-      if (!had_some || again) {
+      if (!in_pieces_ || again) {
         ::unlink(partial_.c_str());
         return error("the content of hash " + file_.etag, found, "what came was deleted");
       }
-      // What an earlier download left may be what is wrong.
+      // What came before the last answer may be what is wrong.
       if (hub_.options().note) hub_.options().note(file_.path + ": the hash differs; from the beginning");
       PROA_TRY(restart());
     }
@@ -193,6 +193,7 @@ class Download {
       wrong_range = false;
       next.headers.clear();
       if (!may_resume || have_ == 0) return;
+      in_pieces_ = true;
       next.headers.push_back("Range: bytes=" + std::to_string(have_) + "-");
       // A hash finds out a file that changed in between; where there is none the server has to.
       if (!ContentHash::can_check(file_.etag)) next.headers.push_back("If-Range: \"" + file_.etag + "\"");
@@ -225,6 +226,7 @@ class Download {
   ContentHash hash_;
   int fd_ = -1;
   uint64_t have_ = 0;
+  bool in_pieces_ = false;  // it came by more than one answer
 };
 
 Result<void> check_room(const PullPlan& plan) {

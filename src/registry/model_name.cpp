@@ -59,7 +59,12 @@ bool is_safe_relative_path(std::string_view path) {
     if (part.empty() || part == "." || part == ".." || part.size() > 255) return false;
     begin = end + 1;
   }
-  return std::none_of(path.begin(), path.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f || c == '\\'; });
+  for (size_t i = 0; i < path.size(); ++i) {
+    const auto c = static_cast<unsigned char>(path[i]);
+    const auto next = static_cast<unsigned char>(i + 1 < path.size() ? path[i + 1] : 0);
+    if (c < 0x20 || c == 0x7f || c == '\\' || (c == 0xc2 && next < 0xa0)) return false;  // U+0080 to U+009F too
+  }
+  return true;
 }
 
 bool is_safe_revision(std::string_view revision) {

@@ -85,8 +85,10 @@ TEST(ModelName, SafeRelativePaths) {
   }
   for (const std::string& path :
        {std::string(), std::string("/a"), std::string("a/"), std::string(".."), std::string("a/../b"), std::string("."),
-        std::string("a//b"), std::string("a\\b"), std::string("a\nb"), std::string("a\0b", 3), std::string(600, 'a'),
-        std::string(256, 'a')}) {
+        std::string("a//b"), std::string("a\\b"), std::string("a\nb"),
+        std::string("a\xc2\x9b"
+                    "1m"),
+        std::string("a\0b", 3), std::string(600, 'a'), std::string(256, 'a')}) {
     EXPECT_FALSE(is_safe_relative_path(path)) << path;
   }
 }
