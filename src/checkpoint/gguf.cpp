@@ -13,6 +13,10 @@ namespace proa {
 namespace {
 
 constexpr uint32_t kMaxDims = 4;
+// What is kept of a key or a tensor takes several times the bytes that it needs in a file, so there is an end to it.
+constexpr uint64_t kMaxTensors = 65536, kMaxKeys = 65536;
+constexpr size_t kMaxNameBytes = 1024;
+constexpr uint64_t kMaxCopied = 4u << 20;  // elements of an array that is not read in place
 
 template <class T>
 T load(const std::byte* at) {
@@ -110,12 +114,13 @@ class Cursor {
   }
 
   // A count of items that take at least `least` bytes each: more than fit in the file is refused before any is read.
-  Result<uint64_t> count(size_t least, const char* what) {
+  Result<uint64_t> count(size_t least, const char* what, uint64_t most = std::numeric_limits<uint64_t>::max()) {
     PROA_ASSIGN(const uint64_t n, number<uint64_t>());
     if (n > left() / least) {
       return error("at most " + std::to_string(left() / least) + " " + what + " in a file of this size",
                    std::to_string(n));
     }
+    if (n > most) return error("at most " + std::to_string(most) + " " + what, std::to_string(n));
     return n;
   }
 
@@ -173,6 +178,9 @@ Result<Described> read_tensor(Cursor& cursor, const std::string& file) {
   TensorEntry& entry = described.entry;
   entry.file = file;
   PROA_ASSIGN(const std::string_view name, cursor.string());
+  if (name.size() > kMaxNameBytes) {
+    return cursor.error("a name of at most " + std::to_string(kMaxNameBytes) + " bytes", std::to_string(name.size()));
+  }
   entry.name = name;
   cursor.set_item("tensor " + printable(name));
   PROA_ASSIGN(const uint32_t num_dims, cursor.number<uint32_t>());
@@ -320,8 +328,8 @@ Result<Gguf> Gguf::parse(std::span<const std::byte> bytes, const std::string& na
   }
 
   // The least a tensor takes: name length, dimensions count, type, offset; a key: name length, type, one byte.
-  PROA_ASSIGN(const uint64_t num_tensors, cursor.count(8 + 4 + 4 + 8, "tensors"));
-  PROA_ASSIGN(const uint64_t num_keys, cursor.count(8 + 4 + 1, "keys"));
+  PROA_ASSIGN(const uint64_t num_tensors, cursor.count(8 + 4 + 4 + 8, "tensors", kMaxTensors));
+  PROA_ASSIGN(const uint64_t num_keys, cursor.count(8 + 4 + 1, "keys", kMaxKeys));
 
   for (uint64_t i = 0; i < num_keys; ++i) {
     cursor.set_item("key " + std::to_string(i));
@@ -438,6 +446,9 @@ Result<GgufStrings> Gguf::strings(std::string_view key) const {
 Result<std::vector<int64_t>> Gguf::integers(std::string_view key) const {
   const auto found = metadata_.find(key);
   if (found == metadata_.end() || !found->second.is_array()) return type_error(key, "an array of integers");
+  if (found->second.count > kMaxCopied) {
+    return type_error(key, "an array of at most " + std::to_string(kMaxCopied) + " integers");
+  }
   std::vector<int64_t> values;
   values.reserve(found->second.count);
   for (size_t i = 0; i < found->second.count; ++i) {
@@ -451,6 +462,9 @@ Result<std::vector<int64_t>> Gguf::integers(std::string_view key) const {
 Result<std::vector<float>> Gguf::floats(std::string_view key) const {
   const auto found = metadata_.find(key);
   if (found == metadata_.end() || !found->second.is_array()) return type_error(key, "an array of numbers");
+  if (found->second.count > kMaxCopied) {
+    return type_error(key, "an array of at most " + std::to_string(kMaxCopied) + " numbers");
+  }
   std::vector<float> values;
   values.reserve(found->second.count);
   for (size_t i = 0; i < found->second.count; ++i) {

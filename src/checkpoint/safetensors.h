@@ -18,6 +18,8 @@ namespace proa {
 class Safetensors {
  public:
   static constexpr size_t kMaxHeaderBytes = 100'000'000;  // the official library's limit
+  // Of one file, and of all shards of a checkpoint; the largest of the family has 170,000.
+  static constexpr size_t kMaxTensors = 200'000;
 
   // Maps the file. Errors name the file and the tensor whose description is wrong: bounds, overlap, size that is not
   // shape x dtype, duplicate names. A dtype without a Format is an entry like any other; only using it is an error.
@@ -30,6 +32,8 @@ class Safetensors {
   const std::map<std::string, TensorEntry, std::less<>>& tensors() const { return tensors_; }
   const TensorEntry* find(std::string_view name) const;  // nullptr: not there
   Result<Tensor> tensor(std::string_view name) const;    // valid while this object lives
+  // All entries, for an owner that keeps this object for its mapping alone.
+  std::map<std::string, TensorEntry, std::less<>> take_tensors() { return std::move(tensors_); }
 
   // The strings of "__metadata__".
   const std::map<std::string, std::string, std::less<>>& metadata() const { return metadata_; }
