@@ -20,7 +20,7 @@
 namespace proa {
 namespace {
 
-constexpr size_t kMaxListing = 64u << 20;
+constexpr size_t kMaxListing = 16u << 20;
 constexpr size_t kMaxFiles = 20000;
 constexpr uint64_t kMaxFileBytes = uint64_t{1} << 48;  // times kMaxFiles fits 64 bits
 constexpr double kMaxWait = 30;                        // seconds, of our own

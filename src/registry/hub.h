@@ -54,7 +54,7 @@ class Hub {
   const std::string& endpoint() const { return options_.endpoint; }
   const HubOptions& options() const { return options_; }
 
-  // Errors: no such model or revision, no permission, names or sizes that cannot be true, an answer beyond 64 MiB.
+  // Errors: no such model or revision, no permission, names or sizes that cannot be true, an answer beyond 16 MiB.
   Result<HubListing> list(const std::string& id, const std::string& revision) const;
 
   // Fills in size and etag of a file, by a HEAD request.

@@ -237,6 +237,108 @@ class BadInput(unittest.TestCase):
 
 # --- answers ---
 
+class Inspect(unittest.TestCase):
+    """proa inspect on small checkpoints. Those of full size are in family_test."""
+
+    def setUp(self):
+        self.scratch = tempfile.TemporaryDirectory()
+        self.addCleanup(self.scratch.cleanup)
+        self.folder = pathlib.Path(self.scratch.name) / "model"
+
+    def inspect(self, model, *flags):
+        done = proa("inspect", model, "--json", *flags)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        return json.loads(done.stdout)
+
+    def copy(self, name, **files):
+        shutil.copytree(GOLDENS / name, self.folder)
+        for file, text in files.items():
+            (self.folder / file.replace("__", ".")).write_text(text)
+        return self.folder
+
+    def test_json(self):
+        report = self.inspect(GOLDENS / "nemotron_h/lightning")
+        self.assertEqual(report["container"], "huggingface")
+        self.assertEqual((report["files"], report["architecture"]), (2, "NemotronHForCausalLM"))
+        self.assertEqual(sum(report["layers"].values()), report["num_hidden_layers"])
+        self.assertEqual(sum(row["parameters"] for row in report["weights"]), report["parameters"]["total"])
+        self.assertLess(report["parameters"]["active"], report["parameters"]["total"])
+        self.assertEqual([row["what"] for row in report["unused"]], ["multi-token prediction"])
+        self.assertGreater(report["unused"][0]["count"], 0)
+        for context in report["memory"]["contexts"]:
+            parts = [context[part] for part in ("weights", "kv", "state", "workspace", "step")]
+            self.assertEqual(sum(parts), context["total"])
+        self.assertEqual(report["backend"]["on_reference"], [])
+
+    def test_a_folder_and_its_gguf_are_the_same_model(self):
+        folder = self.inspect(GOLDENS / "nemotron_h/m_e_attn")
+        gguf = self.inspect(GOLDENS / "nemotron_h/m_e_attn/model.gguf")
+        for key in ("layer_pattern", "parameters", "step", "hidden_size", "n_routed_experts"):
+            self.assertEqual(folder[key], gguf[key], key)
+
+    def test_quantised(self):
+        report = self.inspect(GOLDENS / "nemotron_h_quantised/nvfp4")
+        self.assertEqual(report["quantization"], "NVFP4, KV cache FP8")
+        experts = [row for row in report["weights"] if row["kind"] == "expert"]
+        self.assertEqual([row["format"] for row in experts], ["NVFP4"])
+        self.assertGreater(experts[0]["bits_per_weight"], 4.5)
+
+    def test_memory_follows_the_flags(self):
+        model = GOLDENS / "nemotron_h/m_e_attn"
+        (one,) = self.inspect(model, "--max-model-len", 257)["memory"]["contexts"]
+        (four,) = self.inspect(model, "--max-model-len", 257, "--max-num-seqs", 4)["memory"]["contexts"]
+        (wide,) = self.inspect(model, "--max-model-len", 257, "--kv-cache-dtype", "float32")["memory"]["contexts"]
+        self.assertEqual((one["max_model_len"], four["kv"], four["state"]), (257, 4 * one["kv"], 4 * one["state"]))
+        self.assertEqual(wide["kv"], 2 * one["kv"])
+
+    def test_ops_on_the_reference(self):
+        ops = self.inspect(GOLDENS / "llama/tied", "--device", "reference")["backend"]["on_reference"]
+        self.assertIn("attend", ops)
+        self.assertEqual(len(ops), len(set(ops)))
+
+    def test_what_is_missing_or_broken_is_said(self):
+        report = self.inspect(GOLDENS / "nemotron_h/dense")
+        self.assertIn("tokenizer.json", report["tokenizer"]["error"])
+        self.assertIsNone(report["chat_template"])
+        broken = self.copy("nemotron_h/dense", tokenizer__json="{", chat_template__jinja="{% if %}",
+                           generation_config__json='{"temperature": "hot"}')
+        report = self.inspect(broken)
+        for key, word in (("tokenizer", "tokenizer.json"), ("chat_template", "line 1"), ("generation", "temperature")):
+            self.assertIn(word, report[key]["error"], key)
+        text = proa("inspect", broken)
+        self.assertEqual((text.returncode, text.stderr), (0, ""))
+        self.assertEqual(text.stdout.count("not usable: "), 3, text.stdout)
+
+    def test_template(self):
+        turns = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        rows = [  # template, system, tools, thinking
+            (turns, True, False, "no"),
+            ("{{ messages[-1].content }}", False, False, "no"),
+            (turns + "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}", True, True, "no"),
+            (turns + "<think>", True, False, "always"),
+            (turns + "{% if enable_thinking is defined and enable_thinking %}<think>{% endif %}", True, False, "off"),
+            (turns + "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}", True, False, "on"),
+        ]
+        self.copy("nemotron_h/dense")
+        for source, system, tools, thinking in rows:
+            (self.folder / "chat_template.jinja").write_text(source)
+            found = self.inspect(self.folder)["chat_template"]
+            self.assertEqual((found["system"], found["tools"], found["thinking"]), (system, tools, thinking), source)
+
+    def test_text(self):
+        done = proa("inspect", GOLDENS / "nemotron_h/m_e_attn/model.gguf")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        for word in ("model.gguf", "GGUF", "Mamba-2", "experts", "active per token", "bits/weight", "a token reads",
+                     "memory for 1 sequence"):
+            self.assertIn(word, done.stdout)
+
+    def test_what_is_no_model_is_an_error(self):
+        done = proa("inspect", GOLDENS / "quant")
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+        self.assertEqual(len(done.stderr.splitlines()), 1)
+        self.assertIn("config.json", done.stderr)
+
+
 @unittest.skipUnless(SMOLLM2, "PROA_SMOLLM2 is not set")
 class Answers(unittest.TestCase):
     def ask(self, prompt, *flags, stdin=""):

@@ -230,6 +230,13 @@ class Hub:
                 entry["lfs"] = {"sha256": sha256(content), "size": len(content), "pointerSize": 130}
         return entry
 
+    def tree_entry(self, name):
+        sibling = self.sibling(name)
+        entry = {"type": "file", "path": name, "size": sibling["size"], "oid": sibling["blobId"]}
+        if "lfs" in sibling:
+            entry["lfs"] = {"oid": sibling["lfs"]["sha256"], "size": sibling["size"], "pointerSize": 130}
+        return entry
+
     def true_listing(self):
         return {"id": self.id, "sha": self.commit, "siblings": [self.sibling(name) for name in sorted(self.files)]}
 
@@ -250,6 +257,8 @@ class Hub:
                 return handler.head(404, {"Content-Length": "0", "X-Error-Code": "RevisionNotFound"})
             listing = self.true_listing() if self.listing is None else self.listing
             return handler.serve(listing if isinstance(listing, bytes) else json.dumps(listing).encode())
+        if path == f"/api/models/{self.id}/tree/{self.commit}":  # huggingface_hub's way to the same
+            return handler.serve(json.dumps([self.tree_entry(name) for name in sorted(self.files)]).encode())
         name = path.removeprefix(f"/{self.id}/resolve/{self.commit}/")
         if name not in self.files:
             return handler.head(404, {"Content-Length": "0", "X-Error-Code": "EntryNotFound"})

@@ -381,7 +381,7 @@ class HostileListings(PullTest):
             ("nothing", b"", "JSON"),
             ("a deep one", b"[" * 100000, "JSON"),
             ("bytes that are no text", b'{"sha": "\xff\xfe"}', ""),
-            ("a huge one", b'{"sha": "' + b"x" * (65 << 20) + b'"}', "at most 67108864 bytes"),
+            ("a huge one", b'{"sha": "' + b"x" * (17 << 20) + b'"}', "at most 16777216 bytes"),
         ]
         hub = self.hub()
         for what, listing, says in rows:
