@@ -9,5 +9,6 @@ namespace proa {
 
 void add_run_command(CLI::App& app, int& exit_code);
 void add_pull_command(CLI::App& app, int& exit_code);
+void add_inspect_command(CLI::App& app, int& exit_code);
 
 }  // namespace proa
