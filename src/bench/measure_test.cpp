@@ -28,7 +28,7 @@ struct FaultyBackend : CpuBackend {
   bool broken(Fault here) { return fault == here && healthy-- <= 0; }
 
   void lm_head(const LmHead& op) override {
-    if (broken(Fault::slow_lm_head)) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    if (broken(Fault::slow_lm_head)) std::this_thread::sleep_for(std::chrono::milliseconds(20));
     CpuBackend::lm_head(op);
   }
   void moe(const Moe& op) override {
@@ -37,7 +37,7 @@ struct FaultyBackend : CpuBackend {
   void embed(const Embed& op) override {
     CpuBackend::embed(op);
     if (!broken(Fault::one_embedding)) return;
-    const auto hidden_size = static_cast<size_t>(op.weight.cols);
+    const auto hidden_size = static_cast<size_t>(op.table.cols);
     for (int t = 1; t < op.num_tokens; ++t) std::memcpy(op.x + t * hidden_size, op.x, hidden_size * sizeof(float));
   }
   void route(const Route& op) override {

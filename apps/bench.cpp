@@ -1,0 +1,317 @@
+// proa bench: how fast a model runs here, next to what the device could do at most in the same minutes.
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <fstream>
+#include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "apps/commands.h"
+#include "apps/open_engine.h"
+#include "backends/backends.h"
+#include "bench/answer.h"
+#include "bench/checks.h"
+#include "bench/compare.h"
+#include "bench/machine.h"
+#include "bench/measure.h"
+#include "bench/plot.h"
+#include "bench/report.h"
+#include "checkpoint/checkpoint.h"
+#include "models/step_cost.h"
+
+namespace proa {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+std::atomic<bool> interrupted{false};
+extern "C" void on_interrupt(int) { interrupted.store(true); }
+
+struct BenchOptions {
+  OpenOptions open;
+  std::vector<int> input_lens = {128, 512};
+  int output_len = 256;
+  std::vector<int64_t> depths = {0};
+  std::vector<int> batch_sizes = {1};
+  int num_iters = 3;
+  double probe_seconds = 0.1;
+  int check_tokens = 8;
+  bool no_check = false;
+  bool json = false;
+  std::string csv, json_file, plot;
+  std::string command;
+};
+
+// Seconds since this process was started, the time before main() included.
+double process_age() {
+  std::ifstream stat_file("/proc/self/stat"), uptime_file("/proc/uptime");
+  std::string stat;
+  std::getline(stat_file, stat);
+  double uptime = 0;
+  uptime_file >> uptime;
+  const size_t name_end = stat.rfind(')');  // the name may hold spaces
+  if (name_end == std::string::npos) return 0;
+  std::istringstream fields(stat.substr(name_end + 2));
+  std::string field;
+  for (int i = 3; i <= 22 && fields >> field; ++i) {
+  }
+  return uptime - std::stod(field) / static_cast<double>(sysconf(_SC_CLK_TCK));
+}
+
+class Progress {
+ public:
+  explicit Progress(bool wanted) : on_(wanted && isatty(STDERR_FILENO)) {}
+  ~Progress() { clear(); }
+  void show(const std::string& text) {
+    if (on_) std::fprintf(stderr, "\r\033[K%s", text.c_str());
+  }
+  void clear() {
+    if (on_) std::fputs("\r\033[K", stderr);
+  }
+
+ private:
+  bool on_;
+};
+
+class Bench {
+ public:
+  explicit Bench(const BenchOptions& options) : options_(options), progress_(true) {}
+
+  // What was measured before an error counts all the same: it is in report().
+  Result<void> run();
+  BenchReport& report() { return report_; }
+
+ private:
+  Result<void> check();
+  Result<void> first_token();
+  Result<void> add(Result<BenchRow> row);
+  void memory();
+
+  BenchRow named(BenchRow row) const {
+    row.model = model_name_;
+    row.quantization = quantization_;
+    row.weights = weights_;
+    row.kv_cache_dtype = kv_cache_dtype_;
+    return row;
+  }
+
+  const BenchOptions& options_;
+  Progress progress_;
+  BenchReport report_;
+  std::optional<OpenedModel> opened_;
+  std::string model_name_, quantization_, weights_, kv_cache_dtype_;
+};
+
+std::string base_name(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  return path.substr(path.rfind('/') + 1);
+}
+
+// The format that holds most of the weights.
+std::string main_format(const Model& model) {
+  std::map<std::string, int64_t> bytes;
+  for (const WeightUse& weight : model.weights()) bytes[weight.stored] += weight.bytes;
+  const auto most =
+      std::max_element(bytes.begin(), bytes.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+  return most == bytes.end() ? "" : most->first;
+}
+
+Result<void> Bench::run() {
+  progress_.show("loading " + options_.open.model);
+  const auto began = Clock::now();
+  PROA_ASSIGN(auto opened, open_model(options_.open));
+  opened_.emplace(std::move(opened));
+  const double load_seconds = std::chrono::duration<double>(Clock::now() - began).count();
+  report_ = describe_machine(*opened_->backend, options_.open.threads, options_.command);
+  model_name_ = base_name(options_.open.model);
+  quantization_ = main_format(*opened_->model);
+  weights_ = opened_->checkpoint->path();
+  kv_cache_dtype_ = std::string(info(opened_->config.kv_cache_dtype).name);
+
+  report_.rows.push_back(named({.what = What::load, .seconds = {load_seconds}}));
+  PROA_TRY(first_token());
+  if (!options_.no_check) PROA_TRY(check());
+
+  const MeasureConfig config{.num_iters = options_.num_iters,
+                             .max_num_batched_tokens = options_.open.max_num_batched_tokens,
+                             .kv_cache_dtype = opened_->config.kv_cache_dtype,
+                             .probe_seconds = options_.probe_seconds,
+                             .interrupted = &interrupted};
+  const OpenedModel& m = *opened_;
+  for (const int length : options_.input_lens) {
+    progress_.show("prefill of " + std::to_string(length) + " tokens");
+    PROA_TRY(add(measure_prefill(m.model, m.backend, m.tokenizer, config, 0, length)));
+  }
+  for (const int batch : options_.batch_sizes) {
+    for (const int64_t depth : options_.depths) {
+      progress_.show("decode of " + std::to_string(options_.output_len) + " tokens, batch " + std::to_string(batch) +
+                     ", depth " + std::to_string(depth));
+      PROA_TRY(add(measure_decode(m.model, m.backend, m.tokenizer, config, batch, depth, options_.output_len)));
+    }
+  }
+  memory();
+  return {};
+}
+
+Result<void> Bench::add(Result<BenchRow> row) {
+  if (!row.ok()) return row.error();
+  report_.rows.push_back(named(std::move(*row)));
+  return {};
+}
+
+Result<void> Bench::first_token() {
+  progress_.show("first token");
+  EngineConfig config = opened_->config;
+  config.max_num_seqs = 1;
+  config.max_model_len = 64;
+  PROA_ASSIGN(const auto engine, Engine::create(opened_->model, opened_->backend, opened_->tokenizer, config));
+  PROA_ASSIGN(const auto reply,
+              engine->submit({.prompt_token_ids = random_prompt(1, 0, 8, opened_->model->info().vocab_size),
+                              .params = {.temperature = 0, .max_tokens = 1, .ignore_eos = true}}));
+  std::vector<TokenEvent> events;
+  while (reply->next(events) == Reply::Status::events) {
+  }
+  if (const auto error = reply->error()) return *error;
+  report_.rows.push_back(named({.what = What::first_token, .num_tokens = 8, .seconds = {process_age()}}));
+  return {};
+}
+
+Result<void> Bench::check() {
+  progress_.show("checking the answer on the reference path");
+  PROA_ASSIGN(const auto reference, make_backend("reference", {}));
+  PROA_ASSIGN(const auto reference_model, open_model(opened_->checkpoint, *reference));
+  PROA_ASSIGN(report_.answer,
+              check_answer(*opened_->model, *opened_->backend, *reference_model, *reference,
+                           {.num_tokens = options_.check_tokens, .kv_cache_dtype = opened_->config.kv_cache_dtype}));
+  return {};
+}
+
+void Bench::memory() {
+  const auto part = [&](const char* name, double bytes) {
+    report_.rows.push_back(named({.what = What::memory, .part = name, .bytes = bytes}));
+  };
+  part("weights", static_cast<double>(opened_->model->info().weight_bytes));
+  part("state per sequence", static_cast<double>(state_bytes(*opened_->model).total()));
+  part("kv per token", static_cast<double>(kv_bytes_per_token(*opened_->model, opened_->config.kv_cache_dtype)));
+  report_.peak_memory_bytes = peak_memory_bytes();
+  if (report_.peak_memory_bytes) part("peak rss", static_cast<double>(*report_.peak_memory_bytes));
+}
+
+int fail(const Error& error) {
+  std::fprintf(stderr, "proa bench: %s\n", error.message().c_str());
+  return 1;
+}
+
+int run_bench(const BenchOptions& options) {
+  std::signal(SIGINT, on_interrupt);
+  Bench bench(options);
+  const Result<void> done = bench.run();
+  BenchReport& report = bench.report();
+  report.interrupted = interrupted.load();
+  if (!done.ok() && !report.interrupted) {
+    report.failures.push_back(done.error().message());
+  }
+  if (report.rows.empty()) return done.ok() ? 0 : fail(done.error());
+
+  const auto found = check_report(report);
+  report.failures.insert(report.failures.end(), found.begin(), found.end());
+  std::fputs(options.json ? to_json(report).c_str() : to_table(report).c_str(), stdout);
+  std::fflush(stdout);
+
+  if (!options.json_file.empty()) {
+    if (const auto written = write_file(options.json_file, to_json(report)); !written.ok())
+      return fail(written.error());
+  }
+  if (!options.csv.empty()) {
+    if (const auto written = append_csv(report, options.csv); !written.ok()) return fail(written.error());
+  }
+  if (!options.plot.empty()) {
+    if (const auto written = write_plots(report, options.plot); !written.ok()) return fail(written.error());
+  }
+  if (report.interrupted) return 130;
+  if (!done.ok()) return fail(done.error());
+  return report.failures.empty() ? 0 : 1;
+}
+
+}  // namespace
+
+void add_bench_command(CLI::App& app, int& exit_code) {
+  CLI::App* command = app.add_subcommand("bench", "Measure a model's speed here, next to the limits of this device");
+  auto options = std::make_shared<BenchOptions>();
+  command->footer(
+      "Example: proa bench model.gguf --input-len 128,512 --output-len 256 --batch-size 1,4 --json-file a.json\n"
+      "         proa bench compare a.json b.json");
+  command->require_subcommand(0, 1);
+  add_open_flags(*command, options->open);
+  command->get_option("model")->required(false);
+  command->add_option("--input-len", options->input_lens, "prompt lengths for prefill, tokens")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  command->add_option("--output-len", options->output_len, "tokens of each sequence for decode")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  command->add_option("--depth", options->depths, "tokens in the cache before decode; noise stands for them")
+      ->delimiter(',')
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 24))
+      ->capture_default_str();
+  command->add_option("--batch-size", options->batch_sizes, "sequences that decode at once")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  command->add_option("--num-iters", options->num_iters, "timed repeats of each point")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  command->add_option("--probe-seconds", options->probe_seconds, "length of each probe of the device; 0: none")
+      ->check(CLI::Range(0.0, 10.0))
+      ->capture_default_str();
+  command->add_option("--check-tokens", options->check_tokens, "tokens compared with the reference path beforehand")
+      ->check(CLI::Range(1, 512))
+      ->capture_default_str();
+  command->add_flag("--no-check", options->no_check, "do not compare: the report says so");
+  command->add_flag("--json", options->json, "the report as JSON on standard output");
+  command->add_option("--json-file", options->json_file, "the report as JSON to a file, for compare");
+  command->add_option("--csv", options->csv, "append the rows to this file");
+  command->add_option("--plot", options->plot, "write an SVG per sweep, PREFIX-decode-depth.svg and so on");
+
+  struct CompareFlags {
+    std::string before, after;
+    CompareOptions options;
+    std::optional<double> fail_above;
+    bool json = false;
+  };
+  auto compare = std::make_shared<CompareFlags>();
+  CLI::App* compare_command = command->add_subcommand("compare", "What got faster or slower beyond the noise");
+  compare_command->footer("Example: proa bench compare before.json after.json --fail-above 5");
+  compare_command->add_option("before", compare->before, "a report of proa bench --json-file")->required();
+  compare_command->add_option("after", compare->after, "another")->required();
+  compare_command->add_flag("--force", compare->options.force, "compare different devices, models or weights too");
+  compare_command->add_option("--fail-above", compare->fail_above,
+                              "percent of lost speed from which the exit code is 1");
+  compare_command->add_flag("--json", compare->json, "the comparison as JSON");
+
+  command->callback([command, compare_command, options, compare, &exit_code] {
+    if (compare_command->parsed()) {
+      const auto outcome =
+          compare_files(compare->before, compare->after, compare->options, compare->fail_above, compare->json);
+      if (!outcome.ok()) {
+        exit_code = fail(outcome.error());
+        return;
+      }
+      std::fputs(outcome->text.c_str(), stdout);
+      exit_code = outcome->exit_code;
+      return;
+    }
+    if (options->open.model.empty()) throw CLI::RequiredError("model");
+    exit_code = run_bench(*options);
+  });
+}
+
+}  // namespace proa
