@@ -244,6 +244,7 @@ void add_pull_command(CLI::App& app, int& exit_code) {
   command->add_flag("--offline", options->offline, "no network: only say where it is in the cache");
   command->add_flag("--json", options->json, "one JSON object on standard output");
   command->callback([options, &exit_code] {
+    std::signal(SIGPIPE, SIG_IGN);  // of a connection that a server closed
     std::signal(SIGINT, [](int) { cancelled = true; });
     std::signal(SIGTERM, [](int) { cancelled = true; });
     const auto done = run(*options);

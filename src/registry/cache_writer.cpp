@@ -103,6 +103,11 @@ Result<void> link_blob(const std::string& repository, const std::string& commit,
 Result<void> write_ref(const std::string& repository, const std::string& revision, const std::string& commit) {
   if (revision == commit) return {};
   const fs::path path = fs::path(repository) / "refs" / revision;
+  std::string before(commit.size() + 1, '\0');
+  std::ifstream old(path, std::ios::binary);
+  old.read(before.data(), static_cast<std::streamsize>(before.size()));
+  before.resize(static_cast<size_t>(old.gcount()));
+  if (before == commit) return {};  // a cache that cannot be written, but holds all, is no error
   PROA_TRY(make_folders(path.parent_path().string()));
   const fs::path fresh = temporary(path);
   std::ofstream file(fresh, std::ios::binary);

@@ -44,9 +44,9 @@ struct HttpAnswer {
   std::string header(std::string_view name) const;  // empty: not there
 };
 
-// Blocking; any thread. Errors are those that another try would not mend: an address that is none, a redirect to
-// something that is not http(s) or from https to http, more than ten redirects, a certificate that does not hold,
-// headers beyond 64 KiB, a program built without libcurl.
+// Blocking; any thread, in a program that ignores SIGPIPE. Errors are those that another try would not mend: an address
+// that is none, a redirect to something that is not http(s) or from https to http, more than ten redirects, a
+// certificate that does not hold, headers beyond 64 KiB, a program built without libcurl.
 Result<HttpAnswer> perform(const HttpRequest& request);
 
 // "scheme://host:port" of an address, lower case; empty if it is none of http or https, or carries a user name.
