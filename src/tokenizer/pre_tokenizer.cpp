@@ -120,13 +120,13 @@ void join_pieces(PreTokenizerStep::Behavior behavior, std::vector<Piece>& pieces
 
 struct PreTokenizer::Step {
   PreTokenizerStep description;
-  std::unique_ptr<pcre2_code, CodeDeleter> code;  // null for prefix_space
+  std::unique_ptr<pcre2_code, CodeDeleter> code;  // null for what is no split
   bool trusted = false;                           // linear time is known
 };
 
 struct PreTokenizer::Scratch::State {
   std::vector<std::unique_ptr<pcre2_match_data, MatchDataDeleter>> data;  // [steps]
-  std::vector<std::string> prefixed;                                      // [steps]
+  std::vector<std::string> changed;                                       // [steps] the text after the step
   std::chrono::steady_clock::time_point deadline;
   std::unique_ptr<pcre2_match_context, MatchContextDeleter> context;
 };
@@ -152,14 +152,17 @@ Result<PreTokenizer> PreTokenizer::create(std::span<const PreTokenizerStep> step
                      .expected = "an expression of at most 65536 bytes",
                      .actual = std::to_string(description.expression.size())};
       }
-      const std::string expression = with_unicode_white_space(description.expression);
+      const bool literal = description.literal;
+      const std::string expression =
+          literal ? description.expression : with_unicode_white_space(description.expression);
       int code = 0;
       PCRE2_SIZE offset = 0;
       // MULTILINE because ^ and $ of the Oniguruma syntax in tokenizer.json match at line breaks.
-      step->code.reset(
-          pcre2_compile(reinterpret_cast<PCRE2_SPTR>(expression.data()), expression.size(),
-                        PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C | PCRE2_USE_OFFSET_LIMIT,
-                        &code, &offset, nullptr));
+      step->code.reset(pcre2_compile(
+          reinterpret_cast<PCRE2_SPTR>(expression.data()), expression.size(),
+          literal ? PCRE2_UTF | PCRE2_LITERAL | PCRE2_USE_OFFSET_LIMIT
+                  : PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C | PCRE2_USE_OFFSET_LIMIT,
+          &code, &offset, nullptr));
       if (!step->code) {
         PCRE2_UCHAR text[256] = "unknown";
         pcre2_get_error_message(code, text, sizeof text);
@@ -169,7 +172,7 @@ Result<PreTokenizer> PreTokenizer::create(std::span<const PreTokenizerStep> step
                      .actual = reinterpret_cast<char*>(text)};
       }
       // Where there is no JIT the interpreter answers.
-      step->trusted = is_known_expression(description.expression);
+      step->trusted = literal || is_known_expression(description.expression);
       if (step->trusted) pcre2_jit_compile(step->code.get(), PCRE2_JIT_COMPLETE);
     }
     result.steps_.push_back(std::move(step));
@@ -183,7 +186,7 @@ PreTokenizer::Scratch PreTokenizer::make_scratch(size_t text_size) const {
     (void)step;
     scratch.state_->data.emplace_back(pcre2_match_data_create(1, nullptr));
   }
-  scratch.state_->prefixed.resize(steps_.size());
+  scratch.state_->changed.resize(steps_.size());
   scratch.state_->context.reset(pcre2_match_context_create(nullptr));
   pcre2_set_match_limit(scratch.state_->context.get(), match_limit(text_size));
   pcre2_set_heap_limit(scratch.state_->context.get(), kHeapLimitKiB);
@@ -191,20 +194,28 @@ PreTokenizer::Scratch PreTokenizer::make_scratch(size_t text_size) const {
   return scratch;
 }
 
-void PreTokenizer::cut(std::string_view text, Scratch& scratch,
+void PreTokenizer::cut(std::string_view text, bool at_start, Scratch& scratch,
                        const std::function<void(std::string_view)>& word) const {
-  if (!text.empty()) cut_from(0, text, scratch, word);
+  if (!text.empty()) cut_from(0, text, at_start, scratch, word);
 }
 
-void PreTokenizer::cut_from(size_t index, std::string_view text, Scratch& scratch,
+void PreTokenizer::cut_from(size_t index, std::string_view text, bool at_start, Scratch& scratch,
                             const std::function<void(std::string_view)>& word) const {
   if (index == steps_.size()) return word(text);
   const Step& step = *steps_[index];
-  if (step.description.kind == PreTokenizerStep::Kind::prefix_space) {
-    if (text.front() == ' ') return cut_from(index + 1, text, scratch, word);
-    std::string& prefixed = scratch.state_->prefixed[index];
-    prefixed.assign(1, ' ').append(text);
-    return cut_from(index + 1, prefixed, scratch, word);
+  using Kind = PreTokenizerStep::Kind;
+  if (const Kind kind = step.description.kind; kind != Kind::split) {
+    std::string& changed = scratch.state_->changed[index];
+    if (kind == Kind::prefix_space) {
+      if (text.front() == ' ') return cut_from(index + 1, text, at_start, scratch, word);
+      changed.assign(1, ' ').append(text);
+    } else {
+      const bool prefix = kind == Kind::metaspace_always || (kind == Kind::metaspace_first && at_start);
+      changed.clear();
+      if (prefix && text.front() != ' ' && !text.starts_with(kMetaspace)) changed = kMetaspace;
+      append_replaced(changed, text, " ", kMetaspace);
+    }
+    return cut_from(index + 1, changed, at_start, scratch, word);
   }
 
   pcre2_match_data* data = scratch.state_->data[index].get();
@@ -247,7 +258,7 @@ void PreTokenizer::cut_from(size_t index, std::string_view text, Scratch& scratc
     } else if (last) {
       word(text.substr(begin, end - begin));
     } else {
-      cut_from(index + 1, text.substr(begin, end - begin), scratch, word);
+      cut_from(index + 1, text.substr(begin, end - begin), at_start && begin == 0, scratch, word);
     }
   };
   size_t done = 0;
@@ -260,7 +271,9 @@ void PreTokenizer::cut_from(size_t index, std::string_view text, Scratch& scratc
   }
   if (isolated) return;
   join_pieces(step.description.behavior, pieces);
-  for (const Piece& p : pieces) cut_from(index + 1, text.substr(p.begin, p.end - p.begin), scratch, word);
+  for (const Piece& p : pieces) {
+    cut_from(index + 1, text.substr(p.begin, p.end - p.begin), at_start && p.begin == 0, scratch, word);
+  }
 }
 
 }  // namespace proa

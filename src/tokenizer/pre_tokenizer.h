@@ -36,12 +36,14 @@ class PreTokenizer {
   Scratch make_scratch(size_t text_size) const;  // bytes of all texts it will cut: what its limits grow with
 
   // Calls `word` for each word of `text` (valid UTF-8) in order; words are not empty and live until the call returns.
-  // An expression that exceeds its limits of steps or time leaves the rest of the text as one word.
-  void cut(std::string_view text, Scratch& scratch, const std::function<void(std::string_view)>& word) const;
+  // An expression that exceeds its limits of steps or time leaves the rest of the text as one word. `at_start`: nothing
+  // came before `text`.
+  void cut(std::string_view text, bool at_start, Scratch& scratch,
+           const std::function<void(std::string_view)>& word) const;
 
  private:
   struct Step;
-  void cut_from(size_t step, std::string_view text, Scratch& scratch,
+  void cut_from(size_t step, std::string_view text, bool at_start, Scratch& scratch,
                 const std::function<void(std::string_view)>& word) const;
 
   std::vector<std::shared_ptr<const Step>> steps_;

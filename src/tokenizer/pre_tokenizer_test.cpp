@@ -14,7 +14,7 @@ Words cut(const std::vector<PreTokenizerStep>& steps, std::string_view text) {
   EXPECT_TRUE(pre_tokenizer.ok()) << pre_tokenizer.error().message();
   Words words;
   auto scratch = pre_tokenizer->make_scratch(text.size());
-  pre_tokenizer->cut(text, scratch, [&](std::string_view word) { words.emplace_back(word); });
+  pre_tokenizer->cut(text, true, scratch, [&](std::string_view word) { words.emplace_back(word); });
   return words;
 }
 

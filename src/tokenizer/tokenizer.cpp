@@ -1,8 +1,11 @@
 #include "tokenizer/tokenizer.h"
 
+#include <algorithm>
 #include <cassert>
+#include <filesystem>
 
 #include "checkpoint/checkpoint.h"
+#include "core/mapped_file.h"
 #include "tokenizer/added_tokens.h"
 #include "tokenizer/bpe.h"
 #include "tokenizer/pre_tokenizer.h"
@@ -11,18 +14,49 @@
 
 namespace proa {
 
+namespace {
+
+// True, with the changed text in `out`, when the steps change `text`, which is not empty.
+bool normalize(const std::vector<NormalizerStep>& steps, std::string_view text, std::string& out) {
+  bool changed = false;
+  for (const NormalizerStep& step : steps) {
+    std::string next;
+    switch (step.kind) {
+      case NormalizerStep::Kind::nfc:
+        if (!maybe_not_nfc(text)) continue;
+        next = to_nfc(text);
+        break;
+      case NormalizerStep::Kind::prepend:
+        next.reserve(step.to.size() + text.size());
+        next.append(step.to).append(text);
+        break;
+      case NormalizerStep::Kind::replace:
+        if (text.find(step.from) == std::string_view::npos) continue;
+        next.reserve(text.size() + text.size() / 2);
+        append_replaced(next, text, step.from, step.to);
+        break;
+    }
+    text = out = std::move(next);
+    changed = true;
+  }
+  return changed;
+}
+
+}  // namespace
+
 struct Tokenizer::Tables {
   Bpe bpe;
   PreTokenizer pre_tokenizer;
   AddedTokenMatcher added;             // matched in the text as it comes
   AddedTokenMatcher added_normalized;  // matched in what is left, after normalisation
-  bool nfc;
+  std::vector<NormalizerStep> normalizer;
+  LeadingSpace leading_space;
   bool add_bos, add_eos;
   int32_t bos_id;
   std::vector<int32_t> eos_ids;
 
   bool contains(int32_t id) const { return id >= 0 && static_cast<size_t>(id) < bpe.size(); }
-  void encode_between(std::string_view text, PreTokenizer::Scratch& words, BpeScratch& merging,
+  void encode_between(std::string_view text, bool at_start, PreTokenizer::Scratch& words, BpeScratch& merging,
                       std::vector<int32_t>& ids) const;
 };
 
@@ -35,6 +69,52 @@ Result<Tokenizer> Tokenizer::open(const Checkpoint& checkpoint, TokenizerOptions
   std::string config;
   if (checkpoint.has_file("tokenizer_config.json")) {
     PROA_ASSIGN(config, checkpoint.read_text("tokenizer_config.json"));
+  }
+  PROA_ASSIGN(const Vocabulary vocabulary, vocabulary_from_tokenizer_json(json, config));
+  return create(vocabulary);
+}
+
+namespace {
+
+Result<std::string> read_text(const std::string& path) {
+  PROA_ASSIGN(const MappedFile file, MappedFile::open(path));
+  if (file.bytes().size() > Checkpoint::kMaxTextBytes) {
+    return Error{.doing = "read tokenizer",
+                 .where = path,
+                 .expected = "at most " + std::to_string(Checkpoint::kMaxTextBytes) + " bytes",
+                 .actual = std::to_string(file.bytes().size())};
+  }
+  return std::string(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+}
+
+}  // namespace
+
+Result<Tokenizer> Tokenizer::open_path(const std::string& path, TokenizerOptions options) {
+  namespace fs = std::filesystem;
+  std::error_code code;
+  std::string file = path;
+  if (fs::is_directory(path, code)) {
+    file = (fs::path(path) / "tokenizer.json").string();
+    if (!fs::exists(file, code)) {
+      std::vector<std::string> models;  // the first by name: parts of a split model are numbered
+      for (fs::directory_iterator entry(path, code), end; !code && entry != end; entry.increment(code)) {
+        if (entry->path().extension() == ".gguf") models.push_back(entry->path().string());
+      }
+      if (!models.empty()) file = *std::min_element(models.begin(), models.end());
+    }
+  }
+  PROA_ASSIGN(const MappedFile head, MappedFile::open(file));
+  const std::string_view bytes(reinterpret_cast<const char*>(head.bytes().data()), head.bytes().size());
+  if (bytes.starts_with("GGUF")) {
+    PROA_ASSIGN(const Gguf gguf, Gguf::open(file));
+    PROA_ASSIGN(const Vocabulary vocabulary, vocabulary_from_gguf(gguf, options.llama_cpp));
+    return create(vocabulary);
+  }
+  PROA_ASSIGN(const std::string json, read_text(file));
+  std::string config;
+  const std::string beside = (fs::path(file).parent_path() / "tokenizer_config.json").string();
+  if (fs::path(file).filename() == "tokenizer.json" && fs::exists(beside, code)) {
+    PROA_ASSIGN(config, read_text(beside));
   }
   PROA_ASSIGN(const Vocabulary vocabulary, vocabulary_from_tokenizer_json(json, config));
   return create(vocabulary);
@@ -54,10 +134,10 @@ Result<Tokenizer> Tokenizer::create(const Vocabulary& vocabulary) {
       plain.push_back(token);
       continue;
     }
-    if (vocabulary.nfc && maybe_not_nfc(token.content)) {
-      std::string valid;
-      append_replacing_invalid(valid, token.content);
-      token.content = contents.emplace_back(to_nfc(valid));
+    std::string valid, changed;
+    append_replacing_invalid(valid, token.content);
+    if (!valid.empty() && normalize(vocabulary.normalizer, valid, changed)) {
+      token.content = contents.emplace_back(std::move(changed));
     }
     normalized.push_back(token);
   }
@@ -74,26 +154,27 @@ Result<Tokenizer> Tokenizer::create(const Vocabulary& vocabulary) {
                  .expected = "an id below " + std::to_string(bpe.size()),
                  .actual = std::to_string(id)};
   }
-  return Tokenizer(std::make_shared<const Tables>(
-      Tables{std::move(bpe), std::move(pre_tokenizer), std::move(added), std::move(added_normalized), vocabulary.nfc,
-             vocabulary.add_bos, vocabulary.add_eos, vocabulary.bos_id, vocabulary.eos_ids}));
+  return Tokenizer(std::make_shared<const Tables>(Tables{
+      std::move(bpe), std::move(pre_tokenizer), std::move(added), std::move(added_normalized), vocabulary.normalizer,
+      vocabulary.leading_space, vocabulary.add_bos, vocabulary.add_eos, vocabulary.bos_id, vocabulary.eos_ids}));
 }
 
-void Tokenizer::Tables::encode_between(std::string_view text, PreTokenizer::Scratch& words, BpeScratch& merging,
-                                       std::vector<int32_t>& ids) const {
+void Tokenizer::Tables::encode_between(std::string_view text, bool at_start, PreTokenizer::Scratch& words,
+                                       BpeScratch& merging, std::vector<int32_t>& ids) const {
   if (text.empty()) return;
-  std::string composed;
-  if (nfc && maybe_not_nfc(text)) text = composed = to_nfc(text);
-  const auto cut = [&](std::string_view part) {
-    pre_tokenizer.cut(part, words, [&](std::string_view word) { bpe.encode(word, merging, ids); });
+  std::string changed;
+  if (normalize(normalizer, text, changed)) text = changed;
+  const auto cut = [&](size_t begin, size_t end) {
+    pre_tokenizer.cut(text.substr(begin, end - begin), at_start && begin == 0, words,
+                      [&](std::string_view word) { bpe.encode(word, merging, ids); });
   };
   size_t done = 0;
   while (const auto match = added_normalized.next(text, done, {})) {
-    cut(text.substr(done, match->begin - done));
+    cut(done, match->begin);
     ids.push_back(match->id);
     done = match->end;
   }
-  cut(text.substr(done));
+  cut(done, text.size());
 }
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text, EncodeOptions options) const {
@@ -124,11 +205,11 @@ std::vector<int32_t> Tokenizer::encode(std::span<const TextSegment> segments, bo
   const std::string_view view = text;
   size_t done = 0;
   while (const auto match = tables_->added.next(view, done, runs)) {
-    tables_->encode_between(view.substr(done, match->begin - done), words, merging, ids);
+    tables_->encode_between(view.substr(done, match->begin - done), done == 0, words, merging, ids);
     ids.push_back(match->id);
     done = match->end;
   }
-  tables_->encode_between(view.substr(done), words, merging, ids);
+  tables_->encode_between(view.substr(done), done == 0, words, merging, ids);
   return ids;
 }
 
@@ -137,14 +218,10 @@ std::string_view Tokenizer::piece(int32_t id) const {
 }
 
 std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special) const {
-  std::string bytes;
-  for (const int32_t id : ids) {
-    if (!skip_special || !is_special(id)) bytes += piece(id);
-  }
+  Detokenizer whole(*this, skip_special);
   std::string text;
-  text.reserve(bytes.size());
-  append_replacing_invalid(text, bytes);
-  return text;
+  for (const int32_t id : ids) whole.append(id, text);
+  return text += whole.finish();
 }
 
 int32_t Tokenizer::vocab_size() const { return static_cast<int32_t>(tables_->bpe.size()); }
@@ -158,7 +235,7 @@ bool Tokenizer::is_special(int32_t id) const {
 std::optional<int32_t> Tokenizer::token_id(std::string_view bytes) const {
   if (const auto id = tables_->added.find(bytes)) return id;
   if (const auto id = tables_->added_normalized.find(bytes)) return id;
-  const int32_t id = tables_->bpe.find(bytes);
+  const int32_t id = tables_->bpe.find_decoded(bytes);
   return id >= 0 ? std::optional(id) : std::nullopt;
 }
 
@@ -169,19 +246,45 @@ bool Tokenizer::adds_bos() const { return tables_->add_bos; }
 bool Tokenizer::adds_eos() const { return tables_->add_eos; }
 std::span<const int32_t> Tokenizer::eos_ids() const { return tables_->eos_ids; }
 
+Detokenizer::Detokenizer(Tokenizer tokenizer, bool skip_special, bool continues)
+    : tokenizer_(std::move(tokenizer)),
+      skip_special_(skip_special),
+      continues_(continues),
+      strips_(!continues && tokenizer_.tables_->leading_space != LeadingSpace::keep) {}
+
 std::string Detokenizer::push(int32_t id) {
-  if (skip_special_ && tokenizer_.is_special(id)) return {};
-  pending_ += tokenizer_.piece(id);
   std::string text;
-  const size_t unfinished = append_valid_utf8(text, pending_);
-  pending_.erase(0, pending_.size() - unfinished);
+  append(id, text);
   return text;
+}
+
+void Detokenizer::append(int32_t id, std::string& text) {
+  if (skip_special_ && tokenizer_.is_special(id)) return;
+  std::string_view piece = tokenizer_.piece(id);
+  if (piece.empty()) return;
+  std::string stripped;
+  if (strips_) {
+    strips_ = false;
+    if (tokenizer_.tables_->leading_space == LeadingSpace::strip_token) {
+      append_replaced(stripped, piece, " ", "");
+      piece = stripped;
+    } else if (piece.front() == ' ') {
+      piece.remove_prefix(1);
+    }
+  }
+  if (!pending_.empty()) {
+    pending_ += piece;
+    piece = pending_;
+  }
+  const size_t unfinished = append_valid_utf8(text, piece);
+  pending_ = std::string(piece.substr(piece.size() - unfinished));
 }
 
 std::string Detokenizer::finish() {
   std::string text;
   append_replacing_invalid(text, pending_);
   pending_.clear();
+  strips_ = !continues_ && tokenizer_.tables_->leading_space != LeadingSpace::keep;
   return text;
 }
 

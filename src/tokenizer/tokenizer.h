@@ -1,4 +1,4 @@
-// Text to token ids and back: byte-level BPE with the pre-tokenizer the model was trained with.
+// Text to token ids and back: byte-level BPE and SentencePiece's BPE, cut as the model was trained.
 //
 //   PROA_ASSIGN(auto tokenizer, Tokenizer::open(checkpoint));
 //   auto ids = tokenizer.encode("Hello", {.parse_special = true});
@@ -6,7 +6,8 @@
 //   for (int32_t id : sampled) std::cout << out.push(id);
 //
 // Invalid UTF-8 in a text becomes U+FFFD (one per maximal subpart, as Python's errors="replace") before encoding.
-// Source: Sennrich et al. 2016 (BPE); GPT-2's byte alphabet; Hugging Face `tokenizers` for the order of the stages.
+// Source: Sennrich et al. 2016 (BPE); GPT-2's byte alphabet; Hugging Face `tokenizers` for the order of the stages;
+// llama.cpp for what GGUF files leave out.
 #pragma once
 
 #include <cstdint>
@@ -49,6 +50,9 @@ class Tokenizer {
   // From GGUF metadata, or from tokenizer.json (and tokenizer_config.json) beside safetensors. Errors: no tokenizer,
   // unsupported kind of model or pre-tokenizer (the message names the field and what is supported), broken tables.
   static Result<Tokenizer> open(const Checkpoint& checkpoint, TokenizerOptions options = {});
+  // Only the tokenizer of what `path` names: a GGUF file (a vocabulary alone will do), a tokenizer.json (with
+  // tokenizer_config.json where it lies beside it), or a folder that holds either.
+  static Result<Tokenizer> open_path(const std::string& path, TokenizerOptions options = {});
   static Result<Tokenizer> create(const Vocabulary& vocabulary);
 
   // Any bytes, any length; time is n log n in the longest word.
@@ -60,7 +64,8 @@ class Tokenizer {
   // The bytes of a token, possibly part of a character; "" for an id outside the vocabulary. Lives as long as any copy
   // of this tokenizer.
   std::string_view piece(int32_t id) const;
-  // UTF-8 text of all ids together; invalid bytes become U+FFFD. Ids outside the vocabulary are left out.
+  // UTF-8 text of all ids together; invalid bytes become U+FFFD. Ids outside the vocabulary are left out, and so is the
+  // space that vocabularies of SentencePiece put in front of a text.
   std::string decode(std::span<const int32_t> ids, bool skip_special = false) const;
 
   int32_t vocab_size() const;                                     // ids are 0 .. vocab_size() - 1
@@ -75,6 +80,7 @@ class Tokenizer {
   std::span<const int32_t> eos_ids() const;
 
  private:
+  friend class Detokenizer;
   struct Tables;
   explicit Tokenizer(std::shared_ptr<const Tables> tables) : tables_(std::move(tables)) {}
   std::shared_ptr<const Tables> tables_;
@@ -84,15 +90,20 @@ class Tokenizer {
 // final finish() together equal decode() of the same ids. One per sequence; not shared between threads.
 class Detokenizer {
  public:
-  explicit Detokenizer(Tokenizer tokenizer, bool skip_special = false)
-      : tokenizer_(std::move(tokenizer)), skip_special_(skip_special) {}
+  // `continues`: the ids follow a text, so a space in front belongs to them, where decode() would drop one.
+  explicit Detokenizer(Tokenizer tokenizer, bool skip_special = false, bool continues = false);
 
   std::string push(int32_t id);  // the text that is complete now, always valid UTF-8, often empty
   std::string finish();          // what was held back, as U+FFFD; the detokenizer is as new afterwards
 
  private:
+  friend class Tokenizer;
+  void append(int32_t id, std::string& text);
+
   Tokenizer tokenizer_;
   bool skip_special_;
+  bool continues_;
+  bool strips_;          // the next piece loses the space in front
   std::string pending_;  // start of a character, 0 to 3 bytes
 };
 

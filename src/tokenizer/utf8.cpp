@@ -93,6 +93,14 @@ std::string to_nfc(std::string_view text) {
   return out;
 }
 
+void append_replaced(std::string& out, std::string_view text, std::string_view from, std::string_view to) {
+  size_t done = 0;
+  for (size_t at; (at = text.find(from, done)) != std::string_view::npos; done = at + from.size()) {
+    out.append(text, done, at - done).append(to);
+  }
+  out.append(text, done);
+}
+
 bool is_white_space(char32_t c) {
   return (c >= 0x09 && c <= 0x0D) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 ||
          (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;

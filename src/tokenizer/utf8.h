@@ -33,6 +33,9 @@ void append_replacing_invalid(std::string& out, std::string_view text);
 bool maybe_not_nfc(std::string_view text);  // false: `text` is NFC for certain, by a cheap look
 std::string to_nfc(std::string_view text);
 
+// Appends `text` with every `from` (not empty; leftmost first, without overlaps) as `to`.
+void append_replaced(std::string& out, std::string_view text, std::string_view from, std::string_view to);
+
 bool is_white_space(char32_t c);     // Unicode White_Space
 bool is_word_character(char32_t c);  // letter, mark, number or connector punctuation
 

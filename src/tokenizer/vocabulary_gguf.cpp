@@ -27,37 +27,28 @@ Result<int32_t> token_id_of(const Gguf& gguf, const std::string& key, size_t siz
   return static_cast<int32_t>(id);
 }
 
-}  // namespace
-
-Result<Vocabulary> vocabulary_from_gguf(const Gguf& gguf, bool llama_cpp) {
-  PROA_ASSIGN(const std::string_view model, gguf.string("tokenizer.ggml.model"));
-  if (model != "gpt2") {
-    return problem(gguf, "tokenizer.ggml.model", "gpt2 (byte-level BPE)", "'" + std::string(model) + "'");
+Result<void> read_types(const Gguf& gguf, Vocabulary& vocabulary) {
+  const size_t size = vocabulary.tokens.size();
+  vocabulary.types.assign(size, TokenType::normal);
+  if (!gguf.has("tokenizer.ggml.token_type")) return {};
+  PROA_ASSIGN(const std::vector<int64_t> types, gguf.integers("tokenizer.ggml.token_type"));
+  if (types.size() != size) {
+    return problem(gguf, "tokenizer.ggml.token_type", std::to_string(size) + " types, one per token",
+                   std::to_string(types.size()));
   }
+  for (size_t id = 0; id < size; ++id) {
+    if (types[id] < 1 || types[id] > 6) {
+      return problem(gguf, "tokenizer.ggml.token_type[" + std::to_string(id) + "]", "1 to 6",
+                     std::to_string(types[id]));
+    }
+    vocabulary.types[id] = static_cast<TokenType>(types[id]);
+  }
+  return {};
+}
+
+Result<void> read_byte_level(const Gguf& gguf, bool llama_cpp, Vocabulary& vocabulary) {
   PROA_ASSIGN(const std::string_view pre, gguf.string("tokenizer.ggml.pre", "default"));
   PROA_ASSIGN(PreTokenizerPreset preset, pretokenizer_preset(pre, llama_cpp));
-
-  Vocabulary vocabulary;
-  PROA_ASSIGN(const GgufStrings tokens, gguf.strings("tokenizer.ggml.tokens"));
-  vocabulary.tokens.assign(tokens.begin(), tokens.end());
-  const size_t size = vocabulary.tokens.size();
-
-  vocabulary.types.assign(size, TokenType::normal);
-  if (gguf.has("tokenizer.ggml.token_type")) {
-    PROA_ASSIGN(const std::vector<int64_t> types, gguf.integers("tokenizer.ggml.token_type"));
-    if (types.size() != size) {
-      return problem(gguf, "tokenizer.ggml.token_type", std::to_string(size) + " types, one per token",
-                     std::to_string(types.size()));
-    }
-    for (size_t id = 0; id < size; ++id) {
-      if (types[id] < 1 || types[id] > 6) {
-        return problem(gguf, "tokenizer.ggml.token_type[" + std::to_string(id) + "]", "1 to 6",
-                       std::to_string(types[id]));
-      }
-      vocabulary.types[id] = static_cast<TokenType>(types[id]);
-    }
-  }
-
   PROA_ASSIGN(const GgufStrings merges, gguf.strings("tokenizer.ggml.merges"));
   vocabulary.merges.reserve(merges.size());
   for (const std::string_view merge : merges) {
@@ -68,6 +59,61 @@ Result<Vocabulary> vocabulary_from_gguf(const Gguf& gguf, bool llama_cpp) {
                      "two tokens with a space between", "'" + std::string(merge) + "'");
     }
     vocabulary.merges.push_back({merge.substr(0, space), merge.substr(space + 1)});
+  }
+  PROA_ASSIGN(vocabulary.add_bos, gguf.boolean("tokenizer.ggml.add_bos_token", preset.add_bos));
+  vocabulary.steps = std::move(preset.steps);
+  vocabulary.ignore_merges = preset.ignore_merges;
+  if (preset.nfc) vocabulary.normalizer.push_back({.kind = NormalizerStep::Kind::nfc});
+  return {};
+}
+
+// SentencePiece's BPE: no merges and no expressions, but a score per token.
+Result<void> read_sentencepiece(const Gguf& gguf, Vocabulary& vocabulary) {
+  const size_t size = vocabulary.tokens.size();
+  PROA_ASSIGN(vocabulary.scores, gguf.floats("tokenizer.ggml.scores"));
+  if (vocabulary.scores.size() != size) {
+    return problem(gguf, "tokenizer.ggml.scores", std::to_string(size) + " scores, one per token",
+                   std::to_string(vocabulary.scores.size()));
+  }
+  vocabulary.symbols = Vocabulary::Symbols::characters;
+  vocabulary.byte_fallback = true;
+  vocabulary.metaspace_is_space = true;
+  if (!gguf.has("tokenizer.ggml.token_type")) {
+    for (size_t id = 0; id < size; ++id) {
+      if (byte_of_token(vocabulary.tokens[id]) >= 0) vocabulary.types[id] = TokenType::byte;
+    }
+  }
+  PROA_ASSIGN(const bool prefix_space, gguf.boolean("tokenizer.ggml.add_space_prefix", true));
+  if (prefix_space) {
+    vocabulary.normalizer.push_back({.kind = NormalizerStep::Kind::prepend, .to = std::string(kMetaspace)});
+    vocabulary.leading_space = LeadingSpace::strip;
+  }
+  vocabulary.normalizer.push_back({.kind = NormalizerStep::Kind::replace, .from = " ", .to = std::string(kMetaspace)});
+  PROA_ASSIGN(vocabulary.add_bos, gguf.boolean("tokenizer.ggml.add_bos_token", true));
+  PROA_ASSIGN(vocabulary.unk_id, token_id_of(gguf, "tokenizer.ggml.unknown_token_id", size));
+  return {};
+}
+
+}  // namespace
+
+Result<Vocabulary> vocabulary_from_gguf(const Gguf& gguf, bool llama_cpp) {
+  PROA_ASSIGN(const std::string_view model, gguf.string("tokenizer.ggml.model"));
+  if (model != "gpt2" && model != "llama") {
+    Error error = problem(gguf, "tokenizer.ggml.model", "gpt2 (byte-level BPE) or llama (SentencePiece's BPE)",
+                          "'" + std::string(model) + "'");
+    if (model == "t5" || model == "bert") error.hint = "Unigram and WordPiece are not supported";
+    return error;
+  }
+
+  Vocabulary vocabulary;
+  PROA_ASSIGN(const GgufStrings tokens, gguf.strings("tokenizer.ggml.tokens"));
+  vocabulary.tokens.assign(tokens.begin(), tokens.end());
+  const size_t size = vocabulary.tokens.size();
+  PROA_TRY(read_types(gguf, vocabulary));
+  if (model == "gpt2") {
+    PROA_TRY(read_byte_level(gguf, llama_cpp, vocabulary));
+  } else {
+    PROA_TRY(read_sentencepiece(gguf, vocabulary));
   }
 
   std::vector<int32_t> ends;
@@ -93,11 +139,7 @@ Result<Vocabulary> vocabulary_from_gguf(const Gguf& gguf, bool llama_cpp) {
   }
 
   PROA_ASSIGN(vocabulary.bos_id, token_id_of(gguf, "tokenizer.ggml.bos_token_id", size));
-  PROA_ASSIGN(vocabulary.add_bos, gguf.boolean("tokenizer.ggml.add_bos_token", preset.add_bos));
   PROA_ASSIGN(vocabulary.add_eos, gguf.boolean("tokenizer.ggml.add_eos_token", false));
-  vocabulary.steps = std::move(preset.steps);
-  vocabulary.ignore_merges = preset.ignore_merges;
-  vocabulary.nfc = preset.nfc;
   return vocabulary;
 }
 

@@ -81,21 +81,11 @@ struct Node {
     simdjson::dom::array values;
     if (!present || value.get(values) != simdjson::SUCCESS) return wrong("an array");
     std::vector<Node> nodes;
+    if (values.size() > 256) return problem(path, "at most 256 items", std::to_string(values.size()));
     for (const element child : values) nodes.push_back({child, true, path + "[" + std::to_string(nodes.size()) + "]"});
     return nodes;
   }
 };
-
-std::string escaped(std::string_view literal) {
-  std::string expression;
-  for (const char c : literal) {
-    const bool plain = static_cast<uint8_t>(c) >= 0x80 || (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') ||
-                       (c >= 'A' && c <= 'Z') || static_cast<uint8_t>(c) < 0x21;
-    if (!plain) expression += '\\';
-    expression += c;
-  }
-  return expression;
-}
 
 Result<void> read_normalizer(const Node& node, Vocabulary& vocabulary) {
   if (node.is_null()) return {};
@@ -105,8 +95,33 @@ Result<void> read_normalizer(const Node& node, Vocabulary& vocabulary) {
     for (const Node& part : parts) PROA_TRY(read_normalizer(part, vocabulary));
     return {};
   }
-  if (type != "NFC") return node["type"].wrong("NFC, a Sequence of it, or null");
-  vocabulary.nfc = true;
+  NormalizerStep step;
+  if (type == "NFC") {
+    step.kind = NormalizerStep::Kind::nfc;
+  } else if (type == "Prepend") {
+    step.kind = NormalizerStep::Kind::prepend;
+    PROA_ASSIGN(step.to, node["prepend"].string());
+    if (step.to.size() > 64) return node["prepend"].wrong("at most 64 bytes");
+    if (step.to.empty()) return {};
+  } else if (type == "Replace") {
+    step.kind = NormalizerStep::Kind::replace;
+    PROA_ASSIGN(step.from, node["pattern"]["String"].string());
+    PROA_ASSIGN(step.to, node["content"].string());
+    if (step.from.empty()) return node["pattern"]["String"].wrong("a text that is not empty");
+  } else {
+    return node["type"].wrong("NFC, Prepend, Replace, a Sequence of them, or null");
+  }
+  vocabulary.normalizer.push_back(std::move(step));
+  if (vocabulary.normalizer.size() > 16) return node.wrong("at most 16 steps");
+  size_t growth = 1;
+  for (const NormalizerStep& each : vocabulary.normalizer) {
+    if (each.kind != NormalizerStep::Kind::replace) continue;
+    growth *= std::max<size_t>(1, (each.to.size() + each.from.size() - 1) / each.from.size());
+    if (growth > kMaxNormalizerGrowth) {
+      return node["content"].wrong("replacements that lengthen a text at most " + std::to_string(kMaxNormalizerGrowth) +
+                                   " times");
+    }
+  }
   return {};
 }
 
@@ -116,8 +131,9 @@ Result<void> read_split(const Node& node, Vocabulary& vocabulary) {
   if (pattern["Regex"].present) {
     PROA_ASSIGN(step.expression, pattern["Regex"].string());
   } else {
-    PROA_ASSIGN(const std::string_view literal, pattern["String"].string());
-    step.expression = escaped(literal);
+    PROA_ASSIGN(step.expression, pattern["String"].string());
+    step.literal = true;
+    if (step.expression.empty()) return pattern["String"].wrong("a text that is not empty");
   }
   PROA_ASSIGN(const std::string_view behavior, node["behavior"].string());
   using Behavior = PreTokenizerStep::Behavior;
@@ -139,6 +155,33 @@ Result<void> read_split(const Node& node, Vocabulary& vocabulary) {
   return {};
 }
 
+Result<void> read_metaspace(const Node& node, Vocabulary& vocabulary) {
+  PROA_ASSIGN(const std::string_view replacement, node["replacement"].string());
+  if (replacement != kMetaspace) return node["replacement"].wrong("'" + std::string(kMetaspace) + "'");
+  // Files older than prepend_scheme say add_prefix_space instead.
+  std::string_view scheme = "always";
+  if (!node["prepend_scheme"].is_null()) {
+    PROA_ASSIGN(scheme, node["prepend_scheme"].string());
+  } else {
+    PROA_ASSIGN(const bool prefix_space, node["add_prefix_space"].boolean(true));
+    if (!prefix_space) scheme = "never";
+  }
+  using Kind = PreTokenizerStep::Kind;
+  if (scheme != "always" && scheme != "first" && scheme != "never") {
+    return node["prepend_scheme"].wrong("always, first or never");
+  }
+  vocabulary.steps.push_back({.kind = scheme == "always"  ? Kind::metaspace_always
+                                      : scheme == "first" ? Kind::metaspace_first
+                                                          : Kind::metaspace});
+  PROA_ASSIGN(const bool split, node["split"].boolean(true));
+  if (split) {
+    vocabulary.steps.push_back({.expression = std::string(kMetaspace),
+                                .behavior = PreTokenizerStep::Behavior::merged_with_next,
+                                .literal = true});
+  }
+  return {};
+}
+
 // `byte_level` becomes true at the ByteLevel step, after which no other may follow.
 Result<void> read_pre_tokenizer(const Node& node, Vocabulary& vocabulary, bool& byte_level) {
   PROA_ASSIGN(const std::string_view type, node["type"].string());
@@ -150,6 +193,7 @@ Result<void> read_pre_tokenizer(const Node& node, Vocabulary& vocabulary, bool& 
   if (byte_level) return node["type"].wrong("nothing after ByteLevel");
   if (vocabulary.steps.size() > 64) return node.wrong("at most 64 steps");
   if (type == "Split") return read_split(node, vocabulary);
+  if (type == "Metaspace") return read_metaspace(node, vocabulary);
   if (type == "Digits") {
     PROA_ASSIGN(const bool individual, node["individual_digits"].boolean(false));
     vocabulary.steps.push_back({.expression = individual ? R"(\p{N})" : R"(\p{N}+)"});
@@ -166,7 +210,7 @@ Result<void> read_pre_tokenizer(const Node& node, Vocabulary& vocabulary, bool& 
     byte_level = true;
     return {};
   }
-  return node["type"].wrong("Split, Digits, ByteLevel or a Sequence of them");
+  return node["type"].wrong("Split, Digits, Metaspace, ByteLevel or a Sequence of them");
 }
 
 Result<void> read_post_processor(const Node& node, Vocabulary& vocabulary) {
@@ -180,31 +224,116 @@ Result<void> read_post_processor(const Node& node, Vocabulary& vocabulary) {
   }
   if (type != "TemplateProcessing") return node["type"].wrong("TemplateProcessing, ByteLevel, a Sequence or null");
   PROA_ASSIGN(const auto parts, node["single"].array());
-  const bool bos = parts.size() == 2 && parts[0]["SpecialToken"].present && parts[1]["Sequence"].present;
-  const bool nothing = parts.size() == 1 && parts[0]["Sequence"].present;
-  if (nothing) return {};
-  if (!bos) return problem(node.path + ".single", "one token (BOS) and the sequence, or the sequence alone", "another");
-  PROA_ASSIGN(const std::string_view name, parts[0]["SpecialToken"]["id"].string());
-  PROA_ASSIGN(const auto ids, node["special_tokens"][name]["ids"].array());
-  if (ids.size() != 1) {
-    return problem(node.path + ".special_tokens." + std::string(name) + ".ids", "one id", std::to_string(ids.size()));
+  size_t text = 0;  // where the sequence stands
+  while (text < parts.size() && !parts[text]["Sequence"].present) ++text;
+  if (text > 1 || parts.size() - text < 1 || parts.size() - text > 2) {
+    return problem(node.path + ".single", "the sequence, with at most one token (BOS, EOS) on either side", "another");
   }
-  PROA_ASSIGN(vocabulary.bos_id, ids[0].id());
-  vocabulary.add_bos = true;
+  for (const size_t at : {size_t{0}, parts.size() - 1}) {
+    if (at == text) continue;
+    PROA_ASSIGN(const std::string_view name, parts[at]["SpecialToken"]["id"].string());
+    PROA_ASSIGN(const auto ids, node["special_tokens"][name]["ids"].array());
+    if (ids.size() != 1) {
+      return problem(node.path + ".special_tokens." + std::string(name) + ".ids", "one id", std::to_string(ids.size()));
+    }
+    PROA_ASSIGN(const int32_t id, ids[0].id());
+    if (at < text) {
+      vocabulary.bos_id = id;
+      vocabulary.add_bos = true;
+    } else {
+      vocabulary.eos_ids.push_back(id);
+      vocabulary.add_eos = true;
+    }
+  }
   return {};
 }
 
-Result<void> read_decoder(const Node& node) {
+Result<void> read_byte_decoder(const Node& node) {
   if (node.is_null()) return {};
   PROA_ASSIGN(const std::string_view type, node["type"].string());
   if (type == "Sequence") {
     PROA_ASSIGN(const auto parts, node["decoders"].array());
-    for (const Node& part : parts) PROA_TRY(read_decoder(part));
+    for (const Node& part : parts) PROA_TRY(read_byte_decoder(part));
     return {};
   }
   if (type != "ByteLevel") return node["type"].wrong("ByteLevel");
   return {};
 }
+
+struct CharacterDecoder {
+  bool bytes = false;  // <0xNN> are bytes
+  bool fused = false;  // the texts of all tokens are one from here on
+};
+
+Result<void> read_character_decoder(const Node& node, Vocabulary& vocabulary, CharacterDecoder& decoder) {
+  PROA_ASSIGN(const std::string_view type, node["type"].string());
+  if (type == "Sequence") {
+    PROA_ASSIGN(const auto parts, node["decoders"].array());
+    for (const Node& part : parts) PROA_TRY(read_character_decoder(part, vocabulary, decoder));
+    return {};
+  }
+  if (type == "Fuse") {
+    decoder.fused = true;
+    return {};
+  }
+  if (type == "ByteFallback" && !decoder.fused) {
+    decoder.bytes = true;
+    return {};
+  }
+  if (type == "Replace" && !decoder.fused) {
+    PROA_ASSIGN(const std::string_view from, node["pattern"]["String"].string());
+    PROA_ASSIGN(const std::string_view to, node["content"].string());
+    if (from != kMetaspace) return node["pattern"]["String"].wrong("'" + std::string(kMetaspace) + "'");
+    if (to != " ") return node["content"].wrong("' '");
+    vocabulary.metaspace_is_space = vocabulary.metaspace_is_space_in_added = true;
+    return {};
+  }
+  if (type == "Strip" && decoder.fused) {
+    PROA_ASSIGN(const std::string_view content, node["content"].string());
+    PROA_ASSIGN(const int32_t start, node["start"].id());
+    PROA_ASSIGN(const int32_t stop, node["stop"].id());
+    if (content != " ") return node["content"].wrong("' '");
+    if (start > 1 || stop != 0) return node.wrong("start 0 or 1 and stop 0");
+    if (start == 1) vocabulary.leading_space = LeadingSpace::strip;
+    return {};
+  }
+  if (type == "Metaspace" && !decoder.fused) {
+    PROA_ASSIGN(const std::string_view replacement, node["replacement"].string());
+    if (replacement != kMetaspace) return node["replacement"].wrong("'" + std::string(kMetaspace) + "'");
+    std::string_view scheme = "always";
+    if (!node["prepend_scheme"].is_null()) {
+      PROA_ASSIGN(scheme, node["prepend_scheme"].string());
+    }
+    PROA_ASSIGN(const bool prefix_space, node["add_prefix_space"].boolean(true));
+    vocabulary.metaspace_is_space = vocabulary.metaspace_is_space_in_added = true;
+    if (scheme != "never" && prefix_space) vocabulary.leading_space = LeadingSpace::strip_token;
+    return {};
+  }
+  return node["type"].wrong("Replace or Metaspace, ByteFallback, Fuse, then Strip");
+}
+
+// SentencePiece's tokens as `tokenizers` has them: a character without a token becomes bytes or the unknown token.
+Result<void> read_characters(const Node& root, Vocabulary& vocabulary) {
+  vocabulary.symbols = Vocabulary::Symbols::characters;
+  if (root["decoder"].is_null()) return root["decoder"].wrong("a decoder, as pre_tokenizer has no ByteLevel");
+  if (const auto type = root["decoder"]["type"].string(); type.ok() && *type == "ByteLevel") {
+    return problem("pre_tokenizer", "ByteLevel at the end of it, as in decoder", "none");
+  }
+  CharacterDecoder decoder;
+  PROA_TRY(read_character_decoder(root["decoder"], vocabulary, decoder));
+  if (vocabulary.byte_fallback && !decoder.bytes) {
+    return problem("decoder", "ByteFallback in it, as model.byte_fallback is true", "none");
+  }
+  for (size_t id = 0; decoder.bytes && id < vocabulary.tokens.size(); ++id) {
+    if (vocabulary.types[id] == TokenType::normal && byte_of_token(vocabulary.tokens[id]) >= 0) {
+      vocabulary.types[id] = TokenType::byte;
+    }
+  }
+  return {};
+}
+
+// Ids may leave gaps, but not such that a small file makes a large table.
+constexpr size_t kMaxUnusedIds = 1 << 18;
 
 // Sets tokens[id], growing the table; ids between stay unused.
 void set_token(Vocabulary& vocabulary, int32_t id, std::string_view token, TokenType type) {
@@ -219,7 +348,11 @@ void set_token(Vocabulary& vocabulary, int32_t id, std::string_view token, Token
 Result<void> read_model(const Node& model, Vocabulary& vocabulary) {
   if (!model["type"].is_null()) {  // old files leave it out
     PROA_ASSIGN(const std::string_view type, model["type"].string());
-    if (type != "BPE") return model["type"].wrong("BPE");
+    if (type != "BPE") {
+      Error error = model["type"].wrong("BPE");
+      error.hint = "supported are byte-level BPE and SentencePiece's BPE, not Unigram or WordPiece";
+      return error;
+    }
   }
   for (const char* affix : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     if (model[affix].is_null()) continue;
@@ -230,14 +363,14 @@ Result<void> read_model(const Node& model, Vocabulary& vocabulary) {
   if (!model["dropout"].is_null() && (model["dropout"].value.get(dropout) != simdjson::SUCCESS || dropout != 0)) {
     return model["dropout"].wrong("null or 0");
   }
-  PROA_ASSIGN(const bool byte_fallback, model["byte_fallback"].boolean(false));
-  if (byte_fallback) return problem("model.byte_fallback", "false (byte-level BPE)", "true");
+  PROA_ASSIGN(vocabulary.byte_fallback, model["byte_fallback"].boolean(false));
   PROA_ASSIGN(vocabulary.fuse_unk, model["fuse_unk"].boolean(false));
   PROA_ASSIGN(vocabulary.ignore_merges, model["ignore_merges"].boolean(false));
 
   const Node vocab = model["vocab"];
   simdjson::dom::object entries;
   if (!vocab.present || vocab.value.get(entries) != simdjson::SUCCESS) return vocab.wrong("an object of token to id");
+  const size_t limit = entries.size() + kMaxUnusedIds;
   for (const auto [token, value] : entries) {
     int64_t id;
     if (value.get(id) != simdjson::SUCCESS || id < 0 || id >= static_cast<int64_t>(Bpe::kMaxTokens)) {
@@ -246,6 +379,9 @@ Result<void> read_model(const Node& model, Vocabulary& vocabulary) {
     if (static_cast<size_t>(id) < vocabulary.tokens.size() && vocabulary.types[id] != TokenType::unused) {
       return problem("model.vocab." + std::string(token), "an id of its own",
                      std::to_string(id) + ", which is '" + std::string(vocabulary.tokens[id]) + "' too");
+    }
+    if (static_cast<size_t>(id) >= limit) {
+      return problem("model.vocab." + std::string(token), "an id below " + std::to_string(limit), std::to_string(id));
     }
     set_token(vocabulary, static_cast<int32_t>(id), token, TokenType::normal);
   }
@@ -275,8 +411,12 @@ Result<void> read_model(const Node& model, Vocabulary& vocabulary) {
 
 Result<void> read_added_tokens(const Node& added, Vocabulary& vocabulary) {
   if (added.is_null()) return {};
-  PROA_ASSIGN(const auto nodes, added.array());
-  for (const Node& node : nodes) {
+  simdjson::dom::array values;
+  if (added.value.get(values) != simdjson::SUCCESS) return added.wrong("an array");
+  const size_t limit = vocabulary.tokens.size() + values.size() + kMaxUnusedIds;
+  size_t index = 0;
+  for (const element value : values) {
+    const Node node{value, true, "added_tokens[" + std::to_string(index++) + "]"};
     AddedToken token;
     PROA_ASSIGN(token.id, node["id"].id());
     PROA_ASSIGN(token.content, node["content"].string());
@@ -286,6 +426,7 @@ Result<void> read_added_tokens(const Node& added, Vocabulary& vocabulary) {
     PROA_ASSIGN(token.single_word, node["single_word"].boolean(false));
     PROA_ASSIGN(token.normalized, node["normalized"].boolean(true));
     const auto id = static_cast<size_t>(token.id);
+    if (id >= limit) return problem(node.path + ".id", "an id below " + std::to_string(limit), std::to_string(id));
     if (id < vocabulary.tokens.size() && vocabulary.types[id] != TokenType::unused &&
         vocabulary.tokens[id] != token.content) {
       return problem(node.path, "an id of its own for '" + std::string(token.content) + "'",
@@ -340,7 +481,8 @@ Result<void> read_config(std::string_view text, Vocabulary& vocabulary) {
   PROA_ASSIGN(const auto bos, token("bos_token"));
   if (bos && vocabulary.bos_id < 0) vocabulary.bos_id = *bos;
   PROA_ASSIGN(const auto eos, token("eos_token"));
-  if (eos) vocabulary.eos_ids.push_back(*eos);
+  auto& ends = vocabulary.eos_ids;
+  if (eos && std::find(ends.begin(), ends.end(), *eos) == ends.end()) ends.insert(ends.begin(), *eos);
   PROA_TRY(flag("add_bos_token", vocabulary.add_bos));
   PROA_TRY(flag("add_eos_token", vocabulary.add_eos));
   return {};
@@ -364,9 +506,14 @@ Result<Vocabulary> vocabulary_from_tokenizer_json(std::string_view tokenizer_jso
   PROA_TRY(read_normalizer(root["normalizer"], vocabulary));
   bool byte_level = false;
   if (!root["pre_tokenizer"].is_null()) PROA_TRY(read_pre_tokenizer(root["pre_tokenizer"], vocabulary, byte_level));
-  if (!byte_level) return problem("pre_tokenizer", "ByteLevel, at the end of it", "none");
   PROA_TRY(read_post_processor(root["post_processor"], vocabulary));
-  PROA_TRY(read_decoder(root["decoder"]));
+  if (!byte_level) {
+    PROA_TRY(read_characters(root, vocabulary));
+  } else if (vocabulary.byte_fallback) {
+    return problem("model.byte_fallback", "false, as pre_tokenizer has ByteLevel", "true");
+  } else {
+    PROA_TRY(read_byte_decoder(root["decoder"]));
+  }
   if (const Node unk = root["model"]["unk_token"]; !unk.is_null()) {
     PROA_ASSIGN(const std::string_view name, unk.string());
     const auto id = added_token_id(vocabulary, name);

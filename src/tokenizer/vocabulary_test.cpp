@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <functional>
 #include <nlohmann/json.hpp>
 
@@ -92,7 +93,35 @@ TEST(GgufVocabulary, BrokenFilesAreErrorsThatNameTheKey) {
   };
   const Row rows[] = {
       {"tokenizer.ggml.model", [](GgufFields& f) { f.model.clear(); }},
-      {"expected gpt2 (byte-level BPE), found 'llama'", [](GgufFields& f) { f.model = "llama"; }},
+      {"expected gpt2 (byte-level BPE) or llama (SentencePiece's BPE), found 't5' (Unigram and WordPiece",
+       [](GgufFields& f) { f.model = "t5"; }},
+      {"tokenizer.ggml.scores", [](GgufFields& f) { f.model = "llama"; }},
+      {"tokenizer.ggml.scores: expected 7 scores",
+       [](GgufFields& f) {
+         f.model = "llama";
+         f.more = [](GgufWriter& w) { w.put_f32s("tokenizer.ggml.scores", std::vector<float>(6)); };
+       }},
+      {"score of token 1: expected a number, found nan",
+       [](GgufFields& f) {
+         f.model = "llama";
+         f.more = [](GgufWriter& w) {
+           w.put_f32s("tokenizer.ggml.scores", std::vector<float>{0, std::nanf(""), 0, 0, 0, 0, 0});
+         };
+       }},
+      {"token 0: expected <0x00> to <0xFF>, as its type is byte, found 'a'",
+       [](GgufFields& f) {
+         f.model = "llama";
+         f.types[0] = 6;
+         f.more = [](GgufWriter& w) { w.put_f32s("tokenizer.ggml.scores", std::vector<float>(7)); };
+       }},
+      {"unknown_token_id: expected an id below 7, found 9",
+       [](GgufFields& f) {
+         f.model = "llama";
+         f.more = [](GgufWriter& w) {
+           w.put_f32s("tokenizer.ggml.scores", std::vector<float>(7));
+           w.put_u32("tokenizer.ggml.unknown_token_id", 9);
+         };
+       }},
       {"tokenizer.ggml.pre: expected one of default, gpt-2", [](GgufFields& f) { f.pre = "nobody"; }},
       {"tokenizer.ggml.tokens", [](GgufFields& f) { f.tokens.clear(); }},
       {"tokenizer.ggml.token_type: expected 7 types", [](GgufFields& f) { f.types.pop_back(); }},
@@ -136,6 +165,24 @@ Json base() {
     "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
       "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
       "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}})");
+}
+
+// Llama 2's kind: a byte without a character's token, and spaces spelt ▁.
+Json sentencepiece() {
+  return Json::parse(R"({
+    "added_tokens": [{"id": 0, "content": "<unk>", "special": true}, {"id": 1, "content": "<s>", "special": true},
+                     {"id": 6, "content": "<think>", "special": false, "normalized": false}],
+    "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"},
+      {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+    "pre_tokenizer": null,
+    "post_processor": {"type": "TemplateProcessing",
+      "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}], "pair": [],
+      "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
+    "decoder": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+      {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+    "model": {"type": "BPE", "unk_token": "<unk>", "fuse_unk": true, "byte_fallback": true,
+      "vocab": {"<unk>": 0, "<s>": 1, "▁": 2, "a": 3, "▁a": 4, "<0xC3>": 5, "<0xA9>": 7},
+      "merges": [["▁", "a"]]}})");
 }
 
 Result<Tokenizer> open(const std::string& json, const std::string& config = "") {
@@ -218,9 +265,12 @@ TEST(TokenizerJson, BrokenAndUnsupportedFilesAreErrorsThatNameTheField) {
   const Row rows[] = {
       {"expected an object, found an array", [](Json& j) { j = Json::array(); }},
       {"model.vocab: expected an object of token to id, found nothing", [](Json& j) { j.erase("model"); }},
-      {"model.type: expected BPE, found 'Unigram'", [](Json& j) { j["model"]["type"] = "Unigram"; }},
+      {"model.type: expected BPE, found 'Unigram' (supported are byte-level BPE and SentencePiece's BPE",
+       [](Json& j) { j["model"]["type"] = "Unigram"; }},
+      {"model.type: expected BPE, found 'WordPiece'", [](Json& j) { j["model"]["type"] = "WordPiece"; }},
       {"model.type: expected a string, found a number", [](Json& j) { j["model"]["type"] = 5; }},
-      {"model.byte_fallback: expected false", [](Json& j) { j["model"]["byte_fallback"] = true; }},
+      {"model.byte_fallback: expected false, as pre_tokenizer has ByteLevel",
+       [](Json& j) { j["model"]["byte_fallback"] = true; }},
       {"model.dropout: expected null or 0", [](Json& j) { j["model"]["dropout"] = 0.1; }},
       {"model.end_of_word_suffix", [](Json& j) { j["model"]["end_of_word_suffix"] = "</w>"; }},
       {"model.ignore_merges: expected a boolean", [](Json& j) { j["model"]["ignore_merges"] = "true"; }},
@@ -229,6 +279,7 @@ TEST(TokenizerJson, BrokenAndUnsupportedFilesAreErrorsThatNameTheField) {
       {"model.vocab: expected an object", [](Json& j) { j["model"]["vocab"] = Json::array(); }},
       {"model.vocab.b: expected a token id, found -1", [](Json& j) { j["model"]["vocab"]["b"] = -1; }},
       {"model.vocab.b: expected a token id, found 4294967296", [](Json& j) { j["model"]["vocab"]["b"] = 1ll << 32; }},
+      {"model.vocab.b: expected an id below 262147, found 262147", [](Json& j) { j["model"]["vocab"]["b"] = 262147; }},
       {"model.vocab.b: expected a token id, found 'x'", [](Json& j) { j["model"]["vocab"]["b"] = "x"; }},
       {"model.vocab.b: expected an id of its own, found 0, which is 'a' too",
        [](Json& j) { j["model"]["vocab"]["b"] = 0; }},
@@ -248,11 +299,13 @@ TEST(TokenizerJson, BrokenAndUnsupportedFilesAreErrorsThatNameTheField) {
       {"added_tokens[1].id: expected a token id, found -4", [](Json& j) { j["added_tokens"][1]["id"] = -4; }},
       {"added_tokens[1].id: expected a token id, found 99999999",
        [](Json& j) { j["added_tokens"][1]["id"] = 99999999; }},
+      {"added_tokens[1].id: expected an id below 262150, found 9999999",
+       [](Json& j) { j["added_tokens"][1]["id"] = 9999999; }},
       {"added_tokens[1].id: expected a token id, found nothing", [](Json& j) { j["added_tokens"][1].erase("id"); }},
       {"added_tokens[1]: expected an id of its own", [](Json& j) { j["added_tokens"][1]["id"] = 0; }},
       {"added_tokens[1].content: expected a string", [](Json& j) { j["added_tokens"][1]["content"] = 4; }},
       {"added_tokens[1].lstrip: expected a boolean", [](Json& j) { j["added_tokens"][1]["lstrip"] = 4; }},
-      {"normalizer.type: expected NFC, a Sequence of it, or null, found 'Lowercase'",
+      {"normalizer.type: expected NFC, Prepend, Replace, a Sequence of them, or null, found 'Lowercase'",
        [](Json& j) {
          j["normalizer"] = {{"type", "Lowercase"}};
        }},
@@ -260,9 +313,33 @@ TEST(TokenizerJson, BrokenAndUnsupportedFilesAreErrorsThatNameTheField) {
        [](Json& j) { j["normalizer"] = Json::parse(R"({"type":"Sequence","normalizers":[{"type":"NFKC"}]})"); }},
       {"pre_tokenizer: expected ByteLevel", [](Json& j) { j["pre_tokenizer"] = nullptr; }},
       {"pre_tokenizer: expected ByteLevel", [](Json& j) { j["pre_tokenizer"]["pretokenizers"].erase(1); }},
-      {"pre_tokenizer.type: expected Split, Digits, ByteLevel",
+      {"pre_tokenizer.type: expected Split, Digits, Metaspace, ByteLevel",
        [](Json& j) {
-         j["pre_tokenizer"] = {{"type", "Metaspace"}};
+         j["pre_tokenizer"] = {{"type", "BertPreTokenizer"}};
+       }},
+      {"normalizer.normalizers: expected at most 256 items, found 300",
+       [](Json& j) {
+         j["normalizer"] = {{"type", "Sequence"}, {"normalizers", Json::array()}};
+         for (int i = 0; i < 300; ++i) j["normalizer"]["normalizers"].push_back({{"type", "NFC"}});
+       }},
+      {"normalizer.normalizers[16]: expected at most 16 steps",
+       [](Json& j) {
+         j["normalizer"] = {{"type", "Sequence"}, {"normalizers", Json::array()}};
+         for (int i = 0; i < 20; ++i) j["normalizer"]["normalizers"].push_back({{"type", "NFC"}});
+       }},
+      {"normalizer.pattern.String: expected a text that is not empty",
+       [](Json& j) { j["normalizer"] = Json::parse(R"({"type":"Replace","pattern":{"String":""},"content":"x"})"); }},
+      {"normalizer.pattern.String: expected a string",
+       [](Json& j) { j["normalizer"] = Json::parse(R"({"type":"Replace","pattern":{"Regex":"a"},"content":"x"})"); }},
+      {"normalizer.normalizers[1].content: expected replacements that lengthen a text at most 8 times",
+       [](Json& j) {
+         j["normalizer"] = Json::parse(R"({"type":"Sequence","normalizers":[
+           {"type":"Replace","pattern":{"String":"a"},"content":"aaa"},
+           {"type":"Replace","pattern":{"String":"a"},"content":"aaa"}]})");
+       }},
+      {"pre_tokenizer.pretokenizers[0].pattern.String: expected a text that is not empty",
+       [](Json& j) {
+         j["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {{"String", ""}};
        }},
       {"pre_tokenizer.pretokenizers[2].type: expected nothing after ByteLevel",
        [](Json& j) {
@@ -283,7 +360,7 @@ TEST(TokenizerJson, BrokenAndUnsupportedFilesAreErrorsThatNameTheField) {
       {"post_processor.single",
        [](Json& j) {
          auto& s = j["post_processor"]["single"];
-         s.push_back(s[0]);
+         s.insert(s.end(), {s[0], s[0]});
        }},
       {"post_processor.special_tokens.<s>.ids: expected an array, found nothing",
        [](Json& j) { j["post_processor"].erase("special_tokens"); }},
@@ -309,6 +386,141 @@ TEST(TokenizerJson, BrokenAndUnsupportedFilesAreErrorsThatNameTheField) {
   EXPECT_NE(error_of(open(base().dump(), R"({"bos_token": "<nobody>"})")).find("bos_token"), std::string::npos);
   EXPECT_NE(error_of(open(base().dump(), R"({"eos_token": 5})")).find("eos_token"), std::string::npos);
   EXPECT_NE(error_of(open(base().dump(), R"({"add_bos_token": "no"})")).find("add_bos_token"), std::string::npos);
+}
+
+TEST(TokenizerJson, SentencePieceWithByteFallback) {
+  using Ids = std::vector<int32_t>;
+  auto tokenizer = open(sentencepiece().dump());
+  ASSERT_TRUE(tokenizer.ok()) << error_of(tokenizer);
+  EXPECT_EQ(tokenizer->encode("a", {.add_bos = true}), (Ids{1, 4}));
+  EXPECT_EQ(tokenizer->encode("a a  a"), (Ids{4, 4, 2, 4}));
+  EXPECT_EQ(tokenizer->encode(" a"), (Ids{2, 4}));
+  EXPECT_EQ(tokenizer->encode("▁a"), (Ids{2, 4}));  // in such a vocabulary the same
+  EXPECT_EQ(tokenizer->encode("é"), (Ids{2, 5, 7}));
+  EXPECT_EQ(tokenizer->encode("xx☃ x"), (Ids{2, 0, 2, 0}));   // ☃ has no byte tokens here; unknown ones are fused
+  EXPECT_EQ(tokenizer->encode("<0xC3>a"), (Ids{2, 0, 3}));    // a byte token is not spelt
+  EXPECT_EQ(tokenizer->encode("a<think>a"), (Ids{4, 6, 4}));  // every stretch gets its space
+  EXPECT_EQ(tokenizer->decode(Ids{4, 4, 2, 4, 5, 7}), "a a  aé");
+  EXPECT_EQ(tokenizer->decode(Ids{1, 4}), "<s> a");
+  EXPECT_EQ(tokenizer->decode(Ids{1, 4}, true), "a");
+  EXPECT_EQ(tokenizer->decode(Ids{3, 5}), "a\uFFFD");
+  EXPECT_EQ(tokenizer->piece(4), " a");
+  EXPECT_EQ(tokenizer->piece(5), "\xC3");
+  EXPECT_EQ(tokenizer->token_id(" a"), 4);
+  EXPECT_EQ(tokenizer->token_id("\xA9"), 7);
+  Detokenizer following(*tokenizer, false, /*continues=*/true);
+  EXPECT_EQ(following.push(4), " a");
+  Detokenizer whole(*tokenizer);
+  EXPECT_EQ(whole.push(4), "a");
+  EXPECT_EQ(whole.push(4), " a");
+  EXPECT_EQ(whole.finish(), "");
+  EXPECT_EQ(whole.push(4), "a") << "as new after finish()";
+}
+
+TEST(TokenizerJson, MetaspaceInFrontOfTheTextOrOfEveryPiece) {
+  using Ids = std::vector<int32_t>;
+  struct Row {
+    const char* pre_tokenizer;
+    Ids a_think_a, space_a;
+    const char* decoded;  // of ▁a ▁a
+  };
+  const Row rows[] = {
+      {R"({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false})",
+       {4, 6, 3},
+       {4},
+       "a a"},
+      {R"({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"})", {4, 6, 4}, {4}, "a a"},
+      {R"({"type": "Metaspace", "replacement": "▁", "add_prefix_space": true})", {4, 6, 4}, {4}, "a a"},
+      {R"({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never"})", {3, 6, 3}, {4}, " a a"},
+      {R"({"type": "Metaspace", "replacement": "▁", "add_prefix_space": false})", {3, 6, 3}, {4}, " a a"},
+  };
+  for (const Row& row : rows) {
+    Json json = sentencepiece();
+    json["normalizer"] = nullptr;
+    json["pre_tokenizer"] = Json::parse(row.pre_tokenizer);
+    json["decoder"] = {{"type", "Sequence"}, {"decoders", {{{"type", "ByteFallback"}}, json["pre_tokenizer"]}}};
+    auto tokenizer = open(json.dump());
+    ASSERT_TRUE(tokenizer.ok()) << error_of(tokenizer);
+    EXPECT_EQ(tokenizer->encode("a<think>a"), row.a_think_a) << row.pre_tokenizer;
+    EXPECT_EQ(tokenizer->encode(" a"), row.space_a) << row.pre_tokenizer;
+    EXPECT_EQ(tokenizer->decode(Ids{4, 4}), row.decoded) << row.pre_tokenizer;
+  }
+}
+
+TEST(TokenizerJson, BrokenSentencePieceFilesAreErrorsThatNameTheField) {
+  const std::pair<const char*, void (*)(Json&)> rows[] = {
+      {"decoder: expected a decoder", [](Json& j) { j["decoder"] = nullptr; }},
+      {"decoder: expected ByteFallback in it", [](Json& j) { j["decoder"]["decoders"].erase(1); }},
+      {"decoder.decoders[2].type: expected Replace or Metaspace, ByteFallback, Fuse, then Strip, found 'Strip'",
+       [](Json& j) { j["decoder"]["decoders"].erase(2); }},
+      {"decoder.decoders[3]: expected start 0 or 1 and stop 0",
+       [](Json& j) { j["decoder"]["decoders"][3]["start"] = 2; }},
+      {"decoder.decoders[3].content: expected ' '", [](Json& j) { j["decoder"]["decoders"][3]["content"] = "x"; }},
+      {"decoder.decoders[0].pattern.String: expected '▁'",
+       [](Json& j) { j["decoder"]["decoders"][0]["pattern"]["String"] = "_"; }},
+      {"decoder.decoders[0].content: expected ' '", [](Json& j) { j["decoder"]["decoders"][0]["content"] = "  "; }},
+      {"decoder.decoders[1].type", [](Json& j) { j["decoder"]["decoders"][1]["type"] = "CTC"; }},
+      {"normalizer.normalizers[0].prepend: expected at most 64 bytes",
+       [](Json& j) { j["normalizer"]["normalizers"][0]["prepend"] = std::string(65, 'x'); }},
+      {"pre_tokenizer.replacement: expected '▁', found '_'",
+       [](Json& j) {
+         j["pre_tokenizer"] = {{"type", "Metaspace"}, {"replacement", "_"}};
+       }},
+      {"pre_tokenizer.prepend_scheme: expected always, first or never",
+       [](Json& j) {
+         j["pre_tokenizer"] = {{"type", "Metaspace"}, {"replacement", "▁"}, {"prepend_scheme", "maybe"}};
+       }},
+      {"merge 1: expected tokens of the vocabulary, found '<0xC3>'",
+       [](Json& j) {
+         j["model"]["merges"].push_back({"<0xC3>", "<0xA9>"});
+       }},
+  };
+  for (const auto& [message, change] : rows) {
+    Json json = sentencepiece();
+    change(json);
+    const std::string error = error_of(open(json.dump()));
+    EXPECT_NE(error.find(message), std::string::npos) << message << " in: " << error;
+  }
+}
+
+TEST(GgufVocabulary, SentencePieceMergesByScore) {
+  using Ids = std::vector<int32_t>;
+  const auto scores = [](GgufWriter& writer) {
+    writer.put_f32s("tokenizer.ggml.scores", std::vector<float>{0, 0, -9, -9, -9, -2, -1, -3, 0, 0, 0, -2});
+    writer.put_u32("tokenizer.ggml.bos_token_id", 1);
+    writer.put_u32("tokenizer.ggml.unknown_token_id", 0);
+  };
+  GgufFields fields;
+  fields.model = "llama";
+  fields.pre = "default";
+  fields.tokens = {"<unk>", "<s>", "▁", "a", "b", "ab", "ba", "▁a", "<0xC3>", "<0xA9>", "<x y>", "bb"};
+  fields.types = {2, 3, 1, 1, 1, 1, 1, 1, 6, 6, 4, 5};
+  fields.merges.clear();
+  fields.more = scores;
+  EXPECT_EQ(fields.read([](const Vocabulary& vocabulary, const Tokenizer& tokenizer) {
+    EXPECT_TRUE(vocabulary.add_bos);
+    EXPECT_EQ(tokenizer.encode("aba", {.add_bos = true}), (Ids{1, 7, 6}));  // ba before ▁a
+    EXPECT_EQ(tokenizer.encode("ab"), (Ids{2, 5}));                         // ab before ▁a
+    EXPECT_EQ(tokenizer.encode("abb"), (Ids{2, 5, 4}));                     // of equal scores the left one
+    EXPECT_EQ(tokenizer.encode("é☃"), (Ids{2, 8, 9, 0}));
+    EXPECT_EQ(tokenizer.encode("a<x y>a"), (Ids{7, 10, 7}));
+    EXPECT_EQ(tokenizer.encode("<s>", {.parse_special = true}), Ids{1});
+    EXPECT_EQ(tokenizer.decode(Ids{7, 6, 7}), "aba a");
+    EXPECT_EQ(tokenizer.piece(10), "<x y>");
+  }),
+            "");
+  fields.types.clear();  // byte tokens are then known by how they are spelt
+  fields.more = [&](GgufWriter& writer) {
+    scores(writer);
+    writer.put_bool("tokenizer.ggml.add_space_prefix", false);
+    writer.put_bool("tokenizer.ggml.add_bos_token", false);
+  };
+  EXPECT_EQ(fields.read([](const Vocabulary& vocabulary, const Tokenizer& tokenizer) {
+    EXPECT_FALSE(vocabulary.add_bos);
+    EXPECT_EQ(tokenizer.encode("é a"), (Ids{8, 9, 7}));
+    EXPECT_EQ(tokenizer.decode(Ids{7, 7}), " a a");
+  }),
+            "");
 }
 
 TEST(TokenizerJson, TruncatedFilesAndInvalidBytesAreErrors) {
