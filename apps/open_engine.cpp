@@ -5,10 +5,10 @@
 #include <fstream>
 #include <iterator>
 
+#include "apps/open_checkpoint.h"
 #include "backends/backends.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/config_reader.h"
-#include "registry/hub_cache.h"
 
 namespace proa {
 
@@ -103,6 +103,15 @@ void add_open_flags(CLI::App& command, OpenOptions& options) {
       ->required();
   command.add_option("--revision", options.revision, "branch, tag or commit of an org/name");
   command.add_option("--download-dir", options.download_dir, "the cache of models; else HF_HOME and its like");
+  command
+      .add_option("--load-format", options.load_format,
+                  "auto: read the checkpoint; dummy: random weights at full size, MODEL being a known name or a folder "
+                  "with a config.json")
+      ->check(CLI::IsMember({"auto", "dummy"}))
+      ->capture_default_str();
+  command.add_option("--quantization,-q", options.quantization,
+                     "precision of dummy weights, such as bf16, fp8, nvfp4, q8_0, q4_k_m, q4_0, mxfp4");
+  command.add_option("--seed", options.seed, "of dummy weights and of sampling: the same seed gives the same answer");
   command.add_option("--device", options.device, "auto, cpu, or reference (every op on the plain reference)")
       ->capture_default_str();
   command.add_option("--threads", options.threads, "CPU threads; 0: one per core")
@@ -126,9 +135,7 @@ Result<OpenedModel> open_model(const OpenOptions& options) {
   PROA_ASSIGN(const Format kv_cache_dtype, parse_kv_cache_dtype(options.kv_cache_dtype));
   PROA_ASSIGN(auto made, make_backend(options.device, {.num_threads = options.threads}));
   const std::shared_ptr<Backend> backend = std::move(made);
-  PROA_ASSIGN(const std::string path,
-              resolve_model(options.model, {.cache = options.download_dir, .revision = options.revision}));
-  PROA_ASSIGN(auto opened, Checkpoint::open(path));
+  PROA_ASSIGN(auto opened, open_checkpoint(options));
   const auto checkpoint = std::make_shared<const Checkpoint>(std::move(opened));
   PROA_ASSIGN(auto owned_model, open_model(checkpoint, *backend));
   const std::shared_ptr<const Model> model = std::move(owned_model);

@@ -20,10 +20,13 @@ class App;
 
 namespace proa {
 
-struct OpenOptions {         // flags, named as vLLM's
-  std::string model;         // a path, or a name in the cache of models
-  std::string revision;      // of a name
-  std::string download_dir;  // the cache; empty: as the environment says
+struct OpenOptions {                 // flags, named as vLLM's
+  std::string model;                 // a path, or a name in the cache of models
+  std::string revision;              // of a name
+  std::string download_dir;          // the cache; empty: as the environment says
+  std::string load_format = "auto";  // auto, or dummy: random weights at full size
+  std::string quantization;          // precision of dummy weights, see models/precision.h
+  std::optional<uint64_t> seed;      // of dummy weights, and of sampling where a command samples
   std::string device = "auto";
   std::string kv_cache_dtype = "auto";  // auto, bfloat16, float16, float32
   std::string chat_template;            // a file; empty: the checkpoint's own

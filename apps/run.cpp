@@ -28,7 +28,6 @@ struct RunOptions {
   // Unset: what the checkpoint's generation_config.json says.
   std::optional<float> temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
   std::optional<int> top_k, max_tokens, logprobs;
-  std::optional<uint64_t> seed;
   int min_tokens = 0;
   std::vector<std::string> stop;
   bool ignore_eos = false;
@@ -57,7 +56,7 @@ SamplingParams sampling_params(const RunOptions& options, const SamplingParams& 
   if (options.repetition_penalty) params.repetition_penalty = *options.repetition_penalty;
   if (options.presence_penalty) params.presence_penalty = *options.presence_penalty;
   if (options.frequency_penalty) params.frequency_penalty = *options.frequency_penalty;
-  params.seed = options.seed;
+  params.seed = options.open.seed;
   params.max_tokens = options.max_tokens;
   params.min_tokens = options.min_tokens;
   params.stop = options.stop;
@@ -259,7 +258,6 @@ void add_run_command(CLI::App& app, int& exit_code) {
                       "-2 to 2: subtracted once from tokens of the answer");
   command->add_option("--frequency-penalty", options->frequency_penalty,
                       "-2 to 2: subtracted as often as a token occurred");
-  command->add_option("--seed", options->seed, "the same seed gives the same answer");
   command->add_option("--max-tokens", options->max_tokens, "of the answer");
   command->add_option("--min-tokens", options->min_tokens, "of the answer, before it may end")->capture_default_str();
   command->add_option("--stop", options->stop, "end before this text; may be given several times")

@@ -1,0 +1,94 @@
+#include "apps/open_checkpoint.h"
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+#include "core/anonymous_memory.h"
+#include "models/family.h"
+#include "registry/hub_cache.h"
+
+namespace proa {
+namespace {
+
+constexpr uint64_t kSpare = 512u << 20;  // for caches, tables and the program itself
+
+bool fits(uint64_t bytes, uint64_t available) { return available == 0 || bytes + kSpare <= available; }
+
+// The most precise weights of this model that fit, or else of the smallest model; "" where nothing does.
+std::string command_that_fits(const DummyRequest& request, uint64_t available) {
+  const auto try_model = [&](const std::string& name, const nlohmann::ordered_json& config) -> std::string {
+    for (const char* quantization : {"bf16", "fp8", "q8_0", "q5_0", "q4_0"}) {
+      const auto precision = find_precision(quantization);
+      const auto dummy = make_dummy(name, config, **precision);
+      if (dummy.ok() && fits(dummy->bytes(), available)) {
+        return "--quantization " + std::string(quantization) + " takes " + gigabytes(dummy->bytes()) + ": " + name +
+               " --load-format dummy --quantization " + quantization;
+      }
+    }
+    return "";
+  };
+  std::string command = try_model(request.name, request.config);
+  constexpr const char* kSmall = "NVIDIA-Nemotron-3-Nano-4B";
+  if (command.empty() && request.published != kSmall) {
+    if (const auto small = find_known_model(kSmall); small.ok()) {
+      command = try_model(kSmall, nlohmann::ordered_json::parse(small->model->config));
+    }
+  }
+  return command;
+}
+
+}  // namespace
+
+std::string gigabytes(uint64_t bytes) {
+  char text[32];
+  std::snprintf(text, sizeof text, bytes < 100'000'000 ? "%.3f GB" : "%.1f GB", static_cast<double>(bytes) / 1e9);
+  return text;
+}
+
+Result<DummyRequest> find_dummy(const std::string& model, const std::string& quantization) {
+  DummyRequest request;
+  std::string wanted = quantization;
+  std::error_code code;
+  if (const auto folder = std::filesystem::path(model); std::filesystem::exists(folder / "config.json", code)) {
+    std::ifstream file(folder / "config.json", std::ios::binary);
+    const std::string text((std::istreambuf_iterator<char>(file)), {});
+    PROA_ASSIGN(request.config, parse_json(text, (folder / "config.json").string()));
+    request.name = model;
+  } else {
+    PROA_ASSIGN(const FamilyMember member, find_known_model(model));
+    request.name = request.published = member.model->name;
+    PROA_ASSIGN(request.config, parse_json(member.model->config, request.name + "/config.json"));
+    if (wanted.empty()) wanted = member.precision;
+  }
+  PROA_ASSIGN(request.precision, find_precision(wanted.empty() ? "bf16" : wanted));
+  return request;
+}
+
+Result<Checkpoint> open_checkpoint(const OpenOptions& options) {
+  if (options.load_format != "dummy") {
+    if (options.load_format != "auto") {
+      return Error{"open model", "--load-format", "auto or dummy", options.load_format, ""};
+    }
+    if (!options.quantization.empty()) {
+      return Error{"open model", "--quantization " + options.quantization, "--load-format dummy beside it",
+                   "a checkpoint, whose precision is in its files", ""};
+    }
+    PROA_ASSIGN(const std::string path,
+                resolve_model(options.model, {.cache = options.download_dir, .revision = options.revision}));
+    return Checkpoint::open(path);
+  }
+  PROA_ASSIGN(const DummyRequest request, find_dummy(options.model, options.quantization));
+  const std::string name = request.name + "-" + std::string(request.precision->name) + "-dummy";
+  PROA_ASSIGN(const DummyCheckpoint dummy,
+              make_dummy(name, request.config, *request.precision, {.seed = options.seed.value_or(0)}));
+  const uint64_t available = available_memory();
+  if (!fits(dummy.bytes(), available)) {
+    return Error{"make dummy weights", request.name + " in " + std::string(request.precision->name),
+                 "at most " + gigabytes(available < kSpare ? 0 : available - kSpare) + " of memory that is free",
+                 gigabytes(dummy.bytes()), command_that_fits(request, available)};
+  }
+  return Checkpoint::dummy(dummy, options.threads);
+}
+
+}  // namespace proa

@@ -1,0 +1,28 @@
+// From a name or path and flags to a checkpoint: a file, a model of the cache, or dummy weights in memory.
+#pragma once
+
+#include <string>
+
+#include "apps/open_engine.h"
+#include "checkpoint/checkpoint.h"
+#include "models/dummy.h"
+
+namespace proa {
+
+// What --load-format, --quantization and --seed ask for. Errors beside those of the readers: an unknown model or
+// precision, with the known ones; dummy weights that do not fit in memory, with both sizes and a command that fits.
+Result<Checkpoint> open_checkpoint(const OpenOptions& options);
+
+struct DummyRequest {
+  std::string name;               // for people: the model's, or the folder's
+  std::string published;          // of a known model its full name; empty: a folder
+  nlohmann::ordered_json config;  // config.json
+  const Precision* precision = nullptr;
+};
+// `model` is a known name (with or without organisation and precision) or a folder with a config.json; an empty
+// quantization is that of the name, or bf16.
+Result<DummyRequest> find_dummy(const std::string& model, const std::string& quantization);
+
+std::string gigabytes(uint64_t bytes);  // "18.0 GB"
+
+}  // namespace proa
