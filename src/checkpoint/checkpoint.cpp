@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
-#include <set>
 #include <system_error>
 
 #include "checkpoint/printable.h"
+#include "checkpoint/safetensors_index.h"
 
 namespace proa {
 namespace {
@@ -16,11 +16,6 @@ namespace fs = std::filesystem;
 constexpr size_t kMaxConfigBytes = 16u << 20;
 constexpr size_t kMaxListed = 20;
 
-// A name of a file in the folder and nothing else: an index must not reach out of it.
-bool is_plain_name(std::string_view name) {
-  return !name.empty() && name.find('/') == name.npos && name.find('\0') == name.npos && name != "." && name != "..";
-}
-
 Error too_long(const std::string& path, size_t max_bytes, size_t bytes) {
   return {.doing = "read file",
           .where = path,
@@ -28,22 +23,47 @@ Error too_long(const std::string& path, size_t max_bytes, size_t bytes) {
           .actual = std::to_string(bytes)};
 }
 
-Result<std::string> read_bounded(const std::string& path, size_t max_bytes) {
+// An empty file has no mapping.
+bool is_empty_file(const std::string& path) {
   std::error_code code;
-  const auto status = fs::status(path, code);
-  if (fs::is_regular_file(status) && fs::file_size(path, code) == 0 && !code) return std::string();
-  PROA_ASSIGN(const MappedFile file, MappedFile::open(path));
-  if (file.bytes().size() > max_bytes) return too_long(path, max_bytes, file.bytes().size());
-  return std::string(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+  return fs::is_regular_file(path, code) && fs::file_size(path, code) == 0 && !code;
 }
 
-// "a, b, c and 4 more"
-std::string list(const std::vector<std::string>& names) {
-  std::string text;
-  for (size_t i = 0; i < std::min(names.size(), kMaxListed); ++i) text += (i ? ", " : "") + printable(names[i]);
-  if (names.size() > kMaxListed) text += " and " + std::to_string(names.size() - kMaxListed) + " more";
-  return text;
+// The folder's own files, and blobs of the cache that a snapshot's links point to; a link to anywhere else would let a
+// downloaded folder name any file of this machine.
+Result<void> check_link(const fs::path& folder, const fs::path& path) {
+  std::error_code code;
+  if (!fs::is_symlink(fs::symlink_status(path, code))) return {};
+  const fs::path target = fs::canonical(path, code);
+  if (code) return {};  // opening it says why
+  const fs::path own = fs::canonical(folder, code);
+  if (code) return {};
+  const fs::path holder = target.parent_path(), snapshots = own.parent_path();
+  if (std::mismatch(own.begin(), own.end(), holder.begin(), holder.end()).first == own.end()) return {};
+  if (snapshots.filename() == "snapshots" && holder == snapshots.parent_path() / "blobs") return {};
+  return Error{.doing = "open file",
+               .where = path.string(),
+               .expected = "a file of this folder",
+               .actual = "a link to " + printable(target.string()),
+               .hint = "copy the file, or name the folder that holds it"};
 }
+
+// "7 missing: a, b, c and 4 more"
+class Missing {
+ public:
+  void add(const std::string& name) {
+    if (++count_ <= kMaxListed) text_ += (count_ > 1 ? ", " : "") + printable(name);
+  }
+  bool any() const { return count_ > 0; }
+  std::string text() const {
+    const std::string more = count_ > kMaxListed ? " and " + std::to_string(count_ - kMaxListed) + " more" : "";
+    return std::to_string(count_) + " missing: " + text_ + more;
+  }
+
+ private:
+  size_t count_ = 0;
+  std::string text_;
+};
 
 bool has_gguf_magic(const std::string& path) {
   const auto file = MappedFile::open(path);
@@ -117,23 +137,34 @@ Result<void> Checkpoint::open_parts() {
 
 Result<Safetensors> Checkpoint::open_shard(const std::string& name) const {
   const std::string path = (fs::path(path_) / name).string();
-  return on_disk_ ? Safetensors::open(path) : Safetensors::parse(parts_.at(name), path);
+  if (!on_disk_) return Safetensors::parse(parts_.at(name), path);
+  PROA_TRY(check_link(path_, path));
+  return Safetensors::open(path);
 }
 
-Result<std::string> Checkpoint::read_bounded(std::string_view name, size_t max_bytes) const {
+Result<Checkpoint::Text> Checkpoint::map_text(std::string_view name, size_t max_bytes) const {
   const std::string path = (fs::path(path_) / name).string();
-  if (on_disk_) return proa::read_bounded(path, max_bytes);
-  const auto part = parts_.find(name);
-  if (part == parts_.end()) return Error{"read file", path, "", "no such file in this checkpoint", ""};
-  const auto bytes = part->second;
+  Text text;
+  std::span<const std::byte> bytes;
+  if (on_disk_) {
+    PROA_TRY(check_link(path_, path));
+    if (is_empty_file(path)) return text;
+    PROA_ASSIGN(text.file, MappedFile::open(path));
+    bytes = text.file->bytes();
+  } else {
+    const auto part = parts_.find(name);
+    if (part == parts_.end()) return Error{"read file", path, "", "no such file in this checkpoint", ""};
+    bytes = part->second;
+  }
   if (bytes.size() > max_bytes) return too_long(path, max_bytes, bytes.size());
-  return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  text.view = {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+  return text;
 }
 
 Result<nlohmann::ordered_json> Checkpoint::read_object(std::string_view name, size_t max_bytes) const {
   const std::string path = (fs::path(path_) / name).string();
-  PROA_ASSIGN(const std::string text, read_bounded(name, max_bytes));
-  PROA_ASSIGN(auto json, parse_json(text, path));
+  PROA_ASSIGN(const Text text, map_text(name, max_bytes));
+  PROA_ASSIGN(auto json, parse_json(text.view, path));
   if (!json.is_object()) {
     return Error{.doing = "read JSON", .where = path, .expected = "an object", .actual = json.type_name()};
   }
@@ -151,64 +182,60 @@ Result<void> Checkpoint::open_folder() {
 
   if (has_file("model.safetensors")) {
     PROA_ASSIGN(Safetensors shard, open_shard("model.safetensors"));
-    tensors_ = shard.tensors();
+    tensors_ = shard.take_tensors();
     shards_.push_back(std::move(shard));
     return {};
   }
   const std::string index_name = "model.safetensors.index.json";
-  const std::string index_path = (fs::path(path_) / index_name).string();
   if (!has_file(index_name)) {
     return Error{.doing = "open checkpoint",
                  .where = path_,
                  .expected = "model.safetensors or " + index_name,
                  .actual = "neither"};
   }
+  const std::string index_path = (fs::path(path_) / index_name).string();
+  SafetensorsIndex index;
+  {
+    PROA_ASSIGN(const Text text, map_text(index_name, kMaxTextBytes));
+    PROA_ASSIGN(index, parse_safetensors_index(text.view, index_path));
+  }
+  return open_shards(index, index_path);
+}
+
+Result<void> Checkpoint::open_shards(const SafetensorsIndex& index, const std::string& index_path) {
   const auto index_error = [&](std::string expected, std::string actual) {
     return Error{
         .doing = "open checkpoint", .where = index_path, .expected = std::move(expected), .actual = std::move(actual)};
   };
-  PROA_ASSIGN(const auto index, read_object(index_name, kMaxTextBytes));
-  const auto weight_map = index.find("weight_map");
-  if (weight_map == index.end() || !weight_map->is_object()) return index_error("an object weight_map", "none");
-
-  std::map<std::string, std::string> shard_of;  // tensor -> file
-  std::set<std::string> files;
-  for (const auto& [tensor_name, file] : weight_map->items()) {
-    if (!file.is_string() || !is_plain_name(file.get_ref<const std::string&>())) {
-      return index_error(
-          "a file name in this folder for " + printable(tensor_name),
-          file.is_string() ? "\"" + printable(file.get_ref<const std::string&>()) + "\"" : "another type");
+  Missing missing_files;
+  for (const std::string& file : index.files) {
+    if (!has_file(file)) missing_files.add(file);
+  }
+  if (missing_files.any()) {
+    return index_error(std::to_string(index.files.size()) + " shards", missing_files.text());
+  }
+  for (size_t i = 0; i < index.files.size(); ++i) {
+    PROA_ASSIGN(Safetensors shard, open_shard(index.files[i]));
+    auto tensors = shard.take_tensors();
+    std::erase_if(tensors, [&](const auto& tensor) {  // the index decides between two copies
+      const auto named = index.shard.find(tensor.first);
+      return named != index.shard.end() && named->second != i;
+    });
+    tensors_.merge(tensors);
+    if (!tensors.empty()) {
+      return index_error("each tensor in one shard or in the index",
+                         printable(tensors.begin()->first) + " in two shards");
     }
-    shard_of[tensor_name] = file;
-    files.insert(file);
-  }
-
-  std::vector<std::string> missing;
-  for (const std::string& file : files) {
-    if (!has_file(file)) missing.push_back(file);
-  }
-  if (!missing.empty()) {
-    return index_error(std::to_string(files.size()) + " shards",
-                       std::to_string(missing.size()) + " missing: " + list(missing));
-  }
-  for (const std::string& file : files) {
-    PROA_ASSIGN(Safetensors shard, open_shard(file));
-    for (const auto& [tensor_name, entry] : shard.tensors()) {
-      const auto named = shard_of.find(tensor_name);
-      if (named != shard_of.end() && named->second != file) continue;  // the index decides between two copies
-      if (!tensors_.emplace(tensor_name, entry).second) {
-        return index_error("each tensor in one shard or in the index", printable(tensor_name) + " in two shards");
-      }
+    if (tensors_.size() > Safetensors::kMaxTensors) {
+      return index_error("at most " + std::to_string(Safetensors::kMaxTensors) + " tensors in all shards", "more");
     }
     shards_.push_back(std::move(shard));
   }
-  for (const auto& [tensor_name, file] : shard_of) {
-    if (!tensors_.contains(tensor_name)) missing.push_back(tensor_name + " (" + file + ")");
+  Missing missing_tensors;
+  for (const auto& [tensor_name, file] : index.shard) {
+    if (!tensors_.contains(tensor_name)) missing_tensors.add(tensor_name + " (" + index.files[file] + ")");
   }
-  if (!missing.empty()) {
-    return index_error("every tensor of the index in its shard",
-                       std::to_string(missing.size()) + " missing: " + list(missing));
-  }
+  if (missing_tensors.any()) return index_error("every tensor of the index in its shard", missing_tensors.text());
   return {};
 }
 
@@ -223,24 +250,27 @@ Result<Tensor> Checkpoint::tensor(std::string_view name) const {
 }
 
 bool Checkpoint::has_file(std::string_view name) const {
-  if (gguf_ || !is_plain_name(name)) return false;
+  if (gguf_ || !is_plain_file_name(name)) return false;
   if (!on_disk_) return parts_.contains(name);
+  // Also what is there and cannot be read, such as a folder of that name: opening it says so.
   std::error_code code;
-  return fs::is_regular_file(fs::path(path_) / name, code);
+  return fs::status(fs::path(path_) / name, code).type() != fs::file_type::not_found;
 }
 
 Result<std::string> Checkpoint::read_text(std::string_view name) const {
-  if (gguf_ || !is_plain_name(name)) {
+  if (gguf_ || !is_plain_file_name(name)) {
     return Error{.doing = "read file",
                  .where = path_ + ": " + printable(name),
                  .actual = gguf_ ? "a GGUF file has no files beside it" : "not a plain file name"};
   }
-  return read_bounded(name, kMaxTextBytes);
+  PROA_ASSIGN(const Text text, map_text(name, kMaxTextBytes));
+  return std::string(text.view);
 }
 
 Result<nlohmann::ordered_json> Checkpoint::read_json(std::string_view name) const {
-  PROA_ASSIGN(const std::string text, read_text(name));
-  return parse_json(text, (fs::path(path_) / name).string());
+  if (gguf_ || !is_plain_file_name(name)) return read_text(name).error();
+  PROA_ASSIGN(const Text text, map_text(name, kMaxTextBytes));
+  return parse_json(text.view, (fs::path(path_) / name).string());
 }
 
 }  // namespace proa

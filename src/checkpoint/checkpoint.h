@@ -21,8 +21,11 @@
 
 namespace proa {
 
-// Text of a JSON file from outside as a value: bounded in nesting, errors with file and position. Python's NaN,
-// Infinity and -Infinity outside of strings become the strings "NaN", "Infinity", "-Infinity".
+struct SafetensorsIndex;
+
+// Text of a JSON file from outside as a value: bounded in nesting and in memory (48 MB and the text's size), each field
+// once, errors with file and position. Python's NaN, Infinity and -Infinity outside of strings become the strings
+// "NaN", "Infinity", "-Infinity".
 Result<nlohmann::ordered_json> parse_json(std::string_view text, const std::string& file);
 
 class Checkpoint {
@@ -64,7 +67,7 @@ class Checkpoint {
   const Gguf* gguf() const { return gguf_.get(); }
 
   // Files beside the weights: "tokenizer.json", "chat_template.jinja". `name` is a plain file name. For a GGUF file
-  // there are none.
+  // there are none. A link must lead to a file of the folder, or from a snapshot of the model cache to its blobs.
   bool has_file(std::string_view name) const;
   Result<std::string> read_text(std::string_view name) const;
   Result<nlohmann::ordered_json> read_json(std::string_view name) const;
@@ -83,10 +86,16 @@ class Checkpoint {
   nlohmann::ordered_json config_ = nlohmann::ordered_json::object();
   nlohmann::ordered_json generation_config_ = nullptr;
 
+  struct Text {
+    std::optional<MappedFile> file;
+    std::string_view view;
+  };
+
   Result<void> open_parts();
   Result<void> open_folder();
+  Result<void> open_shards(const SafetensorsIndex& index, const std::string& index_path);
   Result<Safetensors> open_shard(const std::string& name) const;
-  Result<std::string> read_bounded(std::string_view name, size_t max_bytes) const;
+  Result<Text> map_text(std::string_view name, size_t max_bytes) const;
   Result<nlohmann::ordered_json> read_object(std::string_view name, size_t max_bytes) const;
 };
 
