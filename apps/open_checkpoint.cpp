@@ -74,9 +74,15 @@ Result<Checkpoint> open_checkpoint(const OpenOptions& options) {
       return Error{"open model", "--quantization " + options.quantization, "--load-format dummy beside it",
                    "a checkpoint, whose precision is in its files", ""};
     }
-    PROA_ASSIGN(const std::string path,
-                resolve_model(options.model, {.cache = options.download_dir, .revision = options.revision}));
-    return Checkpoint::open(path);
+    auto path = resolve_model(options.model, {.cache = options.download_dir, .revision = options.revision});
+    if (!path.ok()) {
+      Error error = std::move(path).error();
+      if (find_known_model(options.model).ok()) {
+        error.hint += (error.hint.empty() ? "" : "; ") + std::string("--load-format dummy runs it on random weights");
+      }
+      return error;
+    }
+    return Checkpoint::open(*path);
   }
   PROA_ASSIGN(const DummyRequest request, find_dummy(options.model, options.quantization));
   const std::string name = request.name + "-" + std::string(request.precision->name) + "-dummy";
