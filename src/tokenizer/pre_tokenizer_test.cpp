@@ -46,6 +46,9 @@ TEST(PreTokenizer, PresetsCutAsTheirModels) {
       {"gpt-4o", "He'll 12345", {"He'll", " ", "123", "45"}},
       {"gpt-4o", "éÉa's", {"éÉa's"}, true},
       {"default", "a1234.b", {"a", "123", "4", ".", "b"}},
+      {"llama4", "He'll 12345", {"He'll", " ", "123", "45"}},
+      {"starcoder", "a 12b", {"a", " ", "1", "2", "b"}},
+      {"deepseek-v3", "a漢字か12345 (x) #if\n\n", {"a", "漢字か", "123", "45", " (", "x", ")", " #", "if", "\n\n"}},
       {"gpt-2", "a\u180eb", {"a", "\u180e", "b"}},  // no white space since Unicode 6.3
       {"gpt-2", "a\u180e \u180eb", {"a", "\u180e", " \u180e", "b"}},
       {"gpt-2", "a \u0085\u2003b", {"a", " \u0085", "\u2003", "b"}},

@@ -50,18 +50,50 @@ struct Preset {
 // What llama.cpp falls back to when a file names none.
 constexpr std::array<const char*, 4> kDefault = {R"([\p{P}\$\+<=>\^~\|]+)", kGpt2, R"(\p{N}+)", "[0-9][0-9][0-9]"};
 
+constexpr std::array<const char*, 4> kDigitsGpt2 = {R"(\p{N})", kGpt2};
+constexpr std::array<const char*, 4> kDeepSeek3 = {
+    R"(\p{N}{1,3})", R"([\x{4E00}-\x{9FA5}\x{3040}-\x{309F}\x{30A0}-\x{30FF}]+)",
+    R"([!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)"};
+
 constexpr Preset kPresets[] = {
     {.name = "default", .expressions = kDefault},
+
     {.name = "gpt-2", .expressions = {kGpt2}},
     {.name = "gpt2", .expressions = {kGpt2}},
+    {.name = "phi-2", .expressions = {kGpt2}},
+    {.name = "mpt", .expressions = {kGpt2}},
     {.name = "olmo", .expressions = {kGpt2}},
-    {.name = "smollm", .expressions = {R"(\p{N})", kGpt2}},
+    {.name = "jais", .expressions = {kGpt2}},
+    {.name = "exaone4", .expressions = {kGpt2}},
+    {.name = "granite-docling", .expressions = {kGpt2}},
+
+    {.name = "smollm", .expressions = kDigitsGpt2},
+    {.name = "starcoder", .expressions = kDigitsGpt2},
+    {.name = "refact", .expressions = kDigitsGpt2},
+    {.name = "command-r", .expressions = kDigitsGpt2},
+    {.name = "codeshell", .expressions = kDigitsGpt2},
+    {.name = "exaone", .expressions = kDigitsGpt2},
+    {.name = "minerva-7b", .expressions = kDigitsGpt2},
+
     {.name = "llama-bpe", .expressions = {kLlama3}, .ignore_merges = true, .add_bos = true},
     {.name = "llama3", .expressions = {kLlama3}, .ignore_merges = true, .add_bos = true},
     {.name = "llama-v3", .expressions = {kLlama3}, .ignore_merges = true, .add_bos = true},
+    {.name = "falcon3", .expressions = {kLlama3}, .ignore_merges = true, .add_bos = true},
+    {.name = "falcon-h1", .expressions = {kLlama3}, .ignore_merges = true, .add_bos = true},
+    {.name = "lfm2", .expressions = {kLlama3}, .ignore_merges = true, .add_bos = true},
     {.name = "dbrx", .expressions = {kLlama3}},
+    {.name = "smaug-bpe", .expressions = {kLlama3}},
+    {.name = "chatglm-bpe", .expressions = {kLlama3}},
+    {.name = "glm4", .expressions = {kLlama3}, .ignore_merges = true},
+
     {.name = "qwen2", .expressions = {kQwen2}, .nfc = true},
+    {.name = "deepseek-r1-qwen", .expressions = {kQwen2}},
+    {.name = "megrez", .expressions = {kQwen2}},
+    {.name = "stablelm2", .expressions = {kQwen2}},
+    {.name = "hunyuan", .expressions = {kQwen2}},
+    {.name = "grok-2", .expressions = {kQwen2}},
     {.name = "qwen35", .expressions = {kQwen35}},  // its published vectors keep decomposed letters apart
+
     // The name of Mistral's Pixtral; files of Nemotron 3 carry it because the vocabularies hash alike.
     {.name = "pixtral", .expressions = {kTekken}, .llama_cpp = {kLlama3}, .ignore_merges = true, .add_bos = true},
     {.name = "tekken",
@@ -69,7 +101,11 @@ constexpr Preset kPresets[] = {
      .llama_cpp = {kTekkenLlamaCpp},
      .ignore_merges = true,
      .add_bos = true},
+
     {.name = "gpt-4o", .expressions = {kGpt4o}, .llama_cpp = {kGpt4oLlamaCpp}},
+    {.name = "llama4", .expressions = {kGpt4o}, .llama_cpp = {kGpt4oLlamaCpp}},
+
+    {.name = "deepseek-v3", .expressions = kDeepSeek3},
 };
 
 // Other spellings and steps in tokenizer.json files.

@@ -47,7 +47,10 @@ Result<void> read_types(const Gguf& gguf, Vocabulary& vocabulary) {
 }
 
 Result<void> read_byte_level(const Gguf& gguf, bool llama_cpp, Vocabulary& vocabulary) {
-  PROA_ASSIGN(const std::string_view pre, gguf.string("tokenizer.ggml.pre", "default"));
+  // Where a file does not say, llama.cpp's default; but the early files of GPT-OSS, which say nothing, are known.
+  const auto architecture = gguf.string("general.architecture", "");
+  const bool gpt_oss = architecture.ok() && (*architecture == "gptoss" || *architecture == "gpt-oss");
+  PROA_ASSIGN(const std::string_view pre, gguf.string("tokenizer.ggml.pre", gpt_oss ? "gpt-4o" : "default"));
   PROA_ASSIGN(PreTokenizerPreset preset, pretokenizer_preset(pre, llama_cpp));
   PROA_ASSIGN(const GgufStrings merges, gguf.strings("tokenizer.ggml.merges"));
   vocabulary.merges.reserve(merges.size());
@@ -120,6 +123,16 @@ Result<Vocabulary> vocabulary_from_gguf(const Gguf& gguf, bool llama_cpp) {
   for (const char* key : {"eos", "eot", "eom"}) {
     PROA_ASSIGN(const int32_t id, token_id_of(gguf, "tokenizer.ggml." + std::string(key) + "_token_id", size));
     if (id >= 0) ends.push_back(id);
+  }
+  if (gguf.has("tokenizer.ggml.eos_token_ids")) {  // of GPT-OSS
+    PROA_ASSIGN(const std::vector<int64_t> ids, gguf.integers("tokenizer.ggml.eos_token_ids"));
+    for (const int64_t id : ids) {
+      if (id < 0 || static_cast<uint64_t>(id) >= size || ids.size() > 64) {
+        return problem(gguf, "tokenizer.ggml.eos_token_ids", "at most 64 ids below " + std::to_string(size),
+                       std::to_string(ids.size()) + " with " + std::to_string(id));
+      }
+      ends.push_back(static_cast<int32_t>(id));
+    }
   }
   for (size_t id = 0; id < size; ++id) {
     TokenType& type = vocabulary.types[id];

@@ -20,7 +20,7 @@ std::string error_of(const Result<Tokenizer>& result) { return result.ok() ? "" 
 
 // What goes into a small GGUF vocabulary: a, b, ab, then the added tokens.
 struct GgufFields {
-  std::string model = "gpt2", pre = "gpt-2";
+  std::string architecture = "llama", model = "gpt2", pre = "gpt-2";
   std::vector<std::string> tokens = {"a", "b", "ab", "<s>", "</s>", "<think>", "<|im_end|>"};
   std::vector<int32_t> types = {1, 1, 1, 3, 3, 4, 4};
   std::vector<std::string> merges = {"a b"};
@@ -29,7 +29,7 @@ struct GgufFields {
   // `use` sees the vocabulary while the bytes it points into live.
   std::string read(const std::function<void(const Vocabulary&, const Tokenizer&)>& use) const {
     GgufWriter writer;
-    writer.put_string("general.architecture", "llama");
+    writer.put_string("general.architecture", architecture);
     if (!model.empty()) writer.put_string("tokenizer.ggml.model", model);
     if (!pre.empty()) writer.put_string("tokenizer.ggml.pre", pre);
     if (!tokens.empty()) writer.put_strings("tokenizer.ggml.tokens", tokens);
@@ -86,6 +86,18 @@ TEST(GgufVocabulary, ThePresetFillsWhatTheFileLeavesOut) {
             "");
 }
 
+TEST(GgufVocabulary, EarlyFilesOfGptOssNameNoExpressionAndSeveralEnds) {
+  GgufFields fields;
+  fields.architecture = "gptoss";
+  fields.pre.clear();
+  fields.more = [](GgufWriter& writer) { writer.put_i32s("tokenizer.ggml.eos_token_ids", std::vector<int32_t>{4, 2}); };
+  EXPECT_EQ(fields.read([](const Vocabulary& vocabulary, const Tokenizer&) {
+    EXPECT_EQ(vocabulary.steps.at(0).expression, pretokenizer_preset("gpt-4o")->steps.at(0).expression);
+    EXPECT_EQ(vocabulary.eos_ids, (std::vector<int32_t>{4, 2, 6}));
+  }),
+            "");
+}
+
 TEST(GgufVocabulary, BrokenFilesAreErrorsThatNameTheKey) {
   struct Row {
     const char* message;
@@ -134,6 +146,10 @@ TEST(GgufVocabulary, BrokenFilesAreErrorsThatNameTheKey) {
       {"merge 0: expected tokens of the vocabulary, found ''", [](GgufFields& f) { f.merges[0] = " b"; }},
       {"eos_token_id: expected an id below 7, found 7",
        [](GgufFields& f) { f.more = [](GgufWriter& w) { w.put_u32("tokenizer.ggml.eos_token_id", 7); }; }},
+      {"eos_token_ids: expected at most 64 ids below 7, found 2 with 7",
+       [](GgufFields& f) {
+         f.more = [](GgufWriter& w) { w.put_i32s("tokenizer.ggml.eos_token_ids", std::vector<int32_t>{4, 7}); };
+       }},
       {"bos_token_id: expected an id below 7, found -3",
        [](GgufFields& f) { f.more = [](GgufWriter& w) { w.put_i32("tokenizer.ggml.bos_token_id", -3); }; }},
       {"add_bos_token",
