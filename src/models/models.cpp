@@ -25,13 +25,23 @@ Result<std::string> architecture_of(const Checkpoint& checkpoint) {
     PROA_ASSIGN(auto name, gguf->string("general.architecture"));
     return std::string(name);
   }
-  const ConfigReader config(checkpoint.config(), checkpoint.path() + "/config.json");
+  PROA_ASSIGN(const ConfigReader config, text_config(checkpoint));
   PROA_ASSIGN(auto names, config.strings("architectures"));
   if (names.size() != 1) return config.error("architectures", "one name", std::to_string(names.size()));
   return names.front();
 }
 
 }  // namespace
+
+Result<ConfigReader> text_config(const Checkpoint& checkpoint) {
+  const ConfigReader config(checkpoint.config(), checkpoint.path() + "/config.json");
+  for (const char* name : {"llm_config", "text_config"}) {
+    if (!config.has(name)) continue;
+    PROA_ASSIGN(const ConfigReader nested, config.object(name));
+    if (nested.has("architectures")) return nested;
+  }
+  return config;
+}
 
 std::string_view to_string(WeightKind kind) {
   constexpr std::string_view kNames[] = {"embedding",     "mamba",  "attention", "router",  "expert",

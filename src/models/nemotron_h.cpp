@@ -72,6 +72,7 @@ class NemotronH final : public Model {
   Result<void> load(std::shared_ptr<const Checkpoint> checkpoint, const NemotronHConfig& c, Backend& backend) {
     const Names names(*checkpoint);
     std::vector<Ignored> ignored = {{"mtp.", "multi-token prediction"},
+                                    {"language_model.mtp.", "multi-token prediction"},
                                     {"vision_model.", "vision"},
                                     {"mlp1.", "vision"},
                                     {"sound_encoder.", "sound"},

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "checkpoint/config_reader.h"
+#include "models/models.h"
 #include "models/weight_loader.h"
 
 namespace proa::nemotron_h {
@@ -252,7 +253,10 @@ struct Deviations {
 
 Result<NemotronHConfig> read_config(const Checkpoint& checkpoint) {
   const Gguf* gguf = checkpoint.gguf();
-  if (!gguf) return read_config(checkpoint.config(), checkpoint.path() + "/config.json");
+  if (!gguf) {
+    PROA_ASSIGN(const ConfigReader config, text_config(checkpoint));
+    return read_config(config.json(), config.where());
+  }
   PROA_ASSIGN(NemotronHConfig c, config_from_gguf(*gguf));
   PROA_TRY(check(c, checkpoint.path()));
   return c;

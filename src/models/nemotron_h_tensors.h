@@ -37,12 +37,14 @@ inline bool has(const NemotronHConfig& c, char mixer) { return c.pattern.find(mi
 Result<NemotronHConfig> read_config(const Checkpoint& checkpoint);
 Result<NemotronHConfig> read_config(const nlohmann::ordered_json& config, const std::string& path);
 
-// How the two kinds of file spell a tensor.
+// How the two kinds of file spell a tensor, and how some of either kind do.
 struct TensorName {
   const char* hf;
   const char* gguf;
+  const char* hf_other = nullptr;
+  const char* gguf_other = nullptr;
 };
-constexpr TensorName kEmbeddings = {"embeddings.weight", "token_embd.weight"};
+constexpr TensorName kEmbeddings = {"embeddings.weight", "token_embd.weight", "embed_tokens.weight"};
 constexpr TensorName kFinalNorm = {"norm_f.weight", "output_norm.weight"};
 constexpr TensorName kLmHead = {"lm_head.weight", "output.weight"};
 constexpr TensorName kNorm = {"norm.weight", "attn_norm.weight"};
@@ -60,12 +62,14 @@ constexpr TensorName kV = {"mixer.v_proj.weight", "attn_v.weight"};
 constexpr TensorName kO = {"mixer.o_proj.weight", "attn_output.weight"};
 constexpr TensorName kGate = {"mixer.gate.weight", "ffn_gate_inp.weight"};
 constexpr TensorName kBias = {"mixer.gate.e_score_correction_bias", "exp_probs_b.bias"};
-constexpr TensorName kExpertsUp = {"mixer.experts.up_proj", "ffn_up_exps.weight"};
-constexpr TensorName kExpertsDown = {"mixer.experts.down_proj", "ffn_down_exps.weight"};
+constexpr TensorName kExpertsUp = {"mixer.experts.up_proj", "ffn_up_exps.weight", "mixer.switch_mlp.fc1.weight"};
+constexpr TensorName kExpertsDown = {"mixer.experts.down_proj", "ffn_down_exps.weight", "mixer.switch_mlp.fc2.weight"};
 constexpr TensorName kSharedUp = {"mixer.shared_experts.up_proj.weight", "ffn_up_shexp.weight"};
 constexpr TensorName kSharedDown = {"mixer.shared_experts.down_proj.weight", "ffn_down_shexp.weight"};
-constexpr TensorName kLatentIn = {"mixer.fc1_latent_proj.weight", "ffn_latent_down.weight"};
-constexpr TensorName kLatentOut = {"mixer.fc2_latent_proj.weight", "ffn_latent_up.weight"};
+constexpr TensorName kLatentIn = {"mixer.fc1_latent_proj.weight", "ffn_latent_down.weight", nullptr,
+                                  "ffn_latent_in.weight"};
+constexpr TensorName kLatentOut = {"mixer.fc2_latent_proj.weight", "ffn_latent_up.weight", nullptr,
+                                   "ffn_latent_out.weight"};
 constexpr TensorName kUp = {"mixer.up_proj.weight", "ffn_up.weight"};
 constexpr TensorName kDown = {"mixer.down_proj.weight", "ffn_down.weight"};
 
@@ -81,13 +85,13 @@ class Names {
       if (checkpoint.find(prefix + std::string(kFinalNorm.hf))) prefix_ = prefix;
     }
   }
-  std::string trunk(TensorName name) const { return gguf_ ? name.gguf : prefix_ + name.hf; }
+  std::string trunk(TensorName name) const { return spelt(gguf_ ? "" : prefix_, name); }
   std::string lm_head() const {
     if (gguf_) return kLmHead.gguf;
     return (prefix_.starts_with("language_model.") ? "language_model." : "") + std::string(kLmHead.hf);
   }
   std::string layer(size_t i, TensorName name) const {
-    return (gguf_ ? "blk." : prefix_ + "layers.") + std::to_string(i) + "." + (gguf_ ? name.gguf : name.hf);
+    return spelt((gguf_ ? "blk." : prefix_ + "layers.") + std::to_string(i) + ".", name);
   }
   // Experts are one tensor [n_routed_experts, ...] in GGUF and in files that transformers 5 saved, or one each.
   bool stacked(size_t i, TensorName name) const {
@@ -101,6 +105,12 @@ class Names {
   bool gguf() const { return gguf_; }
 
  private:
+  std::string spelt(const std::string& path, TensorName name) const {
+    const char* other = gguf_ ? name.gguf_other : name.hf_other;
+    if (other && checkpoint_ && checkpoint_->find(path + other)) return path + other;
+    return path + (gguf_ ? name.gguf : name.hf);
+  }
+
   const Checkpoint* checkpoint_ = nullptr;
   bool gguf_;
   std::string prefix_ = "backbone.";
