@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "apps/commands.h"
+#include "apps/open_checkpoint.h"
 #include "apps/open_engine.h"
 #include "backends/backends.h"
 #include "bench/answer.h"
@@ -24,6 +25,7 @@
 #include "bench/plot.h"
 #include "bench/report.h"
 #include "checkpoint/checkpoint.h"
+#include "core/anonymous_memory.h"
 #include "models/step_cost.h"
 
 namespace proa {
@@ -89,6 +91,7 @@ class Bench {
   BenchReport& report() { return report_; }
 
  private:
+  Result<void> fits(const MeasureConfig& config) const;
   Result<void> check();
   Result<void> first_token();
   Result<void> add(Result<BenchRow> row);
@@ -123,6 +126,46 @@ std::string main_format(const Model& model) {
   return most == bytes.end() ? "" : most->first;
 }
 
+// Every point of the sweeps is held against the memory there is before the first one runs.
+Result<void> Bench::fits(const MeasureConfig& config) const {
+  const Model& model = *opened_->model;
+  const uint64_t available = available_memory();
+  if (available == 0) return {};
+  // Dummy weights have taken their memory already; a mapped file must stay in it to be read at memory speed.
+  const uint64_t weights =
+      opened_->checkpoint->dummy() ? 0 : static_cast<uint64_t>(std::max<int64_t>(model.info().weight_bytes, 0));
+  const auto needs = [&](const EngineConfig& engine) -> uint64_t {
+    const auto plan = Engine::plan(model, engine);
+    return plan.ok() ? weights + plan->total_bytes() : ~uint64_t{0};
+  };
+  const auto refuse = [&](const std::string& flags, uint64_t bytes, const std::string& hint) {
+    return Error{"bench", flags, "at most " + gigabytes(available) + " of memory, what is free",
+                 bytes == ~uint64_t{0} ? "more than can be addressed"
+                                       : gigabytes(bytes) + ", " + gigabytes(weights) + " of it mapped weights",
+                 hint};
+  };
+  for (const int length : options_.input_lens) {
+    const uint64_t bytes = needs(prefill_engine(config, 0, length));
+    if (bytes <= available) continue;
+    int shorter = length;
+    while (shorter > 1 && needs(prefill_engine(config, 0, shorter)) > available) shorter /= 2;
+    return refuse("--input-len " + std::to_string(length), bytes, "--input-len " + std::to_string(shorter) + " fits");
+  }
+  for (const int batch : options_.batch_sizes) {
+    for (const int64_t depth : options_.depths) {
+      const uint64_t bytes = needs(decode_engine(config, batch, depth, options_.output_len));
+      if (bytes <= available) continue;
+      int fewer = batch;
+      int64_t nearer = depth;
+      while (fewer > 1 && needs(decode_engine(config, fewer, nearer, options_.output_len)) > available) fewer /= 2;
+      while (nearer > 0 && needs(decode_engine(config, fewer, nearer, options_.output_len)) > available) nearer /= 2;
+      return refuse("--batch-size " + std::to_string(batch) + " --depth " + std::to_string(depth), bytes,
+                    "--batch-size " + std::to_string(fewer) + " --depth " + std::to_string(nearer) + " fits");
+    }
+  }
+  return {};
+}
+
 Result<void> Bench::run() {
   progress_.show("loading " + options_.open.model);
   const auto began = Clock::now();
@@ -131,19 +174,23 @@ Result<void> Bench::run() {
   const double load_seconds = std::chrono::duration<double>(Clock::now() - began).count();
   report_ = describe_machine(*opened_->backend, options_.open.threads, options_.command);
   model_name_ = base_name(options_.open.model);
-  quantization_ = main_format(*opened_->model);
-  weights_ = opened_->checkpoint->path();
+  const bool dummy = opened_->checkpoint->dummy() != nullptr;
+  quantization_ = options_.open.quantization.empty() ? main_format(*opened_->model) : options_.open.quantization;
+  weights_ = dummy ? "dummy seed " + std::to_string(options_.open.seed.value_or(0)) : opened_->checkpoint->path();
   kv_cache_dtype_ = std::string(info(opened_->config.kv_cache_dtype).name);
-
-  report_.rows.push_back(named({.what = What::load, .seconds = {load_seconds}}));
-  PROA_TRY(first_token());
-  if (!options_.no_check) PROA_TRY(check());
 
   const MeasureConfig config{.num_iters = options_.num_iters,
                              .max_num_batched_tokens = options_.open.max_num_batched_tokens,
                              .kv_cache_dtype = opened_->config.kv_cache_dtype,
                              .probe_seconds = options_.probe_seconds,
+                             .random_weights = opened_->checkpoint->dummy() != nullptr,
                              .interrupted = &interrupted};
+  PROA_TRY(fits(config));
+
+  report_.rows.push_back(named({.what = What::load, .seconds = {load_seconds}}));
+  PROA_TRY(first_token());
+  if (!options_.no_check) PROA_TRY(check());
+
   const OpenedModel& m = *opened_;
   for (const int length : options_.input_lens) {
     progress_.show("prefill of " + std::to_string(length) + " tokens");

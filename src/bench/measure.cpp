@@ -66,18 +66,26 @@ struct Work {
   int max_tokens;
 };
 
+EngineConfig engine_config(const MeasureConfig& config, const Work& work) {
+  return {.max_num_seqs = work.batch,
+          .max_num_batched_tokens = std::max(config.max_num_batched_tokens, work.batch),
+          .max_model_len = work.depth + work.prompt_tokens + work.max_tokens,
+          .max_queue = work.batch,
+          .kv_cache_dtype = config.kv_cache_dtype,
+          .synthetic_cache = work.depth > 0};
+}
+
+// Sequences whose prompt waits for a later step start later; the others go on until the last one is done.
+Work decode_work(const MeasureConfig& config, int batch, int64_t depth, int num_tokens) {
+  const int late_steps = batch * kPromptTokens / std::max(config.max_num_batched_tokens, batch) + 1;
+  return {batch, depth, kPromptTokens, num_tokens + 1 + late_steps};
+}
+
 Result<Pass> run_pass(const std::shared_ptr<const Model>& model, const std::shared_ptr<Backend>& backend,
                       const Tokenizer& tokenizer, const MeasureConfig& config, const Work& work, bool count_experts) {
-  const int64_t length = work.depth + work.prompt_tokens + work.max_tokens;
-  PROA_ASSIGN(const auto engine,
-              Engine::create(model, backend, tokenizer,
-                             {.max_num_seqs = work.batch,
-                              .max_num_batched_tokens = std::max(config.max_num_batched_tokens, work.batch),
-                              .max_model_len = length,
-                              .max_queue = work.batch,
-                              .kv_cache_dtype = config.kv_cache_dtype,
-                              .synthetic_cache = work.depth > 0,
-                              .count_experts = count_experts}));
+  EngineConfig in_engine = engine_config(config, work);
+  in_engine.count_experts = count_experts;
+  PROA_ASSIGN(const auto engine, Engine::create(model, backend, tokenizer, in_engine));
   std::vector<Request> requests;
   for (int s = 0; s < work.batch; ++s) {
     requests.push_back(
@@ -144,12 +152,18 @@ std::vector<int32_t> random_prompt(uint64_t seed, int sequence, int64_t num_toke
   return ids;
 }
 
+EngineConfig decode_engine(const MeasureConfig& config, int batch, int64_t depth, int num_tokens) {
+  return engine_config(config, decode_work(config, batch, depth, num_tokens));
+}
+
+EngineConfig prefill_engine(const MeasureConfig& config, int64_t depth, int num_tokens) {
+  return engine_config(config, {1, depth, num_tokens, 1});
+}
+
 Result<BenchRow> measure_decode(const std::shared_ptr<const Model>& model, const std::shared_ptr<Backend>& backend,
                                 const Tokenizer& tokenizer, const MeasureConfig& config, int batch, int64_t depth,
                                 int num_tokens) {
-  // Sequences whose prompt waits for a later step start later; the others go on until the last one is done.
-  const int late_steps = batch * kPromptTokens / std::max(config.max_num_batched_tokens, batch) + 1;
-  const Work work{batch, depth, kPromptTokens, num_tokens + 1 + late_steps};
+  const Work work = decode_work(config, batch, depth, num_tokens);
   BenchRow row{.what = What::decode, .num_tokens = num_tokens, .depth = depth, .batch = batch};
 
   PROA_ASSIGN(const Pass first, run_pass(model, backend, tokenizer, config, work, true));

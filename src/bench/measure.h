@@ -27,6 +27,10 @@ struct MeasureConfig {
   const std::atomic<bool>* interrupted = nullptr;  // set by Ctrl-C: the measurement ends with an error
 };
 
+// The engine that a point of the sweep runs in: what it allocates is known before anything runs.
+EngineConfig decode_engine(const MeasureConfig& config, int batch, int64_t depth, int num_tokens);
+EngineConfig prefill_engine(const MeasureConfig& config, int64_t depth, int num_tokens);
+
 // `batch` different sequences, each with `depth` tokens of noise and a prompt of 8 in its caches, draw num_tokens
 // tokens greedily. A sample is the wall clock of num_tokens successive steps in which all sequences take part, the
 // host's work included. Fills what was found in a row; its names are the caller's. Errors: sizes that do not fit, a
