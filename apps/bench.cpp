@@ -129,8 +129,10 @@ std::string main_format(const Model& model) {
 // Every point of the sweeps is held against the memory there is before the first one runs.
 Result<void> Bench::fits(const MeasureConfig& config) const {
   const Model& model = *opened_->model;
-  const uint64_t available = available_memory();
-  if (available == 0) return {};
+  constexpr uint64_t kSpare = uint64_t{1} << 30;  // for the probes, and for what else runs on the machine
+  const uint64_t free = available_memory();
+  if (free == 0) return {};
+  const uint64_t available = free - std::min(free, kSpare);
   // Dummy weights have taken their memory already; a mapped file must stay in it to be read at memory speed.
   const uint64_t weights =
       opened_->checkpoint->dummy() ? 0 : static_cast<uint64_t>(std::max<int64_t>(model.info().weight_bytes, 0));
@@ -139,7 +141,7 @@ Result<void> Bench::fits(const MeasureConfig& config) const {
     return plan.ok() ? weights + plan->total_bytes() : ~uint64_t{0};
   };
   const auto refuse = [&](const std::string& flags, uint64_t bytes, const std::string& hint) {
-    return Error{"bench", flags, "at most " + gigabytes(available) + " of memory, what is free",
+    return Error{"bench", flags, "at most " + gigabytes(available) + " of memory",
                  bytes == ~uint64_t{0} ? "more than can be addressed"
                                        : gigabytes(bytes) + ", " + gigabytes(weights) + " of it mapped weights",
                  hint};
