@@ -74,7 +74,7 @@ const std::vector<std::string> kHeader = {"",      "tokens", "at depth", "batch"
 const char* to_string(What what) { return kWhat[static_cast<int>(what)]; }
 
 std::optional<double> BenchRow::tokens_per_second() const {
-  if (num_tokens <= 0 || seconds.empty()) return {};
+  if ((what != What::prefill && what != What::decode) || num_tokens <= 0 || seconds.empty()) return {};
   return static_cast<double>(num_tokens) * batch / median(seconds);
 }
 
@@ -98,7 +98,7 @@ std::optional<double> BenchRow::limit_seconds(size_t sample) const {
 }
 
 std::optional<double> BenchRow::limit_tokens_per_second() const {
-  if (num_tokens <= 0) return {};
+  if (!tokens_per_second()) return {};
   std::vector<double> limits;
   for (size_t i = 0; i < std::max(read_probe.size(), arithmetic_probe.size()); ++i) {
     if (const auto limit = limit_seconds(i)) limits.push_back(*limit);

@@ -48,6 +48,8 @@ struct BenchRow {
   std::optional<double> distinct_experts = {};  // per MoE layer and step, mean
   std::optional<double> expected_experts = {};  // expected_distinct_experts() of checks.h
   std::optional<double> kl = {};                // of this point to the reference path, where it was compared
+  std::vector<int32_t> token_ids =
+      {};  // drawn by the first sequence of a decode, for those who check by another program
 
   std::optional<double> tokens_per_second() const;  // of all sequences together, at the median sample
   std::optional<double> bytes_per_second() const;

@@ -39,6 +39,7 @@ Json row_to_json(const BenchRow& row) {
   put(json, "distinct_experts", row.distinct_experts);
   put(json, "expected_experts", row.expected_experts);
   put(json, "kl", row.kl);
+  if (!row.token_ids.empty()) json["token_ids"] = row.token_ids;
   // For readers of the file; read_report computes them again.
   put(json, "tokens_per_second", row.tokens_per_second());
   put(json, "bytes_per_second", row.bytes_per_second());
@@ -149,6 +150,7 @@ Result<BenchRow> row_from_json(const Json& json, const std::string& where) {
   reader.optional("distinct_experts", row.distinct_experts);
   reader.optional("expected_experts", row.expected_experts);
   reader.optional("kl", row.kl);
+  reader.optional("token_ids", row.token_ids);
 
   bool known = false;
   for (What each : {What::load, What::first_token, What::prefill, What::decode, What::memory}) {

@@ -49,6 +49,7 @@ BenchReport example() {
   decode.distinct_experts = 22.1;
   decode.expected_experts = 22.4;
   decode.kl = 2e-5;
+  decode.token_ids = {7, 0, 131071};
   memory.what = What::memory;
   memory.part = "weights";
   memory.bytes = 18e9;
@@ -83,7 +84,10 @@ TEST(BenchRow, WhatWasNotMeasuredIsEmpty) {
   EXPECT_FALSE(empty.flops_per_second());
   EXPECT_FALSE(empty.limit_tokens_per_second());
   EXPECT_TRUE(empty.shares().empty());
-  const BenchRow load = example().rows[0];  // timed, without tokens or a limit
+  BenchRow load = example().rows[0];  // timed, without tokens or a limit
+  EXPECT_FALSE(load.tokens_per_second());
+  load.what = What::first_token;  // of a prompt whose tokens are not its speed
+  load.num_tokens = 8;
   EXPECT_FALSE(load.tokens_per_second());
   EXPECT_TRUE(load.shares().empty());
 }
@@ -132,6 +136,7 @@ TEST(Report, JsonIsReadBackWhole) {
   EXPECT_EQ(to_json(*read), json);  // every field, since to_json writes every field
   EXPECT_EQ(read->rows[1].arithmetic, Probe::int8);
   EXPECT_EQ(read->rows[2].seconds, report.rows[2].seconds);
+  EXPECT_EQ(read->rows[2].token_ids, report.rows[2].token_ids);
   EXPECT_FALSE(read->rows[0].bytes.has_value());
 }
 
