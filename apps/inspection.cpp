@@ -4,10 +4,9 @@
 #include <map>
 #include <set>
 
+#include "apps/open_checkpoint.h"
 #include "backends/backends.h"
-#include "checkpoint/checkpoint.h"
 #include "models/step_cost.h"
-#include "registry/hub_cache.h"
 #include "tokenizer/vocabulary.h"
 
 namespace proa {
@@ -238,14 +237,22 @@ Json layer_counts(const ModelInfo& info) {
   return counts;
 }
 
+// Dummy weights are asked for by their headers alone: no byte of them is made, so any size can be looked at.
+Result<Checkpoint> open_headers(const OpenOptions& options) {
+  if (options.load_format != "dummy") return open_checkpoint(options);
+  PROA_ASSIGN(const DummyRequest request, find_dummy(options.model, options.quantization));
+  PROA_ASSIGN(const DummyCheckpoint dummy,
+              make_dummy(request.name + " as dummy " + std::string(request.precision->name), request.config,
+                         *request.precision));
+  return Checkpoint::dummy(dummy, 1, 0);
+}
+
 }  // namespace
 
 Result<Json> inspect(const OpenOptions& options) {
   PROA_ASSIGN(const Format kv_cache_dtype, parse_kv_cache_dtype(options.kv_cache_dtype));
   PROA_ASSIGN(const auto device, make_backend(options.device, {.num_threads = options.threads}));
-  PROA_ASSIGN(const std::string path,
-              resolve_model(options.model, {.cache = options.download_dir, .revision = options.revision}));
-  PROA_ASSIGN(auto opened, Checkpoint::open(path));
+  PROA_ASSIGN(auto opened, open_headers(options));
   const auto checkpoint = std::make_shared<const Checkpoint>(std::move(opened));
   // On the host, where weights stay in their files; another device would be given copies.
   PROA_ASSIGN(const auto host, make_backend("reference"));
@@ -260,7 +267,7 @@ Result<Json> inspect(const OpenOptions& options) {
   const ModelInfo& about = model->info();
   const ParameterCount parameters = count_parameters(*model);
   Json report = {
-      {"model", path},
+      {"model", checkpoint->path()},
       {"container", checkpoint->gguf() ? "gguf" : "huggingface"},
       {"files", files.size()},
       {"tensors", checkpoint->tensors().size()},

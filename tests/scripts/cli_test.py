@@ -332,6 +332,11 @@ class Inspect(unittest.TestCase):
                      "memory for 1 sequence"):
             self.assertIn(word, done.stdout)
 
+    def test_dummy_weights_are_not_made(self):
+        report = self.inspect("NVIDIA-Nemotron-3-Super-120B-A12B", "--load-format", "dummy", "-q", "q4_0")
+        self.assertEqual(report["parameters"]["total"], 120_668_707_840)
+        self.assertGreater(report["tensor_bytes"], 60e9)
+
     def test_what_is_no_model_is_an_error(self):
         done = proa("inspect", GOLDENS / "quant")
         self.assertEqual((done.returncode, done.stdout), (1, ""))
