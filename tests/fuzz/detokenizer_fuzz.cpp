@@ -1,8 +1,10 @@
 // libFuzzer target: any bytes as ids, some of them outside of the vocabulary, pushed one by one into a detokenizer that
 // is finished at places of the input's choice. Every push gives valid UTF-8, and each stretch the text of its whole
 // decoding. The first byte chooses the tokenizer and whether special tokens are skipped; two bytes make an id.
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <string>
 #include <string_view>
@@ -46,10 +48,44 @@ proa::Tokenizer byte_level() {
   return *std::move(tokenizer);
 }
 
+// SentencePiece's pieces with byte fallback, as Llama 2 (which drops the first space) or as Gemma (which keeps it).
+proa::Tokenizer sentencepiece(bool strips) {
+  std::string vocab, separator;
+  int id = 0;
+  const auto add = [&](const std::string& piece) {
+    vocab += separator + '"' + piece + "\":" + std::to_string(id++);
+    separator = ",";
+  };
+  for (const char* special : {"<unk>", "<s>", "</s>"}) add(special);
+  for (int b = 0; b < 256; ++b) {
+    std::array<char, 8> name{};
+    std::snprintf(name.data(), name.size(), "<0x%02X>", b);
+    add(name.data());
+  }
+  for (const char* piece : {"▁", "▁▁", "a", "▁a", "é", "▁世", "😀", "a▁", "e\xCC\x81"}) add(piece);
+  const std::string strip = strips ? R"(,{"type":"Strip","content":" ","start":1,"stop":0})" : "";
+  const std::string prepend = strips ? R"({"type":"Prepend","prepend":"▁"},)" : "";
+  const std::string json =
+      R"({"added_tokens":[{"id":0,"content":"<unk>","special":true},{"id":1,"content":"<s>","special":true},)"
+      R"({"id":2,"content":"</s>","special":true}],"normalizer":{"type":"Sequence","normalizers":[)" +
+      prepend +
+      R"({"type":"Replace","pattern":{"String":" "},"content":"▁"}]},"pre_tokenizer":null,"post_processor":null,)"
+      R"("decoder":{"type":"Sequence","decoders":[{"type":"Replace","pattern":{"String":"▁"},"content":" "},)"
+      R"({"type":"ByteFallback"},{"type":"Fuse"})" +
+      strip + R"(]},"model":{"type":"BPE","unk_token":"<unk>","fuse_unk":true,"byte_fallback":true,"vocab":{)" + vocab +
+      R"(},"merges":[]}})";
+  const auto vocabulary = proa::vocabulary_from_tokenizer_json(json, "");
+  if (!vocabulary.ok()) std::fprintf(stderr, "%s\n", vocabulary.error().message().c_str());
+  expect(vocabulary.ok());
+  auto tokenizer = proa::Tokenizer::create(*vocabulary);
+  expect(tokenizer.ok());
+  return *std::move(tokenizer);
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  static const std::vector<proa::Tokenizer> tokenizers = {byte_level()};
+  static const std::vector<proa::Tokenizer> tokenizers = {byte_level(), sentencepiece(true), sentencepiece(false)};
   if (size == 0 || size > kMaxBytes) return 0;
   const bool skip_special = (data[0] & 1) != 0;
   const proa::Tokenizer& tokenizer = tokenizers[(data[0] >> 1) % tokenizers.size()];
