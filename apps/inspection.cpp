@@ -1,5 +1,8 @@
 #include "apps/inspection.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <map>
 #include <set>
@@ -247,6 +250,23 @@ Result<Checkpoint> open_headers(const OpenOptions& options) {
   return Checkpoint::dummy(dummy, 1, 0);
 }
 
+// The few small tensors that opening a model reads lie far apart. Reading ahead at each of them would fetch hundreds of
+// megabytes of a file that is not in memory yet.
+void without_read_ahead(const Checkpoint& checkpoint) {
+  std::map<std::string_view, std::pair<uintptr_t, uintptr_t>> ranges;  // by file
+  for (const auto& [name, entry] : checkpoint.tensors()) {
+    if (entry.bytes == 0) continue;
+    const auto begin = reinterpret_cast<uintptr_t>(entry.data), end = begin + entry.bytes;
+    auto& range = ranges.try_emplace(entry.file, begin, end).first->second;
+    range = {std::min(range.first, begin), std::max(range.second, end)};
+  }
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  for (const auto& [file, range] : ranges) {
+    const uintptr_t begin = range.first / page * page;
+    ::madvise(reinterpret_cast<void*>(begin), range.second - begin, MADV_RANDOM);
+  }
+}
+
 }  // namespace
 
 Result<Json> inspect(const OpenOptions& options) {
@@ -254,6 +274,7 @@ Result<Json> inspect(const OpenOptions& options) {
   PROA_ASSIGN(const auto device, make_backend(options.device, {.num_threads = options.threads}));
   PROA_ASSIGN(auto opened, open_headers(options));
   const auto checkpoint = std::make_shared<const Checkpoint>(std::move(opened));
+  without_read_ahead(*checkpoint);
   // On the host, where weights stay in their files; another device would be given copies.
   PROA_ASSIGN(const auto host, make_backend("reference"));
   PROA_ASSIGN(const auto model, open_model(checkpoint, *host));
