@@ -336,6 +336,26 @@ def huggingface_files():
     mtp(trunk, SUPER)
     trunk.write(42_683, 120_668_707_840, all_parameters=123_611_033_088)
 
+    moe = SUPER.layers["E"]
+
+    def super_scheme(module, layer):
+        if module.startswith("experts.") or (module == "shared.down_proj" and layer == moe[19]):
+            return "NVFP4"
+        fp8 = module in ("in_proj", "out_proj", "shared.up_proj") or (module == "shared.down_proj" and layer < moe[19])
+        return "FP8" if fp8 else "BF16"
+    mixed = huggingface("super-120b-nvfp4", "Nemotron-3-Super-120B-A12B-NVFP4: MIXED_PRECISION. How many modules are FP8 (139) "
+                        "and NVFP4 (40,961) is published; which ones is made up.", SUPER, super_scheme)
+    mtp(mixed, SUPER)
+    mixed.line("quant", "quant_algo", "MIXED_PRECISION")
+    mixed.line("quant", "kv_cache_quant_algo", "FP8")
+    mixed.line("quantized", "NVFP4", f"backbone.layers.{ranges(moe)}.mixer.experts.{{0-511}}.{{up_proj,down_proj}}")
+    mixed.line("quantized", "NVFP4", f"backbone.layers.{moe[19]}.mixer.shared_experts.down_proj")
+    mixed.line("quantized", "FP8", f"backbone.layers.{ranges(SUPER.layers['M'])}.mixer.{{in_proj,out_proj}}")
+    mixed.line("quantized", "FP8", f"backbone.layers.{ranges(moe)}.mixer.shared_experts.up_proj")
+    mixed.line("quantized", "FP8", f"backbone.layers.{ranges(moe[:19])}.mixer.shared_experts.down_proj")
+    kv_scales(mixed, SUPER)
+    mixed.write(165_860, 120_668_707_840)
+
     huggingface("nano-4b-bf16", "Nemotron-3-Nano-4B", NANO_4B).write(263, 3_973_556_832)
     fp8_down = NANO_4B.layers["-"][:4]
 
