@@ -36,6 +36,7 @@ int main(int argc, char** argv) {
   app.footer("Example: proa run SmolLM2-135M-Instruct.Q4_1.gguf -p \"What is a proa?\"");
   int exit_code = 0;
   proa::add_run_command(app, exit_code);
+  proa::add_render_command(app, exit_code);
   proa::add_bench_command(app, exit_code);
   proa::add_pull_command(app, exit_code);
   proa::add_inspect_command(app, exit_code);

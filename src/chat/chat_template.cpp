@@ -4,6 +4,8 @@
 #include <array>
 #include <utility>
 
+#include "chat/jinja_text.h"
+
 namespace proa {
 namespace {
 
@@ -50,11 +52,55 @@ Error bad_field(size_t message, std::string field, std::string expected, std::st
                .actual = std::move(actual)};
 }
 
+const char* type_of(const Json* value) { return value ? value->type_name() : "nothing"; }
+
+const Json* field_of(const Json& object, const char* name) {
+  const auto found = object.find(name);
+  return found == object.end() ? nullptr : &*found;
+}
+
+// The shape of a message, as far as every template relies on it. Further fields are the template's affair.
+Result<void> check_message(size_t index, const Json& message) {
+  if (!message.is_object()) return bad_field(index, "", "an object", message.type_name());
+  const Json* role = field_of(message, "role");
+  if (!role || !role->is_string()) return bad_field(index, ".role", "a string", type_of(role));
+  const Json* content = field_of(message, "content");
+  if (content && !content->is_string() && !content->is_array() && !content->is_null()) {
+    return bad_field(index, ".content", "a string, an array of parts, or null", content->type_name());
+  }
+  const Json* calls = field_of(message, "tool_calls");
+  if (!calls || calls->is_null()) return {};
+  if (!calls->is_array()) return bad_field(index, ".tool_calls", "an array", calls->type_name());
+  for (size_t i = 0; i < calls->size(); ++i) {
+    const Json& call = (*calls)[i];
+    const std::string where = ".tool_calls[" + std::to_string(i) + "]";
+    if (!call.is_object()) return bad_field(index, where, "an object", call.type_name());
+    const Json* function = field_of(call, "function");
+    if (!function) continue;  // some clients leave this level out, and some templates know it
+    if (!function->is_object()) return bad_field(index, where + ".function", "an object", function->type_name());
+    const Json* name = field_of(*function, "name");
+    if (!name || !name->is_string()) return bad_field(index, where + ".function.name", "a string", type_of(name));
+  }
+  return {};
+}
+
+Result<void> check_tools(const Json& tools) {
+  const auto bad = [](std::string where, std::string expected, const Json& found) {
+    return Error{"render chat template", std::move(where), std::move(expected), found.type_name(), ""};
+  };
+  if (tools.is_null()) return {};
+  if (!tools.is_array()) return bad("tools", "an array", tools);
+  for (size_t i = 0; i < tools.size(); ++i) {
+    if (!tools[i].is_object()) return bad("tools[" + std::to_string(i) + "]", "an object", tools[i]);
+  }
+  return {};
+}
+
 Result<void> parse_arguments(size_t index, Json* calls) {
   if (!calls->is_array()) return {};
   for (size_t i = 0; i < calls->size(); ++i) {
     Json& call = (*calls)[i];
-    if (!call.is_object() || !call.contains("function") || !call["function"].is_object()) continue;
+    if (!call.contains("function")) continue;
     Json& function = call["function"];
     const auto found = function.find("arguments");
     if (found == function.end()) continue;
@@ -95,24 +141,87 @@ Result<void> check_parts(size_t index, Json* content, bool flatten) {
   return {};
 }
 
+// Reasoning goes by several names; templates read the first one or, gpt-oss, the second. The order of the fields is
+// that of transformers, for templates that print a message as it is.
 void alias_reasoning(Json* message) {
   constexpr std::array<const char*, 3> kNames = {"reasoning_content", "thinking", "reasoning"};
   for (const char* name : kNames) {
-    const auto found = message->find(name);
-    if (found == message->end() || found->is_null()) continue;
+    const Json* found = field_of(*message, name);
+    if (!found || found->is_null()) continue;
     const Json reasoning = *found;
-    (*message)["reasoning_content"] = reasoning;
-    if (!message->contains("thinking")) (*message)["thinking"] = reasoning;
+    Json aliased = {{"thinking", reasoning}};
+    aliased.update(*message);
+    aliased["reasoning_content"] = reasoning;
+    *message = std::move(aliased);
     return;
   }
+}
+
+// transformers' mark and rules for the end of an unfinished message: what follows the mark goes, and what stood before
+// it loses the whitespace that the template itself would have taken.
+constexpr std::string_view kContinueTag = "CONTINUE_FINAL_MESSAGE_TAG ";
+
+Result<std::string> mark_final_message(Json* messages) {
+  if (messages->empty()) {
+    return Error{"render chat template", "continue_final_message", "a message to continue", "no messages", ""};
+  }
+  const size_t last = messages->size() - 1;
+  Json* content = nullptr;
+  if (const auto found = messages->back().find("content"); found != messages->back().end()) content = &*found;
+  if (content && content->is_array()) {
+    Json* text = nullptr;
+    for (Json& part : *content) {
+      if (part.is_object() && part.contains("text")) text = &part["text"];
+    }
+    content = text;
+  }
+  if (!content || !content->is_string()) {
+    return bad_field(last, ".content", "text to continue (continue_final_message)", type_of(content));
+  }
+  std::string original = content->get<std::string>();
+  *content = original + std::string(kContinueTag);
+  return original;
+}
+
+Result<void> cut_after_final_message(const std::string& original, std::vector<Segment>* segments) {
+  const std::string text = jinja::join(*segments);
+  constexpr std::string_view kBare = kContinueTag.substr(0, kContinueTag.size() - 1);
+  const size_t at = text.rfind(kBare);
+  const std::string stripped = jinja::strip(jinja::Text(original, jinja::Origin::kInput), nullptr, true, true).bytes;
+  if (at == std::string::npos || text.find(stripped) == std::string::npos) {
+    return Error{"render chat template", "continue_final_message", "the last message as the template's last text",
+                 "a template that drops or changes it", ""};
+  }
+  std::string kept = text.substr(0, at);
+  if (text.compare(at, kContinueTag.size(), kContinueTag) != 0) {
+    kept = jinja::strip(jinja::Text(kept, jinja::Origin::kInput), nullptr, false, true).bytes;
+  }
+  size_t left = kept.size();
+  for (size_t i = 0; i < segments->size(); ++i) {
+    if ((*segments)[i].text.size() <= left) {
+      left -= (*segments)[i].text.size();
+      continue;
+    }
+    (*segments)[i].text.resize(left);
+    segments->resize(left > 0 ? i + 1 : i);
+  }
+  // A template may say the message more than once.
+  for (Segment& segment : *segments) {
+    for (size_t mark; (mark = segment.text.find(kBare)) != std::string::npos;) {
+      const bool whole = segment.text.compare(mark, kContinueTag.size(), kContinueTag) == 0;
+      segment.text.erase(mark, whole ? kContinueTag.size() : kBare.size());
+    }
+  }
+  std::erase_if(*segments, [](const Segment& segment) { return segment.text.empty(); });
+  return {};
 }
 
 }  // namespace
 
 std::string_view chatml_template() { return kChatMl; }
 
-Result<ChatTemplate> ChatTemplate::create(std::string_view source, SpecialTokenTexts tokens) {
-  PROA_ASSIGN(jinja::Template parsed, jinja::Template::parse(source));
+Result<ChatTemplate> ChatTemplate::create(std::string_view source, SpecialTokenTexts tokens, std::string name) {
+  PROA_ASSIGN(jinja::Template parsed, jinja::Template::parse(source, std::move(name)));
   ChatTemplate result(std::move(parsed), std::move(tokens));
   result.takes_content_parts_ = result.probe_content_parts();
   return result;
@@ -147,15 +256,24 @@ Result<std::vector<Segment>> ChatTemplate::render(const Json& messages, const Ch
     return Error{
         .doing = "render chat template", .where = "messages", .expected = "an array", .actual = messages.type_name()};
   }
+  PROA_TRY(check_tools(options.tools));
+  if (options.continue_final_message && options.add_generation_prompt) {
+    return Error{"render chat template", "continue_final_message", "add_generation_prompt off", "on", ""};
+  }
   Json prepared = messages;
   for (size_t i = 0; i < prepared.size(); ++i) {
     Json& message = prepared[i];
-    if (!message.is_object()) return bad_field(i, "", "an object", message.type_name());
+    PROA_TRY(check_message(i, message));
     if (const auto calls = message.find("tool_calls"); calls != message.end()) PROA_TRY(parse_arguments(i, &*calls));
     if (const auto content = message.find("content"); content != message.end() && content->is_array()) {
       PROA_TRY(check_parts(i, &*content, !takes_content_parts_));
     }
     alias_reasoning(&message);
+  }
+
+  std::string final_message;
+  if (options.continue_final_message) {
+    PROA_ASSIGN(final_message, mark_final_message(&prepared));
   }
 
   Json context = Json::object();
@@ -169,7 +287,9 @@ Result<std::vector<Segment>> ChatTemplate::render(const Json& messages, const Ch
   context["eos_token"] = tokens_.eos_token;
   jinja::RenderOptions render_options;
   render_options.now = options.now;
-  return template_.render_segments(context, render_options);
+  PROA_ASSIGN(std::vector<Segment> segments, template_.render_segments(context, render_options));
+  if (options.continue_final_message) PROA_TRY(cut_after_final_message(final_message, &segments));
+  return segments;
 }
 
 }  // namespace proa

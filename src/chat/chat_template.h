@@ -26,6 +26,8 @@ struct SpecialTokenTexts {
 struct ChatOptions {
   nlohmann::ordered_json tools;  // array of tool definitions in the caller's order, or null
   bool add_generation_prompt = true;
+  // The prompt ends inside the last message, for the model to go on with it; add_generation_prompt must be off then.
+  bool continue_final_message = false;
   std::optional<bool> enable_thinking;     // left undefined for the template when absent
   nlohmann::ordered_json template_kwargs;  // further variables (chat_template_kwargs of a request), or null
   std::tm now = {};                        // for strftime_now
@@ -38,7 +40,8 @@ std::string_view chatml_template();
 class ChatTemplate {
  public:
   // Parses `source` and finds out by a trial rendering whether it takes content as lists of parts.
-  static Result<ChatTemplate> create(std::string_view source, SpecialTokenTexts tokens);
+  // `name` stands before the line in errors.
+  static Result<ChatTemplate> create(std::string_view source, SpecialTokenTexts tokens, std::string name = "");
 
   // `messages` is an array in OpenAI's shape. Before rendering, as the templates expect:
   //  - tool_calls[].function.arguments given as a JSON string become an object ("" an empty one);
@@ -46,8 +49,8 @@ class ChatTemplate {
   //    lists; parts that are not text are an error;
   //  - reasoning under any of the names reasoning_content, thinking, reasoning is also given as reasoning_content
   //    and thinking.
-  // Errors name the message and field, or the template's line. template_kwargs cannot replace messages, tools,
-  // add_generation_prompt or the special tokens.
+  // Errors name the message and field ("messages[1].content"), or the template's line. template_kwargs cannot replace
+  // messages, tools, add_generation_prompt or the special tokens.
   Result<std::vector<Segment>> render(const nlohmann::ordered_json& messages, const ChatOptions& options = {}) const;
 
   bool takes_content_parts() const { return takes_content_parts_; }

@@ -23,6 +23,8 @@ Result<std::vector<Segment>> render(const ChatTemplate& chat, const ordered_json
   for (const auto& [key, value] : one["kwargs"].items()) {
     if (key == "add_generation_prompt") {
       options.add_generation_prompt = value;
+    } else if (key == "continue_final_message") {
+      options.continue_final_message = value;
     } else if (key == "enable_thinking") {
       options.enable_thinking = value.get<bool>();
     } else {
@@ -30,6 +32,51 @@ Result<std::vector<Segment>> render(const ChatTemplate& chat, const ordered_json
     }
   }
   return chat.render(one["messages"], options);
+}
+
+// Whether ChatTemplate gives the template something else than transformers does: arguments written as JSON text,
+// parts for templates that cannot take them, parts that are not text, results that are not text.
+bool is_prepared(const ChatTemplate& chat, const ordered_json& messages) {
+  for (const auto& message : messages) {
+    const ordered_json content = message.value("content", ordered_json());
+    if (content.is_object() || (content.is_array() && !chat.takes_content_parts())) return true;
+    for (const auto& part : content.is_array() ? content : ordered_json::array()) {
+      if (part["type"] != "text") return true;
+    }
+    const ordered_json calls = message.value("tool_calls", ordered_json());
+    for (const auto& call : calls.is_array() ? calls : ordered_json::array()) {
+      if (call["function"].value("arguments", ordered_json()).is_string()) return true;
+    }
+  }
+  return false;
+}
+
+// The case as it stands, to the template language alone. Not for cases with reasoning or continue_final_message.
+Result<std::string> render_plainly(const std::string& source, const ordered_json& one) {
+  PROA_ASSIGN(const jinja::Template parsed, jinja::Template::parse(source));
+  ordered_json context = {{"add_generation_prompt", true}, {"documents", nullptr}};
+  for (const auto& [key, value] : one["kwargs"].items()) context[key] = value;
+  context["messages"] = one["messages"];
+  context["tools"] = one["tools"];
+  context["bos_token"] = kTokens.bos_token;
+  context["eos_token"] = kTokens.eos_token;
+  jinja::RenderOptions options;
+  options.now = testing::golden_time();
+  return parsed.render(context, options);
+}
+
+// Where `text` leaves a golden: the first chunk whose digest differs, as we have it.
+std::string first_difference(const std::string& text, const ordered_json& expected, size_t chunk) {
+  const std::string digests = expected["chunks"];
+  for (size_t i = 0; i * 4 < digests.size() || i * chunk < text.size(); ++i) {
+    const size_t begin = i * chunk;
+    const std::string ours = begin < text.size() ? text.substr(begin, chunk) : "";
+    if (i * 4 < digests.size() && !ours.empty() && testing::sha256(ours).substr(0, 4) == digests.substr(i * 4, 4))
+      continue;
+    return "the first difference lies in bytes " + std::to_string(begin) + " to " + std::to_string(begin + chunk) +
+           " of " + expected["bytes"].dump() + "; ours there is:\n" + ours;
+  }
+  return "no chunk differs";
 }
 
 class Templates : public ::testing::Test {
@@ -51,27 +98,97 @@ class Templates : public ::testing::Test {
 
 TEST_F(Templates, RenderAsInTransformers) {
   const ordered_json cases = testing::read_golden("conversations.json")["cases"];
-  const ordered_json templates = testing::read_golden("renderings.json")["templates"];
+  const ordered_json golden = testing::read_golden("renderings.json");
+  const ordered_json& templates = golden["templates"];
+  const size_t chunk = golden["chunk"];
   ASSERT_GE(templates.size(), 25u);
   for (const auto& [name, rows] : templates.items()) {
+    ASSERT_GE(rows.size(), 12u) << name;
+    const std::string source = testing::read_file(folder_ + name);
     const ChatTemplate chat = load(name);
     for (const auto& [row, expected] : rows.items()) {
-      SCOPED_TRACE(name + ": " + row);
-      // Where the template cannot take parts ours are flattened, which transformers does not do.
-      if (row == "content parts" && !chat.takes_content_parts()) continue;
-      const Result<std::vector<Segment>> segments = render(chat, cases[row]);
+      SCOPED_TRACE(name + ": " + row + "\nThe golden in full: tools/goldens/chat_templates.py --show '" + name + "' '" +
+                   row + "'");
+      const ordered_json& one = cases[row];
+      const bool plainly = is_prepared(chat, one["messages"]);
+      if (plainly && one["kwargs"].contains("continue_final_message")) continue;
+      Result<std::string> text = std::string();
+      if (plainly) {
+        text = render_plainly(source, one);
+      } else if (auto segments = render(chat, one); segments.ok()) {
+        text = jinja::join(*segments);
+      } else {
+        text = segments.error();
+      }
       if (expected.contains("error")) {
-        EXPECT_FALSE(segments.ok()) << "should fail with " << expected["error"];
-        if (!segments.ok() && expected["raised"]) {
-          EXPECT_EQ(segments.error().actual, expected["error"].get<std::string>());
+        EXPECT_FALSE(text.ok()) << "should fail with " << expected["error"] << ", gave:\n" << *text;
+        if (!text.ok() && expected.contains("raised")) {
+          EXPECT_EQ(text.error().actual.substr(0, expected["error"].get<std::string>().size()), expected["error"]);
         }
         continue;
       }
-      EXPECT_TRUE(segments.ok()) << segments.error().message();
+      EXPECT_TRUE(text.ok()) << text.error().message();
+      if (!text.ok()) continue;
+      const bool equal = text->size() == expected["bytes"] && testing::sha256(*text) == expected["sha256"];
+      EXPECT_TRUE(equal) << first_difference(*text, expected, chunk);
+    }
+  }
+}
+
+// Arguments that come as JSON text, as OpenAI's clients send them, give the prompt of the object they spell.
+TEST_F(Templates, ArgumentsAsTextRenderAsObjects) {
+  const ordered_json cases = testing::read_golden("conversations.json")["cases"];
+  const ordered_json golden = testing::read_golden("renderings.json");
+  for (const auto& [name, rows] : golden["templates"].items()) {
+    const ChatTemplate chat = load(name);
+    for (const char* row : {"tool answer", "two calls", "call with reasoning"}) {
+      SCOPED_TRACE(name + ": " + row);
+      ordered_json one = cases[row];
+      for (auto& message : one["messages"]) {
+        if (!message.contains("tool_calls")) continue;
+        for (auto& call : message["tool_calls"]) call["function"]["arguments"] = call["function"]["arguments"].dump();
+      }
+      const auto segments = render(chat, one);
+      ASSERT_EQ(segments.ok(), !rows[row].contains("error"));
       if (!segments.ok()) continue;
       const std::string text = jinja::join(*segments);
-      EXPECT_EQ(text.size(), expected["bytes"].get<size_t>()) << text;
-      EXPECT_EQ(testing::sha256(text), expected["sha256"].get<std::string>()) << text;
+      EXPECT_EQ(testing::sha256(text), rows[row]["sha256"]) << first_difference(text, rows[row], golden["chunk"]);
+    }
+  }
+}
+
+// Our own templates need no data from elsewhere, and their goldens are whole texts.
+TEST(OwnTemplates, RenderAsInTransformers) {
+  const ordered_json cases = testing::read_golden("conversations.json")["cases"];
+  const ordered_json templates = testing::read_golden("own.json")["templates"];
+  ASSERT_GE(templates.size(), 6u);
+  for (const auto& [name, rows] : templates.items()) {
+    const std::string source = testing::read_file(std::string(PROA_SOURCE_DIR) + "/tests/goldens/chat/own/" + name);
+    const Result<ChatTemplate> chat = ChatTemplate::create(source, kTokens, name);
+    ASSERT_TRUE(chat.ok()) << chat.error().message();
+    for (const auto& [row, expected] : rows.items()) {
+      SCOPED_TRACE(name + ": " + row);
+      const ordered_json& one = cases[row];
+      Result<std::string> text = std::string();
+      if (is_prepared(*chat, one["messages"])) {
+        text = render_plainly(source, one);
+      } else if (auto segments = render(*chat, one); segments.ok()) {
+        text = jinja::join(*segments);
+      } else {
+        text = segments.error();
+      }
+      if (expected.contains("text")) {
+        EXPECT_TRUE(text.ok()) << text.error().message();
+        if (text.ok()) {
+          EXPECT_EQ(*text, expected["text"].get<std::string>());
+        }
+      } else {
+        EXPECT_FALSE(text.ok()) << "should fail with " << expected["error"];
+        if (!text.ok() && expected["raised"]) {
+          EXPECT_EQ(text.error().actual, expected["error"]);
+          EXPECT_TRUE(text.error().where.starts_with(is_prepared(*chat, one["messages"]) ? "line " : name + ": line "));
+        }
+      }
     }
   }
 }
@@ -210,6 +327,16 @@ TEST(ChatTemplateErrors, NameTheField) {
        "messages[0].tool_calls[0].function.arguments: expected a JSON object, found array"},
       {R"([{"role":"user","content":[{"type":"image_url","image_url":{}}]}])",
        "messages[0].content[0]: expected a text part, found type image_url"},
+      {R"([{"content":"a"}])", "messages[0].role: expected a string, found nothing"},
+      {R"([{"role":"user","content":"a"},{"role":7}])", "messages[1].role: expected a string, found number"},
+      {R"([{"role":"user","content":{"a":1}}])",
+       "messages[0].content: expected a string, an array of parts, or null, found object"},
+      {R"([{"role":"assistant","tool_calls":{}}])", "messages[0].tool_calls: expected an array, found object"},
+      {R"([{"role":"assistant","tool_calls":[1]}])", "messages[0].tool_calls[0]: expected an object, found number"},
+      {R"([{"role":"assistant","tool_calls":[{"function":"f"}]}])",
+       "messages[0].tool_calls[0].function: expected an object, found string"},
+      {R"([{"role":"assistant","tool_calls":[{"function":{}}]}])",
+       "messages[0].tool_calls[0].function.name: expected a string, found nothing"},
       {R"([{"role":"user","content":[{"text":"a"}]}])",
        "messages[0].content[0]: expected a content part with a type, found object"},
   };
@@ -233,6 +360,47 @@ TEST(ChatTemplateOptions, KwargsCannotReplaceWhatTheEngineGives) {
       chat->render(ordered_json::array({{{"role", "assistant"}, {"reasoning", "r"}}}), options);
   ASSERT_TRUE(text.ok()) << text.error().message();
   EXPECT_EQ(jinja::join(*text), "<s>TrueTruelowFalserr");
+}
+
+TEST(ChatTemplateOptions, ToolsAreObjects) {
+  ChatOptions options;
+  options.tools = 3;
+  EXPECT_EQ(chatml(ordered_json::array(), options).error().message(),
+            "render chat template: tools: expected an array, found number");
+  options.tools = ordered_json::array({"f"});
+  EXPECT_EQ(chatml(ordered_json::array(), options).error().message(),
+            "render chat template: tools[0]: expected an object, found string");
+}
+
+TEST(ContinueFinalMessage, EndsInsideTheLastMessage) {
+  const struct {
+    const char *source, *content, *expected;
+  } kRows[] = {
+      {"<{{ messages[-1].content }}>end", "a b ", "<a b "},
+      {"<{{ messages[-1].content | trim }}>end", "a b \n", "<a b"},
+      {"<{{ messages[-1].content }}><{{ messages[-1].content }}>", "a", "<a><a"},  // the last time it is said
+      {"<{{ messages[-1].content }}>", "", "<"},
+      {"{{ messages[-1].content }}", "", ""},
+  };
+  ChatOptions options;
+  options.add_generation_prompt = false;
+  options.continue_final_message = true;
+  for (const auto& row : kRows) {
+    const auto chat = ChatTemplate::create(row.source, kTokens);
+    const auto segments =
+        chat->render(ordered_json::array({{{"role", "assistant"}, {"content", row.content}}}), options);
+    ASSERT_TRUE(segments.ok()) << segments.error().message();
+    EXPECT_EQ(jinja::join(*segments), row.expected) << row.source;
+    for (const Segment& segment : *segments) EXPECT_NE(segment.text, "") << row.source;
+  }
+  const auto deaf = ChatTemplate::create("nothing of it", kTokens);
+  const ordered_json message = {{"role", "user"}, {"content", "a"}};
+  EXPECT_EQ(deaf->render(ordered_json::array({message}), options).error().where, "continue_final_message");
+  EXPECT_EQ(deaf->render(ordered_json::array(), options).error().where, "continue_final_message");
+  const ordered_json silent = ordered_json::parse(R"([{"role": "user"}])");
+  EXPECT_EQ(deaf->render(silent, options).error().where, "messages[0].content");
+  options.add_generation_prompt = true;
+  EXPECT_EQ(deaf->render(ordered_json::array({message}), options).error().where, "continue_final_message");
 }
 
 }  // namespace

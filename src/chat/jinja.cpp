@@ -55,6 +55,7 @@ std::string join(const std::vector<Segment>& segments) {
 
 struct Template::Tree {
   Body body;
+  std::string name;
 };
 
 Template::Template(std::unique_ptr<const Tree> tree) : tree_(std::move(tree)) {}
@@ -62,14 +63,20 @@ Template::Template(Template&&) noexcept = default;
 Template& Template::operator=(Template&&) noexcept = default;
 Template::~Template() = default;
 
-Result<Template> Template::parse(std::string_view source) {
+Result<Template> Template::parse(std::string_view source, std::string name) {
   if (source.size() > kMaxSourceBytes) {
     return Error{.doing = "parse chat template",
+                 .where = name,
                  .expected = "at most " + std::to_string(kMaxSourceBytes) + " bytes",
                  .actual = std::to_string(source.size()) + " bytes"};
   }
-  PROA_ASSIGN(Body body, jinja::parse(source));
-  return Template(std::make_unique<const Tree>(Tree{std::move(body)}));
+  auto body = jinja::parse(source);
+  if (!body.ok()) {
+    Error error = std::move(body).error();
+    if (!name.empty()) error.where = name + ": " + error.where;
+    return error;
+  }
+  return Template(std::make_unique<const Tree>(Tree{*std::move(body), std::move(name)}));
 }
 
 Result<std::vector<Segment>> Template::render_segments(const nlohmann::ordered_json& context,
@@ -77,13 +84,19 @@ Result<std::vector<Segment>> Template::render_segments(const nlohmann::ordered_j
   if (!context.is_object()) {
     return Error{.doing = "render chat template", .expected = "an object of variables", .actual = context.type_name()};
   }
-  Budget budget{.steps = options.max_steps, .bytes = options.max_bytes, .failure = ""};
+  constexpr uint64_t kMaxContext = 4'000'000'000;
+  Budget budget{
+      .steps = options.max_steps, .bytes = options.max_bytes ? options.max_bytes : kMaxContext, .failure = ""};
   const Dict variables = context_values(context, options, budget);
+  if (options.max_bytes == 0) budget.bytes = 32'000'000 + 64 * (kMaxContext - budget.bytes);
   Interpreter interpreter(variables, options.now, std::move(budget));
   const Text text = interpreter.run(tree_->body);
   if (interpreter.budget.failed()) {
     Error error{.doing = "render chat template", .actual = interpreter.budget.failure};
-    if (interpreter.line() > 0) error.where = "line " + std::to_string(interpreter.line());
+    error.where = tree_->name;
+    if (interpreter.line() > 0) {
+      error.where += (error.where.empty() ? "line " : ": line ") + std::to_string(interpreter.line());
+    }
     return error;
   }
   std::vector<Segment> segments;

@@ -3,8 +3,10 @@
 // Sources: Jinja 3.1 documentation; transformers, utils/chat_template_utils.py.
 //
 // A template comes with a checkpoint and is as hostile as any file: its size, nesting, steps and text are bounded.
-// Not supported, with an error at parsing: inheritance, imports, recursive loops, argument unpacking.
-// Integers are 64-bit; an overflow is an error, and larger ones in the input become floats.
+// Not supported, with an error that names the thing and the line: inheritance, imports and autoescape blocks; the
+// filters filesizeformat, pprint, random, striptags, urlencode, urlize, wordwrap, xmlattr; the functions cycler,
+// joiner, lipsum; methods that make bytes; Markup (`safe` and `escape` give plain strings). Integers are 64-bit; an
+// overflow is an error, and larger ones in the input become floats.
 #pragma once
 
 #include <ctime>
@@ -32,16 +34,18 @@ struct RenderOptions {
   std::tm now = {};  // what strftime_now prints; the caller decides on the time zone
   // Top-level context strings that count as the template's own text.
   std::vector<std::string> trusted = {"bos_token", "eos_token"};
-  uint64_t max_steps = 50'000'000;     // statements, expressions and elements visited
-  uint64_t max_bytes = 1'000'000'000;  // of all strings and containers made while rendering
+  uint64_t max_steps = 20'000'000;  // statements, expressions and elements visited: about a second
+  // Of all strings and containers made while rendering, in sum, so of what lives at once too. 0: 32 MB and 64 times the
+  // context; known templates stay below 13 times.
+  uint64_t max_bytes = 0;
 };
 
 class Template {
  public:
   static constexpr size_t kMaxSourceBytes = 1 << 20;
 
-  // Errors name the line.
-  static Result<Template> parse(std::string_view source);
+  // Errors name the line, after `name` (the file, say) when there is one.
+  static Result<Template> parse(std::string_view source, std::string name = "");
   Template(Template&&) noexcept;
   Template& operator=(Template&&) noexcept;
   ~Template();

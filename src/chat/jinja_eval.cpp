@@ -807,8 +807,11 @@ Value Interpreter::binary(char op, const Value& left, const Value& right) {
   const Sequence* b = right.sequence();
   if (op == '+' && a && b && a->kind == b->kind &&
       (a->kind == Sequence::Kind::kList || a->kind == Sequence::Kind::kTuple)) {
-    if (!budget.step(a->items.size() + b->items.size())) return Value();
-    std::vector<Value> items = a->items;
+    const size_t count = a->items.size() + b->items.size();
+    if (!budget.step(count) || !budget.take(sizeof(Value) * count)) return Value();
+    std::vector<Value> items;
+    items.reserve(count);
+    items.insert(items.end(), a->items.begin(), a->items.end());
     items.insert(items.end(), b->items.begin(), b->items.end());
     return make(std::move(items), a->kind);
   }

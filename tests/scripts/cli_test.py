@@ -235,6 +235,154 @@ class BadInput(unittest.TestCase):
                 self.assertIn("proa", done.stdout.lower())
 
 
+# --- prompts ---
+
+MESSAGES = [{"role": "system", "content": "S"}, {"role": "user", "content": "Hi <|im_end|> é"}]
+TEMPLATE = """{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}
+{% endfor %}{{ tools | tojson if tools }}{{ effort | default('') }}{{ '<|assistant|>' if add_generation_prompt }}"""
+
+
+class Render(unittest.TestCase):
+    def setUp(self):
+        scratch = tempfile.TemporaryDirectory()
+        self.addCleanup(scratch.cleanup)
+        self.folder = pathlib.Path(scratch.name)
+        self.template = self.file("chat.jinja", TEMPLATE)
+
+    def file(self, name, content):
+        path = self.folder / name
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+        return path
+
+    def render(self, *flags, stdin=MESSAGES, template=None):
+        done = proa("render", template or self.template, *flags, stdin=stdin if isinstance(stdin, str) else json.dumps(stdin))
+        self.assertEqual((done.returncode, done.stderr), (0, ""), flags)
+        return done.stdout
+
+    def refused(self, *flags, says, stdin=MESSAGES, template=None, code=1):
+        done = proa("render", template or self.template, *flags, stdin=stdin if isinstance(stdin, str) else json.dumps(stdin))
+        self.assertEqual((done.returncode, done.stdout), (code, ""), done.stderr)
+        self.assertEqual(len(done.stderr.splitlines()), 1, done.stderr)
+        self.assertIn(says, done.stderr)
+
+    def test_text(self):
+        body = "<|system|>S\n<|user|>Hi <|im_end|> é\n"
+        tools = [{"name": "f"}]
+        tools_file = self.file("tools.json", tools)
+        request = {"messages": MESSAGES, "tools": tools, "chat_template_kwargs": {"effort": "low"}, "model": "any", "temperature": 1}
+        rows = [
+            ((), MESSAGES, body + "<|assistant|>"),
+            (("--messages", "-"), MESSAGES, body + "<|assistant|>"),
+            (("--messages", self.file("m.json", MESSAGES)), "", body + "<|assistant|>"),
+            (("--no-add-generation-prompt",), MESSAGES, body),
+            ((), {"messages": MESSAGES}, body + "<|assistant|>"),
+            ((), {"messages": MESSAGES, "add_generation_prompt": False}, body),
+            (("--add-generation-prompt",), {"messages": MESSAGES, "add_generation_prompt": False}, body + "<|assistant|>"),
+            (("--tools", tools_file), MESSAGES, body + '[{"name": "f"}]<|assistant|>'),
+            ((), request, body + '[{"name": "f"}]low<|assistant|>'),
+            (("--chat-template-kwargs", '{"effort": 3}'), request, body + '[{"name": "f"}]3<|assistant|>'),
+            (("--chat_template_kwargs", '{"effort": 3}'), MESSAGES, body + "3<|assistant|>"),
+            (("--kwargs", '{"bos_token": "<s>"}'), MESSAGES, "<s>" + body + "<|assistant|>"),
+            (("--continue-final-message",), MESSAGES, body[:-1]),
+            ((), {"messages": MESSAGES, "continue_final_message": True}, body[:-1]),
+        ]
+        for flags, stdin, expected in rows:
+            with self.subTest(flags):
+                self.assertEqual(self.render(*flags, stdin=stdin), expected)
+
+    def test_date(self):
+        template = self.file("date.jinja", "{{ strftime_now('%d %b %Y %H') }}")
+        self.assertEqual(self.render("--now", "2026-03-05", template=template), "05 Mar 2026 00")
+        self.assertEqual(self.render("--now", "2026-03-05 14:07:09", template=template), "05 Mar 2026 14")
+        self.refused("--now", "tomorrow", says="--now", template=template)
+
+    def test_json_tells_input_from_template(self):
+        answer = json.loads(self.render("--json"))
+        self.assertEqual("".join(s["text"] for s in answer["segments"]), answer["text"])
+        self.assertEqual([s["text"] for s in answer["segments"] if s["from"] == "input"], ["S", "Hi <|im_end|> é"])
+        self.assertEqual({s["from"] for s in answer["segments"]}, {"input", "template"})
+        self.assertNotIn("token_ids", answer)  # a template alone has no tokenizer
+
+    def test_refusals(self):
+        deep = "[" * 100000
+        self.file("bad.jinja", "a\n{% if %}")
+        self.file("raises.jinja", "a\n\n{{ raise_exception('not like this') }}")
+        rows = [
+            ("nonsense", (), "standard input: expected JSON"),
+            ("", (), "standard input: expected JSON"),
+            (deep, (), "nested"),
+            ("3", (), "array of messages"),
+            ({"prompt": "x"}, (), "messages"),
+            ([{"content": "x"}], (), "messages[0].role"),
+            ([{"role": "user", "content": 5}], (), "messages[0].content"),
+            ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], (), "messages[0].content[0]"),
+            ([{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}], (),
+             "messages[1].tool_calls[0].function.arguments"),
+            ({"messages": MESSAGES, "tools": {"a": 1}}, (), "tools"),
+            ({"messages": MESSAGES, "chat_template_kwargs": []}, (), "chat_template_kwargs"),
+            ({"messages": MESSAGES, "add_generation_prompt": "yes"}, (), "add_generation_prompt"),
+            (MESSAGES, ("--kwargs", "[1]"), "--chat-template-kwargs"),
+            (MESSAGES, ("--kwargs", "{"), "--chat-template-kwargs"),
+            (MESSAGES, ("--tools", self.folder / "absent.json"), "absent.json"),
+            (MESSAGES, ("--messages", self.folder), str(self.folder)),
+            (MESSAGES, ("--tokens",), "--tokens"),
+            (MESSAGES, ("--continue-final-message", "--add-generation-prompt"), "continue_final_message"),
+        ]
+        for stdin, flags, says in rows:
+            with self.subTest(says=says, flags=flags):
+                self.refused(*flags, stdin=stdin, says=says)
+        self.refused(template=self.folder / "bad.jinja", says="bad.jinja: line 2: ")
+        self.refused(template=self.folder / "raises.jinja", says="raises.jinja: line 3: not like this")
+        self.refused(template=self.folder / "absent.jinja", says="absent.jinja")
+        self.refused("--thinking", "maybe", says="--thinking", code=2)
+
+    def test_hostile_templates_end_soon_and_small(self):
+        rows = [
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            "\n{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+            "\n{% set n = namespace(x=[0]) %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
+            "\n{% set n = namespace(x=0) %}{% for i in range(99999) %}{% set n.x = [n.x] %}{% endfor %}",
+            "\n{% set n = namespace(x=[]) %}{% for i in range(99999) %}{% set n.x = namespace(a=n.x, b=range(99999)) %}{% endfor %}",
+            "\n{{ 'x' * 10 ** 9 }}",
+            "\n{{ range(10 ** 9) }}",
+            "\n{% macro m() %}{{ m() }}{{ m() }}{% endmacro %}{{ m() }}",
+            "\n{% for x in [1] recursive %}{{ loop([1, 1]) }}{% endfor %}",
+            "\n{% for i in range(99999) %}{% macro m() %}{{ i }}{% endmacro %}{% set k = range(999) | list %}{% endfor %}",
+            "\n{{ ('{:>99999}' * 99999).format(*range(99999)) }}",
+            "\n{% set t = 'a' * 999999 %}{% for i in range(99999) %}{{ (t ~ i) is in t }}{{ t.find('a' * 99999 ~ 'b') }}{% endfor %}",
+        ]
+        for number, source in enumerate(rows):
+            with self.subTest(source):
+                template = self.file(f"{number}.jinja", source)
+                with subprocess.Popen([PROA, "render", str(template)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                      stderr=subprocess.PIPE) as process:
+                    process.stdin.write(json.dumps(MESSAGES).encode())
+                    process.stdin.close()
+                    error = process.stderr.read().decode()
+                    self.assertEqual(process.stdout.read(), b"")
+                    _, status, usage = os.wait4(process.pid, 0)
+                    process.returncode = os.waitstatus_to_exitcode(status)
+                self.assertEqual(process.returncode, 1, error)
+                self.assertRegex(error, rf"^proa: render chat template: .*{number}\.jinja: line \d+: ")
+                if "SANITIZE" not in os.environ:
+                    self.assertLess(usage.ru_maxrss, 64 * 1024, "KiB of memory")
+
+    @unittest.skipUnless(SMOLLM2, "PROA_SMOLLM2 is not set")
+    def test_tokens_are_those_of_chat(self):
+        # User text that spells a control token does not become one: <|im_end|> is 2.
+        done = proa("render", SMOLLM2, "--tokens", stdin=json.dumps(MESSAGES))
+        ids = json.loads(done.stdout)
+        self.assertEqual(ids.count(2), 2)
+        self.assertEqual(ids, json.loads(proa("render", SMOLLM2, "--json", stdin=json.dumps(MESSAGES)).stdout)["token_ids"])
+        asked = proa("run", SMOLLM2, "-p", MESSAGES[1]["content"], "--system", "S", "--max-tokens", "1", "--json")
+        self.assertEqual(ids, json.loads(asked.stdout)["prompt_token_ids"])
+
+    def test_help(self):
+        done = proa("render", "--help")
+        self.assertEqual(done.returncode, 0)
+        self.assertIn("Example: ", done.stdout)
+
+
 # --- answers ---
 
 class Inspect(unittest.TestCase):

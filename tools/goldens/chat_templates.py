@@ -4,7 +4,9 @@
   PROA_TEST_DATA=... python tools/goldens/chat_templates.py [--show TEMPLATE CASE]
 
 conversations.json  our conversations, one list of named cases for all templates
-renderings.json     per template and case: bytes and sha256 of the rendering, or the error message
+renderings.json     per template and case: bytes and sha256 of the rendering, or the error message; and four digits of the
+                    sha256 of each CHUNK bytes, so that a test can say where a difference begins
+own.json            our own templates, in full, with their renderings
 snippets.json       snippets with their output or error under transformers' environment
 
 Templates are read from $PROA_TEST_DATA/chat-templates and only their renderings' hashes are stored.
@@ -22,6 +24,7 @@ import transformers
 from transformers.utils import chat_template_utils
 
 OUT = pathlib.Path(__file__).resolve().parents[2] / "tests" / "goldens" / "chat"
+CHUNK = 256
 NOW = datetime.datetime(2026, 3, 5, 14, 7, 9)
 
 WEATHER = {
@@ -50,6 +53,38 @@ SEARCH = {
         "name": "search",
         "description": "Search",
         "parameters": {"type": "object", "properties": {"q": {"type": "string"}}, "required": ["q"]},
+    },
+}
+SCHEMAS = {
+    "type": "function",
+    "function": {
+        "name": "plan_trip",
+        "description": "Plans.\n\nOver several lines: a | b, \"c\" <d>.",
+        "parameters": {
+            "type": "object",
+            "title": "Trip",
+            "$defs": {"Place": {"type": "object", "properties": {"lat": {"type": "number"}, "lon": {"type": "number"}}}},
+            "properties": {
+                "start": {"$ref": "#/$defs/Place", "description": "From"},
+                "when": {"anyOf": [{"type": "string", "format": "date"}, {"type": "null"}], "default": None},
+                "mode": {"oneOf": [{"const": "boat"}, {"const": "bus"}], "title": "Mode"},
+                "both": {"allOf": [{"type": "string"}, {"minLength": 2}]},
+                "stars": {"type": "integer", "enum": [1, 2, 3], "minimum": 1, "maximum": 3},
+                "ratio": {"type": "number", "exclusiveMinimum": 0.5, "default": 1.0},
+                "quick": {"type": "boolean", "default": False},
+                "grid": {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}, "minItems": 1},
+                "tags": {"type": "array", "items": {"type": "string", "enum": ["a", "b"]}, "description": "Tags"},
+                "free": {},
+                "extra": {"type": "object", "additionalProperties": {"type": "string"}, "examples": [{"k": "v"}]},
+                "code": {"type": "string", "pattern": "^[A-Z]{2}\\d+$"},
+                "either": {"type": ["string", "integer", "null"], "description": "Either — oder, 或"},
+                "inner": {"type": "object", "required": ["x"], "description": "Inner", "properties": {
+                    "x": {"type": "object", "properties": {"y": {"type": "array", "items": {"type": "object", "properties": {
+                        "z": {"type": "string", "description": "deep"}}}}}}}},
+            },
+            "required": ["start", "when"],
+        },
+        "return": {"type": "object", "description": "The plan", "properties": {"id": {"type": "string"}}},
     },
 }
 NO_PARAMETERS = {
@@ -136,6 +171,75 @@ CASES = {
     "only system": case([system("S")]),
     "reasoning effort": case([user("a")], reasoning_effort="high"),
     "content parts": case([user([{"type": "text", "text": "part one"}, {"type": "text", "text": " two "}])]),
+    "documents": case([user("a")], documents=[{"title": "T1", "text": "One.\n"}, {"title": "Ünï", "text": "zwei"}]),
+    "documents and system": case([system("S"), user("a")], documents=[{"doc_id": 7, "title": "T", "text": "x"}]),
+    "kinds of schema": case([user("a")], [SCHEMAS]),
+    "kinds of schema, system": case([system("S"), user("a"), assistant("b"), user("c")], [SCHEMAS, WEATHER]),
+    "bare function": case([user("a")], [{"type": "function", "function": {"name": "bare"}}]),
+    "function without wrapper": case([user("a")], [SEARCH["function"]]),
+    "no tools given as a list": case([user("a")], []),
+    "string arguments": case(
+        [user("w?"), assistant("", tool_calls=[call("get_weather", json.dumps(ARGUMENTS, ensure_ascii=False))]), tool("1")], [WEATHER]),
+    "empty string arguments": case([user("w?"), assistant("", tool_calls=[call("ping", "")]), tool("1", name="ping")], [NO_PARAMETERS]),
+    "no arguments": case([user("w?"), assistant("", tool_calls=[call("ping", {})]), tool("", name="ping")], [NO_PARAMETERS]),
+    "three calls with text": case(
+        [user("w?"), assistant("First. \n", tool_calls=[call("search", {"q": "漢字\n\"x\""}, "aaaaaaaaa"), call("search", {"q": ""}, "bbbbbbbbb"),
+                                                      call("ping", {}, "ccccccccc")]),
+         tool("{\"a\": 1}", "aaaaaaaaa", "search"), tool("", "bbbbbbbbb", "search"), tool("x\n", "ccccccccc", "ping"), assistant("ok"),
+         user("more"), assistant("", tool_calls=[call("search", {"q": "y"}, "ddddddddd")]), tool("z", "ddddddddd", "search")],
+        [SEARCH, NO_PARAMETERS]),
+    "short call ids": case([user("w?"), assistant("", tool_calls=[call("search", {"q": "x"}, "c1")]), tool("1", "c1", "search")], [SEARCH]),
+    "call without id": case(
+        [user("w?"), assistant("", tool_calls=[{"type": "function", "function": {"name": "search", "arguments": {"q": "x"}}}]),
+         {"role": "tool", "content": "1"}], [SEARCH]),
+    "call without content": case(
+        [user("w?"), {"role": "assistant", "tool_calls": [call("search", {"q": "x"})]}, tool("1", name="search")], [SEARCH]),
+    "empty list of calls": case([user("a"), assistant("b", tool_calls=[]), user("c")]),
+    "null calls": case([user("a"), assistant("b", tool_calls=None), user("c")]),
+    "tool result as object": case([*CALLED, tool({"temp": 12, "sky": ["é", None]})], [WEATHER]),
+    "tool result as list": case([*CALLED, tool([{"type": "text", "text": "12C"}])], [WEATHER]),
+    "tool first": case([tool("x"), user("a")]),
+    "null content": case([user("a"), assistant(None), user("c")]),
+    "content left out": case([user("a"), {"role": "assistant"}, user("c")]),
+    "user of a name": case([{"role": "user", "name": "Ann", "content": "a"}]),
+    "parts everywhere": case(
+        [{"role": "system", "content": [{"type": "text", "text": "S"}]}, user([{"type": "text", "text": "a"}]),
+         assistant([{"type": "text", "text": "b"}, {"type": "text", "text": " c"}]), user([{"type": "text", "text": "d"}])]),
+    "image part": case([user([{"type": "image"}, {"type": "text", "text": "What is it?"}])]),
+    "image url part": case([user([{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": "a.png"}}])]),
+    "no parts": case([user([])]),
+    "empty reasoning": case([user("a"), assistant("b", reasoning_content=""), user("c")]),
+    "reasoning, null content": case([user("a"), assistant(None, reasoning_content="r"), user("c")]),
+    "reasoning and inline thinking": case([user("a"), assistant("<think>x</think>b", reasoning_content="r")], add_generation_prompt=False),
+    "reasoning of other names": case([user("a"), assistant("b", thinking="t"), user("c"), assistant("d", reasoning="u")], add_generation_prompt=False),
+    "several reasonings with calls": case(
+        [user("w?"), assistant("", reasoning_content="one\n", tool_calls=[call("search", {"q": "x"})]), tool("1", name="search"),
+         assistant("", reasoning_content="two", tool_calls=[call("search", {"q": "y"})]), tool("2", name="search")], [SEARCH]),
+    "thinking on, system, history": case([system("S"), user("a"), THOUGHT, user("c")], enable_thinking=True),
+    "switch in the system text": case([system("/no_think"), user("a")]),
+    "switch in the user text": case([user("a /no_think"), THOUGHT, user("b /think")]),
+    "thinking variable": case([user("a"), THOUGHT, user("c")], thinking=True),
+    "low effort": case([system("S"), user("a")], reasoning_effort="low"),
+    "unknown effort": case([user("a")], reasoning_effort="extreme"),
+    "date given": case([user("a")], date_string="01 Jan 2020", current_date="2020-01-01"),
+    "identity and builtin tools": case(
+        [{"role": "developer", "content": "D"}, user("a")], [SEARCH], model_identity="You are Q.", builtin_tools=["browser", "python"]),
+    "other template variables": case(
+        [user("a")], [SEARCH], tools_in_user_message=False, xml_tools=[SEARCH], python_tools=[], keep_past_thinking=True, enable_citations=True,
+        controls={"length": "short"}, medium_effort=True, custom_instructions="C", strict=None, number=7),
+    "emoji and directions": case([system("👩‍👩‍👧 é\u0301"), user("שלום \u202b مرحبا ​ 👍🏽"), assistant("🇩🇪𝔘\ufeff"), user("\x00\x1b[1m\x7f")]),
+    "line ends": case([user("a\r\nb\rc\u0085d\u2029e\x0bf"), assistant("\r\n"), user("\n")]),
+    "code": case([user("```py\nif x:\n\tprint('{{ y }}')\n```\n"), assistant("{% raw %}{# c #}"), user("<tool_call>\n{}\n</tool_call>")]),
+    "ends with developer": case([user("a"), {"role": "developer", "content": "D"}]),
+    "system between": case([system("S"), user("a"), assistant("b"), system("T"), user("c")]),
+    "continued": case([user("a"), assistant("The answer is")], continue_final_message=True, add_generation_prompt=False),
+    "continued after space": case([user("a"), assistant("The answer is \n ")], continue_final_message=True, add_generation_prompt=False),
+    "continued blank": case([user("a"), assistant(" ")], continue_final_message=True, add_generation_prompt=False),
+    "continued thought": case([user("a"), assistant("<think>\nr\n</think>\n\nSo")], continue_final_message=True, add_generation_prompt=False),
+    "continued user": case([system("S"), user("Once upon")], continue_final_message=True, add_generation_prompt=False),
+    "continued parts": case([user("a"), assistant([{"type": "text", "text": "One"}, {"type": "text", "text": "two "}])],
+                            continue_final_message=True, add_generation_prompt=False),
+    "continued nothing": case([], continue_final_message=True, add_generation_prompt=False),
     "many turns": case([m for i in range(12) for m in (user(f"q{i}"), assistant(f"a{i}"))] + [user("end")]),
 }
 # The same rows in another form: arguments as JSON text, other names of reasoning. Rendered from the first form.
@@ -147,6 +251,16 @@ NEMOTRON_FACTS = {
     "facts: reasoning kept": case([user("a"), assistant("b", reasoning_content="r"), user("c")],
                                   truncate_history_thinking=False),
 }
+
+# Rendered by our own templates too.
+OWN_CASES = [
+    "user", "no generation prompt", "system", "empty content", "multi turn", "whitespace", "unicode", "special texts", "thinking off",
+    "reasoning in history", "reasoning last", "inline thinking", "open thinking", "three tools", "kinds of schema, system", "bare function",
+    "tool answer and turn", "call with reasoning", "two calls", "string arguments", "three calls with text", "two users", "system late",
+    "starts with assistant", "developer", "unknown role", "no messages", "content parts", "image url part", "null content", "content left out",
+    "documents", "low effort", "unknown effort", "tool result as object", "user of a name", "line ends", "emoji and directions", "continued",
+    "continued after space", "other template variables", "date given",
+]
 
 SNIPPET_CONTEXT = {
     "messages": [
@@ -394,10 +508,21 @@ def main():
         for name, one in cases.items():
             text, error = render_case(source, one)
             if error:
-                rows[name] = error
+                # An error may quote a message, but no more than needed to recognise it.
+                rows[name] = {**error, "error": error["error"][:120]} if error["raised"] else {"error": ""}
             else:
                 data = text.encode("utf-8")
-                rows[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+                chunks = [hashlib.sha256(data[i : i + CHUNK]).hexdigest()[:4] for i in range(0, len(data), CHUNK)]
+                rows[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "chunks": "".join(chunks)}
+
+    own = {}
+    for path in sorted((OUT / "own").glob("*.jinja")):
+        with open(path, encoding="utf-8", newline="") as file:
+            source = file.read()
+        rows = own[path.name] = {}
+        for name in OWN_CASES:
+            text, error = render_case(source, CASES[name])
+            rows[name] = error if error else {"text": text}
 
     snippets = []
     for source in split_snippets(SNIPPETS):
@@ -424,7 +549,8 @@ def main():
         (OUT / name).write_text(text, encoding="utf-8")
 
     write("conversations.json", versions, "cases", cases)
-    write("renderings.json", {**versions, "now": NOW.isoformat()}, "templates", renderings)
+    write("renderings.json", {**versions, "now": NOW.isoformat(), "chunk": CHUNK}, "templates", renderings)
+    write("own.json", versions, "templates", own)
     write("snippets.json", {**versions, "context": SNIPPET_CONTEXT}, "snippets", snippets)
 
 
