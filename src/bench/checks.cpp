@@ -25,6 +25,12 @@ double largest(const std::vector<double>& values) {
   return values.empty() ? 0 : *std::max_element(values.begin(), values.end());
 }
 
+// Weights of a few times the cache are partly read from it: no probe of the memory bounds them.
+bool lies_in_cache(const BenchReport& report, const BenchRow& row) {
+  return report.device == "cpu" && report.last_level_cache && row.weight_bytes &&
+         *row.weight_bytes < 4.0 * static_cast<double>(*report.last_level_cache);
+}
+
 }  // namespace
 
 double expected_distinct_experts(int num_experts, int top_k, int batch) {
@@ -158,7 +164,9 @@ std::vector<std::string> check_report(const BenchReport& report) {
       failures.push_back(row.key() + ": the read probe found " + digits(largest(row.read_probe) * 1e-9) +
                          " GB/s where this device reads at least " + digits(*floor * 1e-9));
     }
-    add(check_share(row));
+    BenchRow judged = row;
+    if (lies_in_cache(report, row)) judged.read_probe.clear();
+    add(check_share(judged));
     if (row.distinct_experts && row.expected_experts &&
         std::abs(*row.distinct_experts - *row.expected_experts) > kExpertTolerance * *row.expected_experts) {
       failures.push_back(row.key() + ": " + digits(*row.distinct_experts) + " distinct experts a step, expected " +

@@ -46,7 +46,8 @@ Result<void> check_weight_bytes(std::string_view model, std::string_view quantiz
 std::optional<double> least_read_bandwidth(std::string_view device_description);
 
 // All of the above that a report's rows can be judged by, in the words of report.failures: shares, experts, weight
-// bytes, the answer, samples without time, probes without a value or below the device's floor.
+// bytes, the answer, samples without time, probes without a value or below the device's floor. A CPU's rows whose
+// weights are less than four of its last-level caches are not held to the memory's bandwidth.
 std::vector<std::string> check_report(const BenchReport& report);
 
 }  // namespace proa

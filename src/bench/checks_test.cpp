@@ -168,6 +168,14 @@ TEST(Checks, ReportSaysAllThatIsWrong) {
          r.rows[0].seconds = {0.01, 0.01, 0.01};
        },
        "work was skipped"},
+      {"too fast for memory, but from the cache",
+       [](BenchReport& r) {
+         r.last_level_cache = 64 << 20;
+         r.rows[0].model = "small";
+         r.rows[0].weight_bytes = 200e6;
+         r.rows[0].seconds = {0.01, 0.01, 0.01};
+       },
+       nullptr},
       {"a skewed router", [](BenchReport& r) { r.rows[0].distinct_experts = 12, r.rows[0].expected_experts = 40.8; },
        "12.0 distinct experts a step, expected 40.8"},
       {"an even one", [](BenchReport& r) { r.rows[0].distinct_experts = 40, r.rows[0].expected_experts = 40.8; },

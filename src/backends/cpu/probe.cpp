@@ -6,7 +6,9 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "backends/cpu/cpu_backend.h"
@@ -20,19 +22,26 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 
 std::atomic<uint64_t> consumed;  // what loops return ends here, so that none may be left out
 
-// Memory to read: far more than the last-level cache, at most an eighth of what the machine has left. One for the
-// process, kept: interleaved probes must not pay for page faults.
+// Memory to read: far more than the last-level cache, at most a quarter of what the machine has left beside mapped
+// files that may go. One for the process, kept: interleaved probes must not pay for page faults.
 struct ReadMemory {
   std::byte* data = nullptr;
   size_t bytes = 0;
 };
 
+size_t available_bytes() {
+  std::ifstream file("/proc/meminfo");
+  for (std::string line; std::getline(file, line);) {
+    if (line.starts_with("MemAvailable:")) return std::strtoull(line.c_str() + 13, nullptr, 10) * 1024;
+  }
+  return 0;
+}
+
 size_t read_memory_bytes() {
   constexpr size_t kMiB = size_t{1} << 20;
-  const long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-  const size_t wanted = std::clamp(8 * static_cast<size_t>(std::max(0l, cache)), 256 * kMiB, 2048 * kMiB);
-  const size_t left = static_cast<size_t>(sysconf(_SC_AVPHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  return std::max(64 * kMiB, std::min(wanted, left / 8)) / (2 * kMiB) * (2 * kMiB);
+  const size_t cache = static_cast<size_t>(std::max(0l, sysconf(_SC_LEVEL3_CACHE_SIZE)));
+  const size_t wanted = std::clamp(8 * cache, 256 * kMiB, 2048 * kMiB);
+  return std::max(128 * kMiB, std::min(wanted, available_bytes() / 4)) / (2 * kMiB) * (2 * kMiB);
 }
 
 const ReadMemory& read_memory(ThreadPool& threads) {
