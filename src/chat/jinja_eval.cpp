@@ -820,7 +820,7 @@ Value Interpreter::binary(char op, const Value& left, const Value& right) {
     const uint64_t count = static_cast<uint64_t>(std::max<int64_t>(0, (left.is_integer() ? left : right).integer()));
     if (const Text* text = repeated.text()) {
       if (text->size() > 0 && (count > (1ull << 40) || !budget.take(2 * count * text->size()))) {
-        return fail("template makes too much text");
+        return fail("template makes too much data");
       }
       Text out;
       for (uint64_t i = 0; i < count && text->size() > 0; ++i) out.append(*text);
@@ -832,7 +832,7 @@ Value Interpreter::binary(char op, const Value& left, const Value& right) {
       if (!list->items.empty()) {
         if (count > (1ull << 32) || !budget.step(count * list->items.size()) ||
             !budget.take(count * list->items.size() * sizeof(Value))) {
-          return fail("template makes too much text");
+          return fail("template makes too much data");
         }
         for (uint64_t i = 0; i < count; ++i) items.insert(items.end(), list->items.begin(), list->items.end());
       }

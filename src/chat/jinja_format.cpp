@@ -340,7 +340,6 @@ class BraceFormat {
       } else {
         return in_.fail("Only '.' or '[' may follow ']' in format field specifier");
       }
-      if (value.is_undefined()) return in_.fail(value.undefined_message());
     }
     return value;
   }

@@ -93,7 +93,7 @@ TEST(Jinja, HostileTemplatesFail) {
       "{{ a" + repeat(".a", 100'000) + " }}",
       "{{ a" + repeat("|upper", 100'000) + " }}",
       "{{ a" + repeat("[0]", 100'000) + " }}",
-      "{{ " + repeat("1 if 1 else ", 100'000) + "1 }}",
+      "{{ " + repeat("1 if 1 else ", 80'000) + "1 }}",
       repeat("{% if 1 %}", 10'000) + repeat("{% endif %}", 10'000),
       repeat("{% for i in [1] %}", 10'000),
       "{% set " + repeat("(", 100'000),
@@ -134,8 +134,44 @@ TEST(Jinja, HostileTemplatesFail) {
   for (const std::string& source : kRows) {
     const Result<std::string> result = render(source, ordered_json::object(), limits);
     EXPECT_FALSE(result.ok()) << source.substr(0, 100);
+    if (result.ok()) continue;
+    EXPECT_TRUE(result.error().where.starts_with("line ")) << source.substr(0, 100) << result.error().message();
+    EXPECT_FALSE(result.error().actual.empty()) << source.substr(0, 100);
+    EXPECT_LT(result.error().message().size(), 300u) << source.substr(0, 100);
   }
   EXPECT_FALSE(render(std::string(Template::kMaxSourceBytes + 1, 'x')).ok());
+}
+
+TEST(Jinja, LimitsNameTheTemplateAndTheLine) {
+  const struct {
+    const char *source, *actual;
+  } kRows[] = {
+      {"{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(40) }}",
+       "template takes too many steps"},
+      {"{{ 'x' * 10 ** 9 }}", "template makes too much data"},
+      {"{{ range(10 ** 9) }}", "range is too big; the sandbox allows 100000"},
+      {"{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "template nests or calls too deeply"},
+      {"{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}", "template nests or calls too deeply"},
+      {"{% set n = namespace(x=0) %}{% for i in range(999) %}{% set n.x = [n.x] %}{% endfor %}",
+       "value is nested too deeply"},
+      {"{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+       "template makes too much data"},
+  };
+  for (const auto& row : kRows) {
+    const Result<Template> parsed = Template::parse(std::string("a\n\n") + row.source, "chat_template.jinja");
+    ASSERT_TRUE(parsed.ok()) << row.source;
+    const Result<std::string> text = parsed->render(ordered_json::object());
+    ASSERT_FALSE(text.ok()) << row.source;
+    EXPECT_EQ(text.error().where, "chat_template.jinja: line 3") << row.source;
+    EXPECT_EQ(text.error().actual, row.actual) << row.source;
+  }
+  EXPECT_EQ(Template::parse("\n{{ 1 + }}", "chat_template.jinja").error().where, "chat_template.jinja: line 2");
+}
+
+// What may be made follows the size of the conversation: a long one passes where a short one would not need as much.
+TEST(Jinja, LimitsGrowWithTheInput) {
+  const std::string source = "{% for i in range(20) %}{% set y = x ~ i %}{% endfor %}{{ y | length }}";
+  EXPECT_TRUE(render(source, {{"x", std::string(5'000'000, 'a')}}).ok());
 }
 
 TEST(Jinja, KeptLoopsAndNamespacesAreSafe) {

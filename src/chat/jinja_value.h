@@ -46,7 +46,7 @@ struct Budget {
   }
   bool take(uint64_t count) {
     if (failed()) return false;
-    if (count > bytes) return fail("template makes too much text"), false;
+    if (count > bytes) return fail("template makes too much data"), false;
     bytes -= count;
     return true;
   }

@@ -452,6 +452,54 @@ a  {% if true %}  b  {% endif %}  c
 {% break %}
 {{ "\x4" }}
 {% set none = 1 %}
+{% for x in [{'n': 1, 'k': [{'n': 2, 'k': []}, {'n': 3, 'k': [{'n': 4, 'k': []}]}]}] recursive %}{{ loop.depth }}:{{ x.n }}{{ loop.last }}[{{ loop(x.k) }}]{% else %}-{% endfor %}
+{% macro m(a, b=2) %}{{ a }}{{ b }}{{ varargs }}{{ kwargs }}{% endmacro %}{{ m(*[1, 3, 5]) }} {{ m(*[7], **{'b': 8, 'z': 9}) }} {{ dict(**user).name }} {{ '{}{}'.format(*words) }}
+{{ people | groupby('age') | map('first') | list }} {% for g in people | groupby('age') %}{{ g.grouper }}={{ g.list | map(attribute='name') | join }};{% endfor %} {{ words | groupby('missing', default='d') }} {{ (people | groupby('a.b'))[0] | length }}
+{{ numbers | batch(3) | list }} {{ numbers | batch(3, 'x') | list }} {{ numbers | slice(3) | list }} {{ numbers | slice(3, 'x') | list }} {{ [] | batch(2) | list }} {{ [1] | slice(2, 0) | list }}
+{{ long | truncate(12) }}|{{ long | truncate(12, true) }}|{{ long | truncate(12, false, '~', 0) }}|{{ 'short' | truncate(3) }}|{{ 'short text' | truncate(3, true, '', 0) }}|{{ 'ab' | center(7) }}|
+{{ '{:>6}|{:<6}|{:^6}|{:*^7}|{:06d}|{:+}|{:,}|{:_}|{:.2f}|{:e}|{:%}|{:x}|{:#x}|{:b}|{:c}|{:g}'.format('a', 'b', 'c', 'd', 7, 5, 1234567, 1234567, 3.14159, 1234.5, 0.25, 255, 255, 5, 65, 1e10) }}
+{{ '{0[name]} {0.name} {1[0]} {x!r} {x!s:>5} {:{}}'.format(user, numbers, x='q') if false else '{0[name]} {1[0]} {x!r} {x!s:>5}'.format(user, numbers, x='q') }} {{ '{:{}}|'.format('a', 5) }} {{ '{a}'.format_map({'a': 1}) }}
+{{ '%(a)s-%(b)03d' % {'a': 'x', 'b': 7} }} {{ '%#x %#o %X %c %c' % (255, 8, 255, 65, 'b') }} {{ '%-5d|%+d|% d|%05d' % (3, 3, 3, -3) }} {{ '%a' % 'x' }} {{ '%5.1e' % 12345.678 }} {{ 'x' % missing }} {{ 'x' % [1] }} {{ 'x' % {} }}
+{{ '{:.3}|{:.0}|{:5.1f}|{:G}|{:>012,}|{:012,.2f}'.format(1234.5, 2.675, 3.14159, 1e20, 1234567, 1234567.891) }} {{ '{:05}|{:<05}|{:.2}'.format('ab', 'ab', 'abc') }}
+{{ 'a\tb\n\tc'.expandtabs(4) }} {{ 'A Bc'.istitle() }} {{ 'a1'.isidentifier() }} {{ '1a'.isidentifier() }} {{ 'é'.isascii() }} {{ 'a\n'.isprintable() }} {{ ''.isprintable() }} {{ 'abcabc'.count('b', 2) }} {{ 'abc'.startswith('b', 1) }} {{ 'abc'.endswith(('b', 'x'), 0, 2) }} {{ [1, 2, 1].index(1, 1) }}
+{{ nothing | map('upper') | list }} {{ 0 | select | list }} {{ missing | map(attribute='x') | list }} {{ '' | selectattr('x') | list }} {% set g = numbers | map('string') %}{{ g | join }}|{{ g | join }}|{{ g is iterable }} {% set h = numbers | select('odd') %}{{ 3 in h }}{{ h | list }}
+{{ range(0, 10, 3) }} {{ range(-1, -1) }} {{ range(10)[2:7:2] }} {{ range(10)[::-1] }} {{ range(3)[1] }} {{ range(2, 2) == range(0) }} {{ 2 in range(3) }} {{ (range(3) | list)[-1] }}
+{% for x in [1, 2] %}{% break %}a{% else %}b{% endfor %} {% for x in [1, 2] %}{% continue %}a{% else %}b{% endfor %} {% for x in [1, 2] %}{% if x == 2 %}{% break %}{% endif %}a{% else %}b{% endfor %}
+{% for x in [1, 2] %}{% set y %}a{% if x == 1 %}{% continue %}{% endif %}b{% endset %}{{ y }}{% endfor %} {% for x in [1, 2] %}{% with z = x %}{% if z == 2 %}{% break %}{% endif %}{{ z }}{% endwith %}{% endfor %} {% for x in [1] %}{% filter upper %}a{% break %}{% endfilter %}{% endfor %}
+{{ 'a\rb\x0bc\u2028d' | indent(2) }} {{ 'a\n' | indent(1, true, true) }}|{{ [none, none] | sort }} {{ 'ba' | sort(attribute='x') }} {{ [[2, 'b'], [1, 'a']] | sort(attribute=0) }} {{ words | sort(attribute='missing') }}
+{{ (1, 2) is sequence }} {{ [] | default('x', true) }} {{ people | map(attribute='a.b') | list }} {{ people | map(attribute='a.zz', default=0) | list }} {{ numbers | map(attribute='a.b', default='-') | list }}
+{% if false %}{{ 1 | nofilter }}{{ 1 is notest }}{% endif %}{{ 'x' if true else 1 | nofilter }}
+{% macro c() %}{{ 1 | nofilter }}{% endmacro %}
+{% for x in [1] %}{{ loop([2]) }}{% endfor %}
+{% filter length %}abc{% endfilter %}
+{{ nothing[1:] }}
+{{ user[1:] }}
+{{ missing | int }}
+{{ missing | float }}
+{{ missing | indent }}
+{{ 5 | indent }}
+{{ [] in user }}
+{{ user.get([]) }}
+{{ [[1]] | unique | list }}
+{{ [1] is filter }}
+{{ ['a', 'b'] | sum(start='') }}
+{{ 'ab' | sort(reverse=none) }}
+{{ 'a'.replace('a', 'b', 1.5) }}
+{{ 1.5 | round(0.5) }}
+{{ '%d' % none }}
+{{ '%5%' % 1 }}
+{{ '%s' % (1, 2) }}
+{{ '{:d}'.format('a') }}
+{{ '{:.2}'.format(5) }}
+{{ '{} {0}'.format(1) }}
+{{ '{}'.format() }}
+{{ '{'.format() }}
+{{ '{x.y}'.format(x=1) }}
+{{ (1, 2).copy() }}
+{% macro n(a) %}{% endmacro %}{{ n(a=1, **{'a': 2}) }}
+{{ dict(*[1, 2]) }}
+{{ dict(**5) }}
+{{ f(*a, *b) }}
 """
 
 

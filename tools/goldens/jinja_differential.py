@@ -31,7 +31,7 @@ CONTEXT = {
     "tree": [{"n": "r", "kids": [{"n": "x", "kids": []}, {"n": "y", "kids": [{"n": "z", "kids": []}]}]}],
     "unicode": "Ünï-Ж漢🙂 é\u00a0\t\u200b",
 }
-BY_DESIGN = re.compile(r"overflow|not supported|too large|too wide|bad integer|too many steps|too much text|nested too"
+BY_DESIGN = re.compile(r"overflow|not supported|too large|too wide|bad integer|too many steps|too much data|nested too"
                        r"|cannot be sliced|slice indices must|calls too deeply|too big|too long|has no such format|precision of 0")
 ADDRESS = re.compile(r" at 0x|<(generator|function|built-in|bound|Macro|method|Loop|class|reversed|list_rev|str_|map|filter|transformers)", re.I)
 
