@@ -134,8 +134,10 @@ Json template_features(const ChatTemplate& chat_template) {
                        {"parameters", {{"type", "object"}, {"properties", Json::object()}}}}}};
   const Json system = Json::array({{{"role", "system"}, {"content", "proa-system"}}, user});
   const auto shows = [](const std::string& text, const char* word) { return text.find(word) != text.npos; };
-  return {{"system", shows(render(system, {}), "proa-system")},
-          {"tools", shows(render(Json::array({user}), {.tools = Json::array({tool})}), "proa_tool")},
+  const ChatOptions with_tools = {.tools = Json::array({tool})};
+  // Some templates render only what has tools.
+  return {{"system", shows(render(system, {}) + render(system, with_tools), "proa-system")},
+          {"tools", shows(render(Json::array({user}), with_tools), "proa_tool")},
           {"thinking", thinking},
           {"content_parts", chat_template.takes_content_parts()}};
 }
