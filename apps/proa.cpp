@@ -40,6 +40,7 @@ int main(int argc, char** argv) {
   proa::add_bench_command(app, exit_code);
   proa::add_pull_command(app, exit_code);
   proa::add_inspect_command(app, exit_code);
+  proa::add_tokenize_command(app, exit_code);
 
   try {
     app.parse(fold_underscores(argc, argv));
