@@ -1,12 +1,16 @@
 # One target per folder: every .cpp but the tests becomes library proa_<name>; every *_test.cpp becomes part of the
 # program <name>_test, one ctest entry per folder. Adding a file needs no change here.
-#   proa_folder(<name> [LINK targets of ours and libraries...] [TEST_LINK what only the tests need...])
+#   proa_folder(<name> [LINK targets of ours and libraries...] [TEST_LINK what only the tests need...]
+#               [EXCLUDE expression of paths to leave out])
 find_package(GTest QUIET)
 find_package(Threads REQUIRED)
 
 function(proa_folder name)
-  cmake_parse_arguments(ARG "" "" "LINK;TEST_LINK" ${ARGN})
+  cmake_parse_arguments(ARG "" "EXCLUDE" "LINK;TEST_LINK" ${ARGN})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cpp)
+  if(ARG_EXCLUDE)
+    list(FILTER sources EXCLUDE REGEX ${ARG_EXCLUDE})
+  endif()
   set(tests ${sources})
   list(FILTER sources EXCLUDE REGEX "_test\\.cpp$")
   list(FILTER tests INCLUDE REGEX "_test\\.cpp$")

@@ -84,6 +84,10 @@ inline std::vector<float> floats(const Safetensors& file, const std::string& nam
   return values;
 }
 
+inline void must(Result<void> result) {
+  if (!result.ok()) throw std::runtime_error(result.error().message());
+}
+
 // `path` below tests/goldens: "nemotron_h/dense".
 inline Case load(const std::string& path) {
   Case result{.name = path.substr(path.rfind('/') + 1), .folder = goldens_folder() + path};
@@ -216,11 +220,12 @@ inline std::vector<std::vector<float>> logits_together(const Model& model, Backe
       }
       r->done += count;
     }
-    runner->forward();
+    must(runner->forward());
+    const float* logits = must(runner->logits());
     for (size_t i = 0; i < wanted.size(); ++i) {
       auto& [r, row] = wanted[i];
       r->logits.resize(r->sequence->rows.size() * vocab_size);
-      std::copy_n(runner->logits() + i * vocab_size, vocab_size,
+      std::copy_n(logits + i * vocab_size, vocab_size,
                   r->logits.begin() + static_cast<ptrdiff_t>(row * vocab_size));
     }
   }

@@ -1,8 +1,12 @@
 #include "backends/backends.h"
 
 #include <algorithm>
+#include <charconv>
 
 #include "backends/cpu/cpu_backend.h"
+#ifdef PROA_HAS_CUDA
+#include "backends/cuda/cuda_backend.h"
+#endif
 
 namespace proa {
 namespace {
@@ -36,14 +40,43 @@ Result<std::unique_ptr<Backend>> make_cpu(const BackendOptions& options) {
                .actual = options.cpu_target};
 }
 
+#ifdef PROA_HAS_CUDA
+int num_cuda_devices() { return CudaBackend::num_devices(); }
+
+Result<std::unique_ptr<Backend>> make_cuda(std::string_view device) {
+  int ordinal = 0;
+  if (device != "cuda") {
+    const std::string_view digits = device.substr(device.find(':') + 1);
+    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), ordinal);
+    if (error != std::errc() || end != digits.data() + digits.size()) {
+      return Error{"choose a device", "--device", "cuda:N with a number N", std::string(device), ""};
+    }
+  }
+  PROA_ASSIGN(auto backend, CudaBackend::create(ordinal));
+  return std::unique_ptr<Backend>(std::move(backend));
+}
+#else
+int num_cuda_devices() { return 0; }
+
+Result<std::unique_ptr<Backend>> make_cuda(std::string_view device) {
+  return Error{"choose a device", "--device", "auto, cpu or reference", std::string(device),
+               "this program was built without CUDA"};
+}
+#endif
+
 }  // namespace
 
 Result<std::unique_ptr<Backend>> make_backend(std::string_view device, const BackendOptions& options) {
+  if (device == "auto" && num_cuda_devices() > 0) {
+    // A device that cannot be opened is named when it is asked for; auto takes what works.
+    if (auto cuda = make_cuda("cuda:0"); cuda.ok()) return cuda;
+  }
   if (device == "auto" || device == "cpu") return make_cpu(options);
+  if (device == "cuda" || device.starts_with("cuda:")) return make_cuda(device);
   if (device == "reference") return std::unique_ptr<Backend>(std::make_unique<ReferenceBackend>());
   return Error{.doing = "choose a device",
                .where = "--device",
-               .expected = "auto, cpu or reference",
+               .expected = "auto, cpu, cuda:N or reference",
                .actual = std::string(device)};
 }
 
@@ -51,6 +84,9 @@ std::vector<std::unique_ptr<Backend>> all_backends() {
   std::vector<std::unique_ptr<Backend>> backends;
   backends.push_back(std::make_unique<ReferenceBackend>());
   for (int64_t target : CpuBackend::targets()) backends.push_back(std::make_unique<CpuBackend>(target, 2));
+  if (num_cuda_devices() > 0) {
+    if (auto cuda = make_cuda("cuda:0"); cuda.ok()) backends.push_back(*std::move(cuda));
+  }
   return backends;
 }
 

@@ -17,10 +17,12 @@ struct BackendOptions {
       cpu_target;  // "", or an instruction set to force, named as Highway does: "AVX3", "AVX2", "NEON", "SCALAR"
 };
 
-// `device` is "auto", "cpu" or "reference" (every op on the plain reference). Error: names --device and what there is.
+// `device` is "auto" (the first CUDA device that works, else the CPU), "cpu", "cuda:N", or "reference" (every op on the
+// plain reference). Error: names --device, what was found and what would work.
 Result<std::unique_ptr<Backend>> make_backend(std::string_view device, const BackendOptions& options = {});
 
-// Every backend this machine can run, for tests: the reference, and the CPU with each instruction set it has.
+// Every backend this machine can run, for tests: the reference, the CPU with each instruction set it has, and the first
+// CUDA device.
 std::vector<std::unique_ptr<Backend>> all_backends();
 
 }  // namespace proa

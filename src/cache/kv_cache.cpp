@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <string>
 
@@ -59,7 +58,7 @@ Result<KvCache> KvCache::create(Backend& backend, std::span<const CacheSpec> spe
   return cache;
 }
 
-void KvCache::fill_with_noise() {
+void KvCache::fill_with_noise(Backend& backend) {
   std::vector<float> noise(65521);  // a prime: blocks do not begin at the same place of it
   uint32_t state = 1;
   for (float& value : noise) {
@@ -71,7 +70,7 @@ void KvCache::fill_with_noise() {
   encode_row(format_, noise.data(), static_cast<int64_t>(noise.size()), encoded.data());
   for (const Buffer& buffer : buffers_) {
     for (size_t at = 0; at < buffer.bytes; at += bytes) {
-      std::memcpy(buffer.data() + at, encoded.data(), std::min(bytes, buffer.bytes - at));
+      backend.upload(buffer.data() + at, encoded.data(), std::min(bytes, buffer.bytes - at));
     }
   }
 }

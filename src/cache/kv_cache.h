@@ -21,7 +21,7 @@ class KvCache {
                                 Format format);
 
   // Keys and values of unit variance in every block, always the same: for measuring at a depth that nobody computed.
-  void fill_with_noise();
+  void fill_with_noise(Backend& backend);
 
   // [specs.size()], empty views where the layer keeps no keys.
   const KvCacheView& view(size_t layer) const { return views_[layer]; }

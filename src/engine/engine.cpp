@@ -333,8 +333,7 @@ void Engine::step() {
     runner_->want_logits(num_tokens - 1, &sequence->sampling);
     num_top_logprobs = std::max(num_top_logprobs, sequence->params.logprobs.value_or(0));
   }
-  runner_->forward();
-  runner_->sample(num_top_logprobs);
+  if (const Result<void> done = runner_->step(num_top_logprobs); !done.ok()) return fail_all(done.error());
 
   step_ended_ = std::chrono::steady_clock::now();
   ++counted_.num_steps;
@@ -347,6 +346,15 @@ void Engine::step() {
     if (!decode) counted_.prompt_tokens += num_tokens;
     sequence->num_computed += num_tokens;
     if (sequence->num_computed == sequence->num_tokens()) accept_token(*sequence, row++);
+  }
+}
+
+// The device failed: what the caches hold is not to be trusted, so no running sequence can go on.
+void Engine::fail_all(const Error& error) {
+  while (!scheduler_->running().empty()) {
+    Sequence& sequence = *scheduler_->running().back();
+    sequence.reply->fail(error);
+    finish(sequence, {}, FinishReason::error);
   }
 }
 

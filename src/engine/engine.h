@@ -96,6 +96,7 @@ class Engine {
   void end_cancelled();
   void step();
   void accept_token(Sequence& sequence, int row);
+  void fail_all(const Error& error);
   void finish(Sequence& sequence, TokenEvent event, FinishReason reason);
   void publish_stats();
 

@@ -2,26 +2,62 @@
 
 #include <algorithm>
 #include <cassert>
-#include <cstring>
 
 namespace proa {
 namespace {
 
 int64_t product(int a, int b) { return int64_t{a} * b; }
 
-// Bytes of the arrays of a step: the sum of what lay_out() takes.
-size_t step_bytes(const RunnerLimits& limits, const ModelInfo& model) {
-  const int vocab_size = model.vocab_size;
-  const int tokens = limits.max_num_batched_tokens;
-  const int seqs = limits.max_num_seqs;
+int64_t expert_counts(const RunnerLimits& limits, const ModelInfo& model) {
+  return limits.count_experts ? product(model.num_moe_layers, model.n_routed_experts) : 0;
+}
+
+// Bytes that StepInputs, StepResults and the two large arrays take.
+size_t input_bytes(const RunnerLimits& limits) {
+  return 3 * Arena::padded<int32_t>(limits.max_num_batched_tokens) + Arena::padded<int32_t>(limits.max_num_seqs + 1) +
+         3 * Arena::padded<int32_t>(limits.max_num_seqs) + Arena::padded<int32_t>(limits.max_num_logit_rows) +
+         Arena::padded<SamplingRow>(limits.max_num_logit_rows);
+}
+size_t result_bytes(const RunnerLimits& limits, const ModelInfo& model) {
   const int rows = limits.max_num_logit_rows;
-  return 3 * Arena::padded<int32_t>(tokens) + Arena::padded<int32_t>(seqs + 1) + 3 * Arena::padded<int32_t>(seqs) +
-         Arena::padded<int32_t>(product(seqs, limits.max_blocks_per_seq)) + 2 * Arena::padded<int32_t>(rows) +
-         Arena::padded<SamplingRow>(rows) + Arena::padded<float>(product(rows, vocab_size)) +
-         Arena::padded<TokenCount>(product(limits.num_count_slots, vocab_size)) + Arena::padded<float>(rows) +
+  return Arena::padded<int32_t>(rows) + Arena::padded<float>(rows) +
          Arena::padded<int32_t>(product(rows, limits.max_top_logprobs)) +
          Arena::padded<float>(product(rows, limits.max_top_logprobs)) +
-         (limits.count_experts ? Arena::padded<int32_t>(product(model.num_moe_layers, model.n_routed_experts)) : 0);
+         Arena::padded<int32_t>(expert_counts(limits, model));
+}
+size_t table_bytes(const RunnerLimits& limits) {
+  return Arena::padded<int32_t>(product(limits.max_num_seqs, limits.max_blocks_per_seq));
+}
+size_t device_bytes(const RunnerLimits& limits, int vocab_size) {
+  return Arena::padded<float>(product(limits.max_num_logit_rows, vocab_size)) +
+         Arena::padded<TokenCount>(product(limits.num_count_slots, vocab_size));
+}
+
+StepInputs inputs_in(std::byte* memory, const RunnerLimits& limits) {
+  Arena arena(memory, input_bytes(limits));
+  StepInputs in;
+  in.token_ids = arena.take<int32_t>(limits.max_num_batched_tokens);
+  in.positions = arena.take<int32_t>(limits.max_num_batched_tokens);
+  in.slot_mapping = arena.take<int32_t>(limits.max_num_batched_tokens);
+  in.query_start = arena.take<int32_t>(limits.max_num_seqs + 1);
+  in.seq_lens = arena.take<int32_t>(limits.max_num_seqs);
+  in.state_slot_in = arena.take<int32_t>(limits.max_num_seqs);
+  in.state_slot_out = arena.take<int32_t>(limits.max_num_seqs);
+  in.logit_rows = arena.take<int32_t>(limits.max_num_logit_rows);
+  in.sampling = arena.take<SamplingRow>(limits.max_num_logit_rows);
+  return in;
+}
+
+StepResults results_in(std::byte* memory, const RunnerLimits& limits, const ModelInfo& model) {
+  Arena arena(memory, result_bytes(limits, model));
+  const int rows = limits.max_num_logit_rows;
+  StepResults out;
+  out.tokens = arena.take<int32_t>(rows);
+  out.logprobs = arena.take<float>(rows);
+  out.top_ids = arena.take<int32_t>(product(rows, limits.max_top_logprobs));
+  out.top_logprobs = arena.take<float>(product(rows, limits.max_top_logprobs));
+  if (limits.count_experts) out.expert_tokens = arena.take<int32_t>(expert_counts(limits, model));
+  return out;
 }
 
 }  // namespace
@@ -36,7 +72,8 @@ MemoryPlan ModelRunner::plan(const Model& model, const RunnerLimits& limits) {
   plan.kv_bytes = static_cast<size_t>(plan.num_blocks) * plan.bytes_per_block;
   plan.state_bytes = static_cast<size_t>(plan.num_slots) * plan.bytes_per_slot;
   plan.workspace_bytes = model.workspace_bytes(limits.max_num_batched_tokens);
-  plan.step_bytes = step_bytes(limits, model.info());
+  plan.step_bytes = input_bytes(limits) + result_bytes(limits, model.info()) + table_bytes(limits) +
+                    device_bytes(limits, model.info().vocab_size);
   return plan;
 }
 
@@ -46,7 +83,7 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::create(const Model& model, Bac
   const std::span<const CacheSpec> specs = model.cache_specs();
   PROA_ASSIGN(runner->kv_,
               KvCache::create(backend, specs, limits.num_blocks, limits.block_size, limits.kv_cache_dtype));
-  if (limits.synthetic_cache) runner->kv_.fill_with_noise();
+  if (limits.synthetic_cache) runner->kv_.fill_with_noise(backend);
   PROA_ASSIGN(runner->states_, SsmStateCache::create(backend, specs, limits.num_slots));
   runner->caches_.resize(specs.size());
   for (size_t i = 0; i < specs.size(); ++i) {
@@ -54,53 +91,40 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::create(const Model& model, Bac
   }
   const MemoryPlan memory = plan(model, limits);
   PROA_ASSIGN(runner->workspace_, backend.allocate(std::max<size_t>(memory.workspace_bytes, Arena::kAlignment)));
-  PROA_ASSIGN(runner->arrays_, backend.allocate(memory.step_bytes));
-  const size_t used = runner->lay_out(Arena(runner->arrays_.data(), memory.step_bytes));
-  assert(used == memory.step_bytes);
-  (void)used;
+  const ModelInfo& info = model.info();
+  PROA_ASSIGN(runner->input_memory_, backend.allocate_shared(input_bytes(limits)));
+  PROA_ASSIGN(runner->result_memory_, backend.allocate_shared(result_bytes(limits, info)));
+  PROA_ASSIGN(runner->table_memory_, backend.allocate_shared(table_bytes(limits)));
+  PROA_ASSIGN(runner->device_memory_, backend.allocate(device_bytes(limits, info.vocab_size)));
+  runner->in_ = inputs_in(runner->input_memory_.host.data(), limits);
+  runner->device_in_ = inputs_in(runner->input_memory_.device.data(), limits);
+  runner->out_ = results_in(runner->result_memory_.host.data(), limits, info);
+  runner->device_out_ = results_in(runner->result_memory_.device.data(), limits, info);
+  runner->block_table_ = runner->table_memory_.host.as<int32_t>();
+  runner->num_expert_tokens_ = static_cast<size_t>(expert_counts(limits, info));
+  Arena arena(runner->device_memory_.data(), runner->device_memory_.bytes);
+  runner->logits_ = arena.take<float>(product(limits.max_num_logit_rows, info.vocab_size));
+  runner->counts_ = arena.take<TokenCount>(product(limits.num_count_slots, info.vocab_size));
   runner->begin();
+  PROA_TRY(backend.synchronize());
   return runner;
 }
 
-size_t ModelRunner::lay_out(Arena arena) {
-  const int rows = limits_.max_num_logit_rows;
-  const int vocab_size = model_.info().vocab_size;
-  token_ids_ = arena.take<int32_t>(limits_.max_num_batched_tokens);
-  positions_ = arena.take<int32_t>(limits_.max_num_batched_tokens);
-  slot_mapping_ = arena.take<int32_t>(limits_.max_num_batched_tokens);
-  query_start_ = arena.take<int32_t>(limits_.max_num_seqs + 1);
-  seq_lens_ = arena.take<int32_t>(limits_.max_num_seqs);
-  state_slot_in_ = arena.take<int32_t>(limits_.max_num_seqs);
-  state_slot_out_ = arena.take<int32_t>(limits_.max_num_seqs);
-  block_table_ = arena.take<int32_t>(product(limits_.max_num_seqs, limits_.max_blocks_per_seq));
-  logit_rows_ = arena.take<int32_t>(rows);
-  sampling_ = arena.take<SamplingRow>(rows);
-  logits_ = arena.take<float>(product(rows, vocab_size));
-  counts_ = arena.take<TokenCount>(product(limits_.num_count_slots, vocab_size));
-  tokens_ = arena.take<int32_t>(rows);
-  logprobs_ = arena.take<float>(rows);
-  top_ids_ = arena.take<int32_t>(product(rows, limits_.max_top_logprobs));
-  top_logprobs_ = arena.take<float>(product(rows, limits_.max_top_logprobs));
-  if (limits_.count_experts) {
-    num_expert_tokens_ = static_cast<size_t>(product(model_.info().num_moe_layers, model_.info().n_routed_experts));
-    expert_tokens_ = arena.take<int32_t>(static_cast<int64_t>(num_expert_tokens_));
-  }
-  return arena.used();
-}
+ModelRunner::~ModelRunner() { backend_.forget_records(); }
 
 void ModelRunner::begin() {
-  query_start_[0] = 0;
-  batch_ = Batch{.token_ids = token_ids_,
-                 .positions = positions_,
-                 .query_start = query_start_,
-                 .seq_lens = seq_lens_,
-                 .block_table = block_table_,
+  in_.query_start[0] = 0;
+  batch_ = Batch{.token_ids = device_in_.token_ids,
+                 .positions = device_in_.positions,
+                 .query_start = device_in_.query_start,
+                 .seq_lens = device_in_.seq_lens,
+                 .block_table = table_memory_.device.as<int32_t>(),
                  .block_table_stride = limits_.max_blocks_per_seq,
-                 .slot_mapping = slot_mapping_,
-                 .state_slot_in = state_slot_in_,
-                 .state_slot_out = state_slot_out_,
-                 .logit_rows = logit_rows_,
-                 .expert_tokens = expert_tokens_};
+                 .slot_mapping = device_in_.slot_mapping,
+                 .state_slot_in = device_in_.state_slot_in,
+                 .state_slot_out = device_in_.state_slot_out,
+                 .logit_rows = device_in_.logit_rows,
+                 .expert_tokens = device_out_.expert_tokens};
 }
 
 void ModelRunner::add(const SequenceStep& step) {
@@ -114,60 +138,107 @@ void ModelRunner::add(const SequenceStep& step) {
     ++batch_.num_decodes;
   }
 
-  std::copy(step.token_ids.begin(), step.token_ids.end(), token_ids_ + first);
+  std::copy(step.token_ids.begin(), step.token_ids.end(), in_.token_ids + first);
   for (int i = 0; i < count; ++i) {
     const int position = step.num_computed + i;
-    positions_[first + i] = position;
-    slot_mapping_[first + i] = step.blocks[static_cast<size_t>(position / limits_.block_size)] * limits_.block_size +
-                               position % limits_.block_size;
+    in_.positions[first + i] = position;
+    in_.slot_mapping[first + i] = step.blocks[static_cast<size_t>(position / limits_.block_size)] * limits_.block_size +
+                                  position % limits_.block_size;
   }
-  query_start_[seq + 1] = batch_.num_tokens;
-  seq_lens_[seq] = step.num_computed + count;
-  const int used_blocks = (seq_lens_[seq] + limits_.block_size - 1) / limits_.block_size;
+  in_.query_start[seq + 1] = batch_.num_tokens;
+  in_.seq_lens[seq] = step.num_computed + count;
+  const int used_blocks = (in_.seq_lens[seq] + limits_.block_size - 1) / limits_.block_size;
   assert(used_blocks <= limits_.max_blocks_per_seq && static_cast<size_t>(used_blocks) <= step.blocks.size());
-  std::copy_n(step.blocks.begin(), used_blocks, block_table_ + product(seq, limits_.max_blocks_per_seq));
-  state_slot_in_[seq] = step.num_computed == 0 || step.fresh_state ? -1 : step.state_slot;
-  state_slot_out_[seq] = step.state_slot;
+  set_blocks(seq, step.blocks.first(static_cast<size_t>(used_blocks)));
+  in_.state_slot_in[seq] = step.num_computed == 0 || step.fresh_state ? -1 : step.state_slot;
+  in_.state_slot_out[seq] = step.state_slot;
+}
+
+// A table is long at depth and hardly changes from step to step: only what differs is sent.
+void ModelRunner::set_blocks(int seq, std::span<const int32_t> blocks) {
+  const int64_t row = product(seq, limits_.max_blocks_per_seq);
+  int32_t* known = block_table_ + row;
+  const auto differs = std::mismatch(blocks.begin(), blocks.end(), known);
+  const auto first = differs.first - blocks.begin();
+  if (differs.first == blocks.end()) return;
+  std::copy(differs.first, blocks.end(), differs.second);
+  backend_.upload(table_memory_.device.as<int32_t>() + row + first, known + first,
+                  (blocks.size() - static_cast<size_t>(first)) * sizeof(int32_t));
 }
 
 void ModelRunner::want_logits(int index, const SamplingRow* sampling) {
   const int row = batch_.num_logit_rows++;
   assert(batch_.num_seqs > 0 && row < limits_.max_num_logit_rows);
-  logit_rows_[row] = query_start_[batch_.num_seqs - 1] + index;
-  assert(logit_rows_[row] < batch_.num_tokens);
-  sampling_[row] = sampling ? *sampling : SamplingRow{};
+  in_.logit_rows[row] = in_.query_start[batch_.num_seqs - 1] + index;
+  assert(in_.logit_rows[row] < batch_.num_tokens);
+  in_.sampling[row] = sampling ? *sampling : SamplingRow{};
 }
 
 void ModelRunner::reset_counts(int32_t slot, std::span<const int32_t> prompt_token_ids) {
   assert(slot >= 0 && slot < limits_.num_count_slots);
   const int vocab_size = model_.info().vocab_size;
-  TokenCount* counts = counts_ + product(slot, vocab_size);
-  std::fill_n(counts, vocab_size, TokenCount{0});
-  for (int32_t id : prompt_token_ids) counts[id] = kInPrompt;
+  std::vector<TokenCount> counts(static_cast<size_t>(vocab_size));
+  for (int32_t id : prompt_token_ids) counts[static_cast<size_t>(id)] = kInPrompt;
+  backend_.upload(counts_ + product(slot, vocab_size), counts.data(), counts.size() * sizeof(TokenCount));
 }
 
-void ModelRunner::forward() {
-  std::fill_n(expert_tokens_, num_expert_tokens_, 0);
+void ModelRunner::send() {
+  backend_.upload(input_memory_.device.data(), input_memory_.host.data(), input_memory_.host.bytes);
+  if (num_expert_tokens_ == 0) return;
+  std::fill_n(out_.expert_tokens, num_expert_tokens_, 0);
+  backend_.upload(device_out_.expert_tokens, out_.expert_tokens, num_expert_tokens_ * sizeof(int32_t));
+}
+
+void ModelRunner::compute() {
   Arena arena(workspace_.data(), workspace_.bytes);
   model_.forward(backend_, batch_, caches_, arena, logits_);
-  backend_.synchronize();
 }
 
-void ModelRunner::sample(int num_top_logprobs) {
+Result<void> ModelRunner::receive() {
+  backend_.download(result_memory_.host.data(), result_memory_.device.data(), result_memory_.host.bytes);
+  return backend_.synchronize();
+}
+
+Result<void> ModelRunner::forward() {
+  send();
+  compute();
+  return receive();
+}
+
+Result<void> ModelRunner::step(int num_top_logprobs) {
   assert(num_top_logprobs <= limits_.max_top_logprobs);
   num_top_ = num_top_logprobs;
-  if (batch_.num_logit_rows == 0) return;
-  backend_.sample({.num_rows = batch_.num_logit_rows,
-                   .vocab_size = model_.info().vocab_size,
-                   .num_top_logprobs = num_top_logprobs,
-                   .logits = logits_,
-                   .rows = sampling_,
-                   .counts = limits_.num_count_slots > 0 ? counts_ : nullptr,
-                   .tokens = tokens_,
-                   .logprobs = logprobs_,
-                   .top_ids = num_top_logprobs > 0 ? top_ids_ : nullptr,
-                   .top_logprobs = num_top_logprobs > 0 ? top_logprobs_ : nullptr});
-  backend_.synchronize();
+  send();
+  const auto body = [&] {
+    compute();
+    if (batch_.num_logit_rows == 0) return;
+    backend_.sample({.num_rows = batch_.num_logit_rows,
+                     .vocab_size = model_.info().vocab_size,
+                     .num_top_logprobs = num_top_logprobs,
+                     .logits = logits_,
+                     .rows = device_in_.sampling,
+                     .counts = limits_.num_count_slots > 0 ? counts_ : nullptr,
+                     .tokens = device_out_.tokens,
+                     .logprobs = device_out_.logprobs,
+                     .top_ids = num_top_logprobs > 0 ? device_out_.top_ids : nullptr,
+                     .top_logprobs = num_top_logprobs > 0 ? device_out_.top_logprobs : nullptr});
+  };
+  // Steps that only decode come again and again, with the same arrays whatever the sequences.
+  const bool again = batch_.num_decodes == batch_.num_tokens && batch_.num_logit_rows == batch_.num_tokens;
+  if (again) {
+    backend_.run(static_cast<uint64_t>(batch_.num_tokens) << 32 | static_cast<uint32_t>(num_top_logprobs), body);
+  } else {
+    body();
+  }
+  return receive();
+}
+
+Result<const float*> ModelRunner::logits() {
+  if (backend_.shares_memory()) return static_cast<const float*>(logits_);
+  host_logits_.resize(static_cast<size_t>(product(batch_.num_logit_rows, model_.info().vocab_size)));
+  backend_.download(host_logits_.data(), logits_, host_logits_.size() * sizeof(float));
+  PROA_TRY(backend_.synchronize());
+  return static_cast<const float*>(host_logits_.data());
 }
 
 }  // namespace proa

@@ -4,8 +4,7 @@
 //
 //   runner.begin();
 //   runner.add({tokens of the first sequence...}, &row);   // decodes first
-//   runner.forward();
-//   runner.sample(0);
+//   runner.step(0);
 //   int32_t next = runner.token(0);                        // of the first sequence that asked for one
 #pragma once
 
@@ -49,10 +48,36 @@ struct SequenceStep {
   bool decode = false;       // exactly one token, added before all that are not decodes
 };
 
+// What the host tells the device before a step.
+struct StepInputs {
+  int32_t* token_ids = nullptr;       // [max_num_batched_tokens]
+  int32_t* positions = nullptr;       // [max_num_batched_tokens]
+  int32_t* slot_mapping = nullptr;    // [max_num_batched_tokens]
+  int32_t* query_start = nullptr;     // [max_num_seqs + 1]
+  int32_t* seq_lens = nullptr;        // [max_num_seqs]
+  int32_t* state_slot_in = nullptr;   // [max_num_seqs]
+  int32_t* state_slot_out = nullptr;  // [max_num_seqs]
+  int32_t* logit_rows = nullptr;      // [max_num_logit_rows]
+  SamplingRow* sampling = nullptr;    // [max_num_logit_rows]
+};
+
+// What it learns afterwards.
+struct StepResults {
+  int32_t* tokens = nullptr;         // [max_num_logit_rows]
+  float* logprobs = nullptr;         // [max_num_logit_rows]
+  int32_t* top_ids = nullptr;        // [max_num_logit_rows, max_top_logprobs]
+  float* top_logprobs = nullptr;     // [max_num_logit_rows, max_top_logprobs]
+  int32_t* expert_tokens = nullptr;  // [MoE layers, n_routed_experts], or null
+};
+
 class ModelRunner {
  public:
   // `model` and `backend` must outlive the runner. Error: no memory, with the bytes asked for.
   static Result<std::unique_ptr<ModelRunner>> create(const Model& model, Backend& backend, const RunnerLimits& limits);
+
+  ~ModelRunner();
+  ModelRunner(const ModelRunner&) = delete;
+  ModelRunner& operator=(const ModelRunner&) = delete;
 
   static MemoryPlan plan(const Model& model, const RunnerLimits& limits);
 
@@ -65,20 +90,22 @@ class ModelRunner {
   // Forgets what count slot `slot` held and notes the prompt's tokens.
   void reset_counts(int32_t slot, std::span<const int32_t> prompt_token_ids);
 
-  // Runs the model and waits for it. Afterwards logits() is [num_logit_rows, vocab_size] in the order of want_logits().
-  void forward();
-  const float* logits() const { return logits_; }
+  // Runs the model and waits for it. Error: what the device reports; the step then counts for nothing.
+  Result<void> forward();
+  // The same, then draws a token for each logits row. The results stay until the next step.
+  Result<void> step(int num_top_logprobs);
+
+  // Of the last forward() or step(): [num_logit_rows, vocab_size] in the order of want_logits(), valid until the next.
+  Result<const float*> logits();
   int num_logit_rows() const { return batch_.num_logit_rows; }
 
-  // Draws a token for each logits row and waits. The results stay until the next sample().
-  void sample(int num_top_logprobs);
-  int32_t token(int row) const { return tokens_[row]; }
-  float logprob(int row) const { return logprobs_[row]; }
-  std::span<const int32_t> top_ids(int row) const { return top_row(top_ids_, row); }          // [num_top_logprobs]
-  std::span<const float> top_logprobs(int row) const { return top_row(top_logprobs_, row); }  // [num_top_logprobs]
+  int32_t token(int row) const { return out_.tokens[row]; }
+  float logprob(int row) const { return out_.logprobs[row]; }
+  std::span<const int32_t> top_ids(int row) const { return top_row(out_.top_ids, row); }          // [num_top_logprobs]
+  std::span<const float> top_logprobs(int row) const { return top_row(out_.top_logprobs, row); }  // [num_top_logprobs]
 
-  // [MoE layers, n_routed_experts] tokens of the last forward() that chose each expert; empty unless counted.
-  std::span<const int32_t> expert_tokens() const { return {expert_tokens_, num_expert_tokens_}; }
+  // [MoE layers, n_routed_experts] tokens of the last step that chose each expert; empty unless counted.
+  std::span<const int32_t> expert_tokens() const { return {out_.expert_tokens, num_expert_tokens_}; }
 
   const Batch& batch() const { return batch_; }
 
@@ -86,9 +113,10 @@ class ModelRunner {
   ModelRunner(const Model& model, Backend& backend, const RunnerLimits& limits)
       : model_(model), backend_(backend), limits_(limits) {}
 
-  // Arrays of a step are written by the host where the device reads them; a backend with memory of its own will copy
-  // this one region before a step.
-  size_t lay_out(Arena arena);
+  void set_blocks(int seq, std::span<const int32_t> blocks);
+  void send();
+  void compute();
+  Result<void> receive();
 
   template <typename T>
   std::span<const T> top_row(const T* top, int row) const {
@@ -103,26 +131,15 @@ class ModelRunner {
   SsmStateCache states_;
   std::vector<LayerCache> caches_;  // [num_caches] views of the two
   Buffer workspace_;
-  Buffer arrays_;
+  SharedBuffer input_memory_, result_memory_, table_memory_;
+  Buffer device_memory_;  // logits and counts
 
-  // Inside arrays_.
-  int32_t* token_ids_ = nullptr;       // [max_num_batched_tokens]
-  int32_t* positions_ = nullptr;       // [max_num_batched_tokens]
-  int32_t* slot_mapping_ = nullptr;    // [max_num_batched_tokens]
-  int32_t* query_start_ = nullptr;     // [max_num_seqs + 1]
-  int32_t* seq_lens_ = nullptr;        // [max_num_seqs]
-  int32_t* block_table_ = nullptr;     // [max_num_seqs, max_blocks_per_seq]
-  int32_t* state_slot_in_ = nullptr;   // [max_num_seqs]
-  int32_t* state_slot_out_ = nullptr;  // [max_num_seqs]
-  int32_t* logit_rows_ = nullptr;      // [max_num_logit_rows]
-  SamplingRow* sampling_ = nullptr;    // [max_num_logit_rows]
-  float* logits_ = nullptr;            // [max_num_logit_rows, vocab_size]
-  TokenCount* counts_ = nullptr;       // [num_count_slots, vocab_size]
-  int32_t* tokens_ = nullptr;          // [max_num_logit_rows]
-  float* logprobs_ = nullptr;          // [max_num_logit_rows]
-  int32_t* top_ids_ = nullptr;         // [max_num_logit_rows, max_top_logprobs]
-  float* top_logprobs_ = nullptr;      // [max_num_logit_rows, max_top_logprobs]
-  int32_t* expert_tokens_ = nullptr;   // [MoE layers, n_routed_experts], or null
+  StepInputs in_, device_in_;
+  StepResults out_, device_out_;
+  int32_t* block_table_ = nullptr;  // [max_num_seqs, max_blocks_per_seq] as the device has it
+  float* logits_ = nullptr;         // [max_num_logit_rows, vocab_size] on the device
+  TokenCount* counts_ = nullptr;    // [num_count_slots, vocab_size] on the device
+  std::vector<float> host_logits_;
   size_t num_expert_tokens_ = 0;
 
   Batch batch_;

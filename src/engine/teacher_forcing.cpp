@@ -79,13 +79,14 @@ Result<std::vector<float>> forced_logits(const Model& model, Backend& backend, s
     for (; next < wanted.size() && wanted[next] < done + count; ++next) {
       runner->want_logits(wanted[next] - done, nullptr);
     }
-    runner->forward();
+    PROA_TRY(runner->forward());
+    PROA_ASSIGN(const float* logits, runner->logits());
     for (size_t i = 0; i < rows.size(); ++i) {
       const auto found = std::lower_bound(wanted.begin() + static_cast<ptrdiff_t>(first),
                                           wanted.begin() + static_cast<ptrdiff_t>(next), rows[i]);
       if (found == wanted.begin() + static_cast<ptrdiff_t>(next) || *found != rows[i]) continue;
       const size_t row = static_cast<size_t>(found - wanted.begin()) - first;
-      std::copy_n(runner->logits() + row * static_cast<size_t>(vocab_size), vocab_size,
+      std::copy_n(logits + row * static_cast<size_t>(vocab_size), vocab_size,
                   out.begin() + static_cast<ptrdiff_t>(i * static_cast<size_t>(vocab_size)));
     }
     done += count;

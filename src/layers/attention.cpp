@@ -25,8 +25,7 @@ void AttentionLayer::forward(const Forward& step, const LayerCache& cache) const
   step.backend.norm_linear({batch.num_tokens, hidden_size, step.x, norm, eps, qkv});
   if (rope) {
     step.backend.rope({batch.num_tokens, batch.positions, num_heads, num_kv_heads, head_dim,
-                       static_cast<int>(2 * rope->inv_freq.size()), rope->inv_freq.data(), rope->attention_factor,
-                       rope->pairs, q, k});
+                       rope->rotary_dim, rope->inv_freq, rope->attention_factor, rope->pairs, q, k});
   }
   step.backend.attend({&batch, num_heads, num_kv_heads, head_dim, window, scale, q, k, v, cache.kv, out});
   step.backend.linear_residual({batch.num_tokens, out, o_proj, step.x});

@@ -3,14 +3,14 @@
 #pragma once
 
 #include <optional>
-#include <vector>
 
 #include "layers/forward.h"
 
 namespace proa {
 
 struct RotaryEmbedding {
-  std::vector<float> inv_freq;  // [rotary_dim / 2]
+  const float* inv_freq = nullptr;  // [rotary_dim / 2] on the device
+  int rotary_dim = 0;
   float attention_factor = 1;
   RopePairs pairs = RopePairs::halves;
 };

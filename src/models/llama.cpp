@@ -13,11 +13,17 @@
 namespace proa {
 namespace {
 
+struct RopeConfig {
+  std::vector<float> inv_freq;  // [rotary_dim / 2]
+  float attention_factor = 1;
+  RopePairs pairs = RopePairs::halves;
+};
+
 struct LlamaConfig {
   int64_t hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim,
       vocab_size, max_position_embeddings;
   float rms_norm_eps;
-  RotaryEmbedding rope;
+  RopeConfig rope;
 };
 
 // What the kernels rely on, for both kinds of file, with the fields' names of config.json. Sizes are bounded one by one
@@ -50,7 +56,7 @@ Result<void> check(const LlamaConfig& c, const std::string& path) {
 
 // Frequencies of config.json's rope_scaling (transformers 4) or rope_parameters (5): none, linear, or Llama 3's, which
 // slows waves longer than the original context by `factor` and blends between low_freq_factor and high_freq_factor.
-Result<RotaryEmbedding> rope_from_config(const ConfigReader& config, int64_t head_dim) {
+Result<RopeConfig> rope_from_config(const ConfigReader& config, int64_t head_dim) {
   ConfigReader rope = config;
   if (config.has({"rope_parameters", "rope_scaling"})) {
     PROA_ASSIGN(rope, config.object({"rope_parameters", "rope_scaling"}));
@@ -70,7 +76,7 @@ Result<RotaryEmbedding> rope_from_config(const ConfigReader& config, int64_t hea
     PROA_ASSIGN(original, rope.number("original_max_position_embeddings", {.min = 1}));
   }
 
-  RotaryEmbedding result;
+  RopeConfig result;
   for (int64_t i = 0; i < head_dim / 2; ++i) {
     double frequency = std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
     if (type == "linear") frequency /= factor;
@@ -249,9 +255,12 @@ class Llama final : public Model {
     lm_head_ = load.matrix(WeightKind::lm_head, global(kLmHead), true);
     if (!lm_head_) lm_head_ = embeddings_;
     eps_ = c.rms_norm_eps;
-    if (const float* factors = gguf ? load.vector(kRopeFactors.gguf, true) : nullptr) {
-      for (size_t i = 0; i < c.rope.inv_freq.size(); ++i) c.rope.inv_freq[i] /= factors[i];
-    }
+    const std::vector<float> factors = gguf ? load.values(kRopeFactors.gguf, true) : std::vector<float>();
+    for (size_t i = 0; i < factors.size(); ++i) c.rope.inv_freq[i] /= factors[i];
+    const RotaryEmbedding rope = {.inv_freq = load.copy(c.rope.inv_freq),
+                                  .rotary_dim = static_cast<int>(2 * c.rope.inv_freq.size()),
+                                  .attention_factor = c.rope.attention_factor,
+                                  .pairs = c.rope.pairs};
 
     for (int64_t i = 0; i < c.num_hidden_layers; ++i) {
       layers_.push_back({.attention = {.hidden_size = static_cast<int>(c.hidden_size),
@@ -265,7 +274,7 @@ class Llama final : public Model {
                                        .k_proj = load.matrix(WeightKind::attention, layer(i, kK)),
                                        .v_proj = load.matrix(WeightKind::attention, layer(i, kV)),
                                        .o_proj = load.matrix(WeightKind::attention, layer(i, kO)),
-                                       .rope = c.rope},
+                                       .rope = rope},
                          .mlp = {.hidden_size = static_cast<int>(c.hidden_size),
                                  .activation = Activation::silu,
                                  .eps = eps_,

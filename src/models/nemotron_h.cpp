@@ -131,12 +131,8 @@ class NemotronH final : public Model {
   }
 
   static Mamba2Layer mamba2(const NemotronHConfig& c, const Names& names, size_t i, WeightLoader& load) {
-    const float* a = load.vector(names.layer(i, kA));
-    if (!names.gguf() && a) {
-      std::vector<float> negative(static_cast<size_t>(c.mamba_num_heads));
-      for (size_t h = 0; h < negative.size(); ++h) negative[h] = -std::exp(a[h]);
-      a = load.copy(negative);
-    }
+    std::vector<float> a = load.values(names.layer(i, kA));
+    for (float& value : a) value = names.gguf() ? value : -std::exp(value);
     return {.hidden_size = static_cast<int>(c.hidden_size),
             .shape = {.num_heads = static_cast<int>(c.mamba_num_heads),
                       .head_dim = static_cast<int>(c.mamba_head_dim),
@@ -151,7 +147,7 @@ class NemotronH final : public Model {
             .weights = {.conv_weight = load.vector(names.layer(i, kConv)),
                         .conv_bias = load.vector(names.layer(i, kConvBias), !c.use_conv_bias),
                         .dt_bias = load.vector(names.layer(i, kDtBias)),
-                        .a = a,
+                        .a = load.copy(a),
                         .d = load.vector(names.layer(i, kD))},
             .gated_norm = load.vector(names.layer(i, kGatedNorm)),
             .out_proj = load.matrix(WeightKind::mamba, names.layer(i, kOutProj))};

@@ -54,10 +54,22 @@ void WeightLoader::fail(Error error) {
 }
 
 Weight WeightLoader::place(const Tensor& tensor) {
-  auto weight = backend_.place(tensor);
-  if (weight.ok()) return *weight;
-  fail(weight.error());
-  return {};
+  auto placed = backend_.place(tensor);
+  if (!placed.ok()) return fail(placed.error()), Weight{};
+  if (placed->memory.data()) buffers_.push_back(placed->memory);
+  return placed->weight;
+}
+
+std::vector<Weight> WeightLoader::place_each(const Tensor& tensor, bool stacked) {
+  if (!stacked) return {place(tensor)};
+  const int64_t count = tensor.shape.front();
+  Weight all = place(tensor);
+  all.rows /= count;
+  std::vector<Weight> result(static_cast<size_t>(count), all);
+  for (size_t i = 1; all && i < result.size(); ++i) {
+    result[i].data = result[i - 1].data + static_cast<size_t>(all.rows) * all.row_stride;
+  }
+  return result;
 }
 
 std::vector<Weight> WeightLoader::matrices(const Tensor& tensor, WeightUse& use) {
@@ -66,9 +78,7 @@ std::vector<Weight> WeightLoader::matrices(const Tensor& tensor, WeightUse& use)
   use.parameters += tensor.shape.elements();
   use.bytes += static_cast<int64_t>(tensor.bytes);
   const bool stacked = tensor.shape.size() == 3;
-  const int64_t count = stacked ? tensor.shape.front() : 1;
-  std::vector<Weight> result;
-  for (int64_t i = 0; i < count; ++i) result.push_back(place(stacked ? tensor.slice(i) : tensor));
+  std::vector<Weight> result = place_each(tensor, stacked);
   const auto found = scaling_.find(tensor.data);
   if (found == scaling_.end()) return result;
 
@@ -84,21 +94,21 @@ std::vector<Weight> WeightLoader::matrices(const Tensor& tensor, WeightUse& use)
   if (tensor.format == Format::E2M1) use.stored = "NVFP4";
   use.bytes += static_cast<int64_t>(scaling.group_scales.bytes + scaling.row_scales.size() * sizeof(float) +
                                     scaling.scales.size() * sizeof(float));
-  Tensor group_scales;
+  std::vector<Weight> group_scales;
   if (scaling.group_scales.format) {
     auto scales = to_tensor(scaling.group_scales);
     if (!scales.ok()) return fail(scales.error()), result;
-    group_scales = *scales;
+    group_scales = place_each(*scales, stacked);
   }
-  for (int64_t i = 0; i < count; ++i) {
-    Weight& weight = result[static_cast<size_t>(i)];
-    weight.scale = scaling.scales[scaling.scales.size() == 1 ? 0 : static_cast<size_t>(i)];
-    if (group_scales.data) {
-      const Weight scales = place(stacked ? group_scales.slice(i) : group_scales);
+  for (size_t i = 0; i < result.size(); ++i) {
+    Weight& weight = result[i];
+    weight.scale = scaling.scales[scaling.scales.size() == 1 ? 0 : i];
+    if (!group_scales.empty()) {
+      const Weight& scales = group_scales[i];
       weight.scales = {scales.data, scales.row_stride, scales.format, scaling.group};
     } else if (row_scales) {
-      weight.scales = {reinterpret_cast<const std::byte*>(row_scales + i * weight.rows), sizeof(float), Format::F32,
-                       weight.cols};
+      weight.scales = {reinterpret_cast<const std::byte*>(row_scales + static_cast<int64_t>(i) * weight.rows),
+                       sizeof(float), Format::F32, weight.cols};
     }
   }
   return result;
@@ -110,8 +120,13 @@ Weight WeightLoader::matrix(WeightKind kind, const std::string& name, bool optio
 }
 
 const float* WeightLoader::vector(const std::string& name, bool optional) {
+  const std::vector<float> decoded = values(name, optional);
+  return decoded.empty() ? nullptr : copy(decoded);
+}
+
+std::vector<float> WeightLoader::values(const std::string& name, bool optional) {
   const Tensor* tensor = find(name, optional);
-  if (!tensor) return nullptr;
+  if (!tensor) return {};
   if (scaling_.contains(tensor->data)) {
     fail({.doing = "load vector", .where = name, .expected = "no scale", .actual = "one beside it"});
   }
@@ -121,17 +136,17 @@ const float* WeightLoader::vector(const std::string& name, bool optional) {
                    .stored = std::string(info(tensor->format).name),
                    .parameters = tensor->shape.elements(),
                    .bytes = tensor->shape.elements() * static_cast<int64_t>(sizeof(float))});
-  std::vector<float> values(static_cast<size_t>(tensor->shape.elements()));
-  decode_row(tensor->format, tensor->data, tensor->shape.elements(), values.data());
-  return copy(values);
+  std::vector<float> decoded(static_cast<size_t>(tensor->shape.elements()));
+  decode_row(tensor->format, tensor->data, tensor->shape.elements(), decoded.data());
+  return decoded;
 }
 
-const float* WeightLoader::copy(std::span<const float> values) {
-  auto buffer = backend_.allocate(values.size_bytes());
+const void* WeightLoader::copy_bytes(std::span<const std::byte> bytes) {
+  auto buffer = backend_.allocate(bytes.size());
   if (!buffer.ok()) return fail(buffer.error()), nullptr;
-  std::memcpy(buffer->data(), values.data(), values.size_bytes());
+  backend_.upload(buffer->data(), bytes.data(), bytes.size());
   buffers_.push_back(*buffer);
-  return buffer->as<float>();
+  return buffer->data();
 }
 
 ExpertWeights WeightLoader::assign(const std::vector<Weight>& experts, ExpertTables& tables, const std::string& name) {
@@ -143,7 +158,13 @@ ExpertWeights WeightLoader::assign(const std::vector<Weight>& experts, ExpertTab
           .actual = std::string(info(experts[e].format).name) + " in expert " + std::to_string(e)});
     return {};
   }
-  return tables.assign(experts);
+  ExpertWeights weights = tables.assign(experts);
+  if (!backend_.shares_memory()) {
+    weights.data = copy(tables.data);
+    if (weights.scales_data) weights.scales_data = copy(tables.scales);
+    if (weights.scale) weights.scale = copy(tables.scale);
+  }
+  return weights;
 }
 
 ExpertWeights WeightLoader::experts(const std::string& stacked_name, int per_token, ExpertTables& tables) {

@@ -42,8 +42,12 @@ class WeightLoader {
 
   // Every name must be in the table, except where `optional` says that an empty result will do.
   Weight matrix(WeightKind kind, const std::string& name, bool optional = false);
-  const float* vector(const std::string& name, bool optional = false);  // decoded, in memory of take_buffers()
-  const float* copy(std::span<const float> values);
+  const float* vector(const std::string& name, bool optional = false);        // decoded, in memory of take_buffers()
+  std::vector<float> values(const std::string& name, bool optional = false);  // decoded, for the host to work on
+  template <typename T>
+  const T* copy(const std::vector<T>& values) {  // to the device, in memory of take_buffers()
+    return static_cast<const T*>(copy_bytes(std::as_bytes(std::span(values))));
+  }
 
   // [n_routed_experts] matrices, from one tensor [n_routed_experts, rows, cols] or from one per expert. The result
   // points to `tables`. A token needs `per_token` of them.
@@ -51,7 +55,7 @@ class WeightLoader {
   ExpertWeights experts(std::span<const std::string> names, int per_token, ExpertTables& tables);
 
   const Result<void>& status() const { return status_; }
-  // Memory behind vector(); the model keeps it.
+  // Memory behind all of it; the model keeps it.
   std::vector<Buffer> take_buffers() { return std::move(buffers_); }
   // All that was asked for and was there.
   std::vector<WeightUse> take_uses() { return std::move(uses_); }
@@ -60,6 +64,9 @@ class WeightLoader {
   const Tensor* find(const std::string& name, bool optional);
   void fail(Error error);
   Weight place(const Tensor& tensor);
+  // The matrices of a tensor [matrices, rows, cols], or the one it is.
+  std::vector<Weight> place_each(const Tensor& tensor, bool stacked);
+  const void* copy_bytes(std::span<const std::byte> bytes);
   // The matrices of a tensor, one unless it is [matrices, rows, cols], with their scales; their bytes go to `use`.
   std::vector<Weight> matrices(const Tensor& tensor, WeightUse& use);
   ExpertWeights assign(const std::vector<Weight>& experts, ExpertTables& tables, const std::string& name);

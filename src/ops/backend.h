@@ -6,10 +6,13 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <cstring>
 #include <memory>
 #include <string_view>
 
 #include "core/result.h"
+#include "core/thread_pool.h"
 #include "ops/attend.h"
 #include "ops/embed.h"
 #include "ops/lm_head.h"
@@ -36,6 +39,18 @@ struct Buffer {
   }
 };
 
+// The same bytes for both sides: the host writes or reads `host`, ops take `device`, upload() and download() carry
+// parts over. Where the device shares the host's memory both are one.
+struct SharedBuffer {
+  Buffer host, device;
+};
+
+// A weight on the device, and the memory behind it: empty where it is used where it lay.
+struct PlacedWeight {
+  Weight weight;
+  Buffer memory;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -44,9 +59,24 @@ class Backend {
   virtual std::string_view description() const = 0;  // "AVX-512, 2 threads": for people
   // Error: the bytes asked for and what the device has.
   virtual Result<Buffer> allocate(size_t bytes) = 0;
-  // A tensor of a checkpoint as a weight of this device: used where it lies if the device can read it there. The tensor
-  // must outlive the weight. Error: the tensor does not fit.
-  virtual Result<Weight> place(const Tensor& tensor) { return wrap(tensor); }
+  virtual Result<SharedBuffer> allocate_shared(size_t bytes) {
+    PROA_ASSIGN(Buffer buffer, allocate(bytes));
+    return SharedBuffer{buffer, buffer};
+  }
+  // Whether the host reads and writes Buffers itself. Otherwise what it is to see goes through the two copies below,
+  // which run in order with the ops: `host` of an upload may be reused at once, but that of a SharedBuffer and what a
+  // download fills only after synchronize().
+  virtual bool shares_memory() const { return true; }
+  virtual void upload(void* device, const void* host, size_t bytes) {
+    if (device != host) std::memcpy(device, host, bytes);
+  }
+  virtual void download(void* host, const void* device, size_t bytes) {
+    if (host != device) std::memcpy(host, device, bytes);
+  }
+
+  // A tensor of a checkpoint as a weight of this device: used where it lies if the device can read it there, and then
+  // the tensor must outlive the weight. Error: the tensor does not fit.
+  virtual Result<PlacedWeight> place(const Tensor& tensor) { return PlacedWeight{wrap(tensor), {}}; }
   // Ops that run on the reference here, by name, comma-separated; empty when none does.
   virtual std::string_view on_reference() const = 0;
 
@@ -73,8 +103,18 @@ class Backend {
   // operations/s, the best of several loops; 0 where the device has no such arithmetic.
   virtual double probe(Probe /*what*/, double /*seconds*/) { return 0; }
 
-  // Waits until all that was asked for is done.
-  virtual void synchronize() {}
+  // Whether a token's result has the same bits in every batch. Devices that choose kernels by the number of tokens sum
+  // in another order in each.
+  virtual bool same_bits_in_any_batch() const { return true; }
+
+  // Calls `step`, which only asks for ops. The same `key` promises the same requests with the same arguments, so that a
+  // backend may record them once and then replay the record instead of calling.
+  virtual void run(uint64_t /*key*/, FunctionRef<void()> step) { step(); }
+  // Records are void: memory that they name is about to go.
+  virtual void forget_records() {}
+
+  // Waits until all that was asked for is done. Error: what the device reports; nothing it computed since counts.
+  virtual Result<void> synchronize() { return {}; }
 };
 
 }  // namespace proa

@@ -1,7 +1,7 @@
 #include <gtest/gtest.h>
 
-#include "backends/backends.h"
 #include "ops/mamba2_cases.h"
+#include "ops/staged_test.h"
 
 namespace proa {
 namespace {
@@ -72,7 +72,7 @@ void expect_slots(const Mamba2Case& c, const Mamba2Result& actual, const Mamba2R
 }
 
 TEST(Mamba2, ConvSsmStepOnEveryBackend) {
-  const auto backends = all_backends();
+  const auto backends = testing::op_backends();
   uint32_t seed = 1;
   for (const Mamba2Case& c : conv_ssm_step_cases()) {
     const Mamba2Inputs in = mamba2_inputs(c, seed++);
@@ -101,7 +101,7 @@ TEST(Mamba2, ConvSsmStepOnEveryBackend) {
 }
 
 TEST(Mamba2, SsdChunkOnEveryBackend) {
-  const auto backends = all_backends();
+  const auto backends = testing::op_backends();
   uint32_t seed = 100;
   for (const Mamba2Case& c : ssd_chunk_cases()) {
     const Mamba2Inputs in = mamba2_inputs(c, seed++);
@@ -140,7 +140,7 @@ TEST(Mamba2, AnySplitOfASequenceGivesTheSame) {
 
   const std::vector<std::vector<int>> splits = {
       {69, 1}, {1, 69}, {2, 68}, {3, 67}, {16, 54}, {17, 53}, {35, 0, 35}, {30, 1, 1, 1, 37}, std::vector<int>(70, 1)};
-  for (const auto& backend : all_backends()) {
+  for (const auto& backend : testing::op_backends()) {
     for (const auto& split : splits) {
       for (bool single_tokens_step : {false, true}) {
         SCOPED_TRACE("first " + std::to_string(split[0]) + " of " + std::to_string(split.size()) + " parts on " +

@@ -144,7 +144,7 @@ TEST(Moe, SameBitsInAnyBatch) {
       Floats alone = in.copy_of_x(c);
       backend.moe(in.op(c, together, 0, c.num_tokens));
       for (int t = 0; t < c.num_tokens; ++t) backend.moe(in.op(c, alone, t, 1));
-      EXPECT_EQ(relative_error(together, alone), 0);
+      EXPECT_LE(relative_error(together, alone), backend.same_bits_in_any_batch() ? 0 : bound(c));
     });
   }
 }

@@ -90,7 +90,8 @@ TEST(NormLinear, SameBitsInAnyBatch) {
       for (int t = 0; t < c.num_tokens; ++t) {
         in.with_op(c, alone, t, 1, [&](const NormLinear& op) { backend.norm_linear(op); });
       }
-      for (size_t i = 0; i < alone.size(); ++i) EXPECT_EQ(relative_error(together[i], alone[i]), 0);
+      const double most = backend.same_bits_in_any_batch() ? 0 : bound(c);
+      for (size_t i = 0; i < alone.size(); ++i) EXPECT_LE(relative_error(together[i], alone[i]), most);
     });
   }
 }

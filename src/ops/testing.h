@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "backends/backends.h"
+#include "ops/staged_test.h"
 #include "ops/weight.h"
 
 namespace proa::testing {
@@ -174,7 +175,7 @@ inline double sum_bound(int64_t terms) { return 0x1p-24 * (8 + 2 * std::sqrt(sta
 // Calls f(backend) for each backend of this machine, with its name in every failure message.
 template <typename F>
 void on_all_backends(const std::string& case_name, F&& f) {
-  static const std::vector<std::unique_ptr<Backend>> backends = all_backends();
+  static const std::vector<std::unique_ptr<Backend>> backends = op_backends();
   for (const auto& backend : backends) {
     SCOPED_TRACE(case_name + " on " + std::string(backend->name()) + ", " + std::string(backend->description()));
     f(*backend);

@@ -89,7 +89,8 @@ struct ExpertTables {
   std::vector<const std::byte*> scales;  // [n_experts]
   std::vector<float> scale;              // [n_experts]
 
-  // The matrices given, which differ in nothing but where they lie and in `scale`: see alike().
+  // The matrices given, which differ in nothing but where they lie and in `scale`: see alike(). The view is of host
+  // memory; a device with memory of its own needs copies of its arrays.
   ExpertWeights assign(const std::vector<Weight>& experts);
 };
 

@@ -1,0 +1,746 @@
+#include "backends/cuda/cuda_backend.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "backends/cuda/kernels.h"
+#include "backends/cuda/linear.h"
+#include "backends/cuda/probe.h"
+
+namespace proa {
+namespace {
+
+using cuda::Input;
+using cuda::Output;
+
+constexpr size_t kSlabBytes = size_t{256} << 20;
+constexpr size_t kSmallWeight = size_t{16} << 20;
+constexpr size_t kStagingBytes = size_t{32} << 20;
+constexpr int kMaxRows = 1024;  // tokens of one product: bounds the scratch memory
+
+std::string megabytes(size_t bytes) { return std::to_string((bytes + (1 << 20) - 1) >> 20) + " MiB"; }
+std::string version(int number) { return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10); }
+
+Error device_error(const std::string& where, cudaError_t error, std::string doing = "compute") {
+  return {.doing = std::move(doing), .where = where, .actual = cudaGetErrorString(error)};
+}
+
+void free_device(std::byte* memory) { cudaFree(memory); }
+void free_pinned(std::byte* memory) { cudaFreeHost(memory); }
+
+}  // namespace
+
+int CudaBackend::num_devices() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) return cudaGetLastError(), 0;
+  return count;
+}
+
+Result<std::unique_ptr<CudaBackend>> CudaBackend::create(int ordinal) {
+  const std::string where = "--device cuda:" + std::to_string(ordinal);
+  const auto refuse = [&](std::string expected, std::string actual, std::string hint = "") {
+    return Error{"choose a device", where, std::move(expected), std::move(actual), std::move(hint)};
+  };
+  int driver = 0, runtime = 0, count = 0;
+  cudaDriverGetVersion(&driver);
+  cudaRuntimeGetVersion(&runtime);
+  if (driver == 0) return refuse("an NVIDIA driver", "none", "install one, or take --device cpu");
+  if (driver / 1000 < runtime / 1000) {
+    return refuse("a driver for CUDA " + version(runtime), "one for CUDA " + version(driver),
+                  "update the driver, or take --device cpu");
+  }
+  if (const cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess) {
+    cudaGetLastError();
+    return refuse("a CUDA device", cudaGetErrorString(error), "--device cpu works");
+  }
+  if (ordinal < 0 || ordinal >= count) {
+    return refuse("a device in cuda:0 to cuda:" + std::to_string(count - 1), std::to_string(count) + " devices");
+  }
+  cudaDeviceProp properties;
+  if (const cudaError_t error = cudaGetDeviceProperties(&properties, ordinal); error != cudaSuccess) {
+    return device_error(where, error, "open device");
+  }
+  cudaStream_t stream = nullptr;
+  cudaError_t error = cudaSetDevice(ordinal);
+  if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+  if (error != cudaSuccess) return device_error(where, error, "open device");
+  std::unique_ptr<CudaBackend> backend(new CudaBackend(ordinal, properties, stream));
+  if (!cuda::has_code()) {
+    return refuse("a device of compute capability " + std::string(PROA_CUDA_ARCHITECTURES),
+                  std::string(properties.name) + " of " + std::to_string(properties.major) + "." +
+                      std::to_string(properties.minor),
+                  "build with -DPROA_CUDA_ARCHITECTURES=" + std::to_string(properties.major) +
+                      std::to_string(properties.minor) + "-real, or take --device cpu");
+  }
+  for (Staging& staging : backend->staging_) {
+    void* memory = nullptr;
+    error = cudaHostAlloc(&memory, kStagingBytes, cudaHostAllocDefault);
+    if (error == cudaSuccess) error = cudaEventCreateWithFlags(&staging.done, cudaEventDisableTiming);
+    if (error != cudaSuccess) return device_error(where, error, "allocate pinned memory");
+    staging.memory = static_cast<std::byte*>(memory);
+  }
+  return backend;
+}
+
+CudaBackend::CudaBackend(int ordinal, const cudaDeviceProp& properties, cudaStream_t stream)
+    : ordinal_(ordinal),
+      reads_host_memory_(properties.integrated && properties.pageableMemoryAccess),
+      stream_(stream),
+      name_("cuda:" + std::to_string(ordinal)),
+      description_(std::string(properties.name) + ", " + megabytes(properties.totalGlobalMem) + ", " +
+                   std::to_string(properties.multiProcessorCount) + " SMs"),
+      launch_(stream, properties.multiProcessorCount, static_cast<int>(properties.sharedMemPerBlockOptin) - 2048,
+              properties.major >= 9) {}
+
+CudaBackend::~CudaBackend() {
+  cudaStreamSynchronize(stream_);
+  forget_records();
+  for (Staging& staging : staging_) {
+    if (staging.memory) cudaFreeHost(staging.memory);
+    if (staging.done) cudaEventDestroy(staging.done);
+  }
+  cudaStreamDestroy(stream_);
+}
+
+bool CudaBackend::fail(Error error) {
+  if (!error_) error_ = std::move(error);
+  return false;
+}
+
+Result<Buffer> CudaBackend::allocate(size_t bytes) {
+  void* memory = nullptr;
+  const cudaError_t error = cudaMalloc(&memory, std::max<size_t>(bytes, 1));
+  if (error != cudaSuccess) {
+    cudaGetLastError();  // running out of memory does not stick
+    size_t free = 0, total = 0;
+    cudaMemGetInfo(&free, &total);
+    return Error{.doing = "allocate memory",
+                 .where = name_,
+                 .expected = megabytes(bytes),
+                 .actual = error == cudaErrorMemoryAllocation ? megabytes(free) + " free of " + megabytes(total)
+                                                              : std::string(cudaGetErrorString(error)),
+                 .hint = "a shorter --max-model-len or a smaller model needs less"};
+  }
+  launch_.keep(cudaMemsetAsync(memory, 0, std::max<size_t>(bytes, 1), stream_));
+  return Buffer{std::shared_ptr<std::byte>(static_cast<std::byte*>(memory), free_device), bytes};
+}
+
+Result<SharedBuffer> CudaBackend::allocate_shared(size_t bytes) {
+  PROA_ASSIGN(Buffer device, allocate(bytes));
+  void* memory = nullptr;
+  if (const cudaError_t error = cudaHostAlloc(&memory, std::max<size_t>(bytes, 1), cudaHostAllocDefault);
+      error != cudaSuccess) {
+    cudaGetLastError();
+    return Error{.doing = "allocate pinned memory",
+                 .where = name_,
+                 .expected = megabytes(bytes),
+                 .actual = cudaGetErrorString(error)};
+  }
+  std::memset(memory, 0, std::max<size_t>(bytes, 1));
+  return SharedBuffer{{std::shared_ptr<std::byte>(static_cast<std::byte*>(memory), free_pinned), bytes}, device};
+}
+
+Result<PlacedWeight> CudaBackend::place(const Tensor& tensor) {
+  PlacedWeight placed{wrap(tensor), {}};
+  placed.weight.residency = Residency::device;
+  if (reads_host_memory_) return placed;
+  // Rows are read 16 bytes at a time: the last ones end within the padding.
+  const size_t bytes = (tensor.bytes + 255) / 256 * 256;
+  if (bytes > kSmallWeight) {
+    PROA_ASSIGN(placed.memory, allocate(bytes));
+  } else {
+    if (slab_.used + bytes > slab_.bytes) {
+      PROA_ASSIGN(const Buffer slab, allocate(kSlabBytes));
+      slab_ = {slab.memory, 0, kSlabBytes};
+    }
+    placed.memory = {std::shared_ptr<std::byte>(slab_.memory, slab_.memory.get() + slab_.used), bytes};
+    slab_.used += bytes;
+  }
+  // Through pinned memory, so that the copy out of the file and the one to the device overlap.
+  for (size_t at = 0; at < tensor.bytes; at += kStagingBytes) {
+    Staging& staging = staging_[next_staging_];
+    next_staging_ ^= 1;
+    const size_t count = std::min(kStagingBytes, tensor.bytes - at);
+    cudaEventSynchronize(staging.done);
+    std::memcpy(staging.memory, tensor.data + at, count);
+    launch_.keep(cudaMemcpyAsync(placed.memory.data() + at, staging.memory, count, cudaMemcpyHostToDevice, stream_));
+    launch_.keep(cudaEventRecord(staging.done, stream_));
+  }
+  placed.weight.data = placed.memory.data();
+  return placed;
+}
+
+void CudaBackend::upload(void* device, const void* host, size_t bytes) {
+  if (bytes > 0) launch_.keep(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_));
+}
+
+void CudaBackend::download(void* host, const void* device, size_t bytes) {
+  if (bytes > 0) launch_.keep(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_));
+}
+
+void CudaBackend::run(uint64_t key, FunctionRef<void()> step) {
+  if (error_) return;
+  if (const auto found = graphs_.find(key); found != graphs_.end()) {
+    launch_.keep(cudaGraphLaunch(found->second, stream_));
+    return;
+  }
+  routed_x_ = nullptr;
+  if (seen_.insert(key).second) return step();  // memory and code are in place afterwards
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  launch_.keep(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+  capturing_ = true;
+  step();
+  capturing_ = false;
+  launch_.keep(cudaStreamEndCapture(stream_, &graph));
+  if (graph) launch_.keep(cudaGraphInstantiate(&executable, graph, 0));
+  if (graph) cudaGraphDestroy(graph);
+  if (!executable) return;
+  graphs_[key] = executable;
+  launch_.keep(cudaGraphLaunch(executable, stream_));
+}
+
+void CudaBackend::forget_records() {
+  if (!graphs_.empty()) cudaStreamSynchronize(stream_);
+  for (const auto& [key, graph] : graphs_) cudaGraphExecDestroy(graph);
+  graphs_.clear();
+  seen_.clear();
+}
+
+Result<void> CudaBackend::synchronize() {
+  launch_.keep(cudaStreamSynchronize(stream_));
+  if (launch_.error() != cudaSuccess) return device_error(name_, launch_.error());
+  if (!error_) return {};
+  const Error error = *std::move(error_);
+  error_.reset();
+  return error;
+}
+
+double CudaBackend::probe(Probe what, double seconds) {
+  return what == Probe::read ? cuda::read_probe(seconds, launch_) : 0;
+}
+
+std::byte* CudaBackend::scratch(size_t bytes) {
+  if (bytes <= scratch_.bytes) return scratch_.data();
+  if (capturing_) return fail({"compute", name_, "memory that was there before", "a larger step", ""}), nullptr;
+  cudaStreamSynchronize(stream_);
+  forget_records();
+  scratch_ = {};
+  auto grown = allocate(bytes + bytes / 4);
+  if (!grown.ok()) return fail(grown.error()), nullptr;
+  scratch_ = *grown;
+  return scratch_.data();
+}
+
+uint32_t* CudaBackend::tickets(size_t count) {
+  const size_t bytes = std::max<size_t>(count, 1 << 16) * sizeof(uint32_t);
+  if (bytes > tickets_.bytes) {
+    if (capturing_) return fail({"compute", name_, "memory that was there before", "a larger step", ""}), nullptr;
+    cudaStreamSynchronize(stream_);
+    forget_records();
+    auto grown = allocate(bytes);
+    if (!grown.ok()) return fail(grown.error()), nullptr;
+    tickets_ = *grown;
+  }
+  return tickets_.as<uint32_t>();
+}
+
+std::optional<cuda::Matrix> CudaBackend::matrix(const Weight& weight) {
+  cuda::Matrix m;
+  m.data = reinterpret_cast<const uint8_t*>(weight.data);
+  m.stride = static_cast<int64_t>(weight.row_stride);
+  m.rows = static_cast<int>(weight.rows);
+  m.cols = static_cast<int>(weight.cols);
+  m.scale = weight.scale;
+  const Scales& scales = weight.scales;
+  const bool groups = weight.format == Format::E2M1;
+  if (groups && scales && scales.format == Format::F8_E4M3 && scales.group == 16) {
+    m.group_scales = reinterpret_cast<const uint8_t*>(scales.data);
+    m.scales_stride = static_cast<int64_t>(scales.row_stride);
+    return m;
+  }
+  if (!groups && scales && scales.format == Format::F32 && scales.group >= weight.cols &&
+      scales.row_stride == sizeof(float)) {
+    m.row_scales = reinterpret_cast<const float*>(scales.data);
+    return m;
+  }
+  if (!groups && !scales) return m;
+  fail({.doing = "multiply",
+        .where = name_,
+        .expected = "E2M1 with E4M3 scales of 16 values, or another format with at most a scale per row",
+        .actual = std::string(info(weight.format).name) + (scales ? " with " + std::string(info(scales.format).name) +
+                                                                        " scales of " + std::to_string(scales.group)
+                                                                  : " without scales")});
+  return std::nullopt;
+}
+
+std::optional<cuda::Experts> CudaBackend::experts(const ExpertWeights& weights) {
+  Weight one;  // as all are but for where they lie
+  one.data = reinterpret_cast<const std::byte*>(weights.data);
+  one.rows = weights.rows, one.cols = weights.cols, one.row_stride = weights.row_stride, one.format = weights.format;
+  one.scales = weights.scales;
+  if (weights.scales_data == nullptr) one.scales = {};
+  if (weights.scales_data != nullptr) one.scales.data = reinterpret_cast<const std::byte*>(weights.scales_data);
+  const auto shape = matrix(one);
+  if (!shape) return std::nullopt;
+  cuda::Experts experts;
+  experts.data = weights.data;
+  experts.scales = weights.scales_data;
+  experts.scale = weights.scale;
+  experts.row_scales = shape->row_scales != nullptr;
+  experts.shape = *shape;
+  experts.shape.data = experts.shape.group_scales = nullptr;
+  experts.shape.row_scales = nullptr;
+  experts.shape.scale = 1;
+  return experts;
+}
+
+void CudaBackend::products(const cuda::Prepare& input, std::span<const Product> products) {
+  if (input.slots == 0) return;
+  if (input.slots == 1) return products_of_one(input, products);
+  for (int first = 0; first < input.slots; first += kMaxRows) {
+    cuda::Prepare some = input;
+    some.slots = std::min(kMaxRows, input.slots - first);
+    if (some.rows) {
+      some.rows += first;
+    } else {
+      some.x += first * some.x_stride;
+      if (some.z) some.z += first * some.z_stride;
+    }
+    const int groups = (some.cols + 31) / 32;
+    const int64_t fragments = static_cast<int64_t>(cuda::fragment_bytes(some.slots, some.cols, true));
+    const int64_t sums = int64_t{(some.slots + 7) / 8} * groups * 16;
+    const size_t bytes =
+        Arena::padded<std::byte>(fragments) + Arena::padded<float>(sums) + Arena::padded<float>(kMaxRows);
+    std::byte* memory = scratch(bytes);
+    if (!memory) return;
+    Arena arena(memory, bytes);
+    some.out.fragments = reinterpret_cast<uint4*>(arena.take<std::byte>(fragments));
+    some.out.group_sums = arena.take<float>(sums);
+    some.out.unscale = arena.take<float>(kMaxRows);
+    std::optional<cuda::OperandForm> prepared;
+    for (const Product& product : products) {
+      const cuda::OperandForm form = cuda::operand_form(product.weight.format);
+      if (!prepared || prepared->bf16 != form.bf16 || prepared->order != form.order) {
+        some.bf16 = form.bf16;
+        some.order = form.order;
+        cuda::prepare(some, launch_);
+        prepared = form;
+      }
+      const auto m = matrix(product.weight);
+      if (!m) return;
+      const int64_t offset = static_cast<int64_t>(first) * m->rows;
+      cuda::MatMul op;
+      op.matrix = *m;
+      op.slots = some.slots;
+      op.x = some.out;
+      op.y = product.y + offset;
+      op.y_stride = m->rows;
+      op.output = product.output;
+      op.relu2 = product.relu2;
+      op.gate = product.gate ? product.gate + offset : nullptr;
+      cuda::multiply_matrix(product.weight.format, op, (some.slots + cuda::kTokenTile - 1) / cuda::kTokenTile, launch_);
+    }
+  }
+}
+
+void CudaBackend::products_of_one(const cuda::Prepare& input, std::span<const Product> products) {
+  for (size_t i = 0; i < products.size();) {
+    cuda::MatVec op;
+    op.input = input.input;
+    op.x = input.x;
+    op.x_row = input.rows;
+    op.z = input.z;
+    op.norm = input.norm;
+    op.eps = input.eps;
+    op.n_groups = input.n_groups;
+    const Product& first = products[i];
+    op.output = first.output;
+    op.relu2 = first.relu2;
+    op.gate = first.gate;
+    for (; i < products.size() && op.num_matrices < cuda::kMaxMatrices; ++i) {
+      const Product& product = products[i];
+      if (product.weight.format != first.weight.format || product.output != first.output ||
+          product.gate != first.gate) {
+        break;
+      }
+      auto m = matrix(product.weight);
+      if (!m) return;
+      m->y = product.y;
+      op.matrices[op.num_matrices++] = *m;
+    }
+    cuda::multiply_vector(first.weight.format, op, launch_);
+  }
+}
+
+void CudaBackend::embed(const Embed& op) {
+  routed_x_ = nullptr;
+  cuda::embed(op, launch_);
+}
+
+void CudaBackend::norm_linear(const NormLinear& op) {
+  routed_x_ = nullptr;
+  std::vector<Product> outputs;
+  for (const LinearOutput& output : op.outputs) outputs.push_back({output.weight, output.y});
+  products({.slots = op.num_tokens,
+            .cols = op.hidden_size,
+            .input = Input::normed,
+            .x = op.x,
+            .x_stride = op.hidden_size,
+            .norm = op.norm,
+            .eps = op.eps},
+           outputs);
+}
+
+void CudaBackend::linear_residual(const LinearResidual& op) {
+  routed_x_ = nullptr;
+  const Product product[] = {{op.weight, op.residual, Output::add}};
+  products({.slots = op.num_tokens, .cols = static_cast<int>(op.weight.cols), .x = op.x, .x_stride = op.weight.cols},
+           product);
+}
+
+void CudaBackend::mlp(const Mlp& op) {
+  routed_x_ = nullptr;
+  const bool relu2 = op.activation == Activation::relu2;
+  const int64_t width = op.up.rows;
+  for (int first = 0; first < op.num_tokens; first += kMaxRows) {
+    const int count = std::min(kMaxRows, op.num_tokens - first);
+    // Behind what products() takes: it starts at the front of the same memory.
+    const size_t front =
+        2 * (cuda::fragment_bytes(count, static_cast<int>(std::max(op.up.cols, width)), true) * 2 + 65536);
+    const size_t bytes = front + 2 * Arena::padded<float>(count * width);
+    std::byte* memory = scratch(bytes);
+    if (!memory) return;
+    Arena arena(memory + front / Arena::kAlignment * Arena::kAlignment, bytes);
+    float* gate = arena.take<float>(count * width);
+    float* h = arena.take<float>(count * width);
+    float* x = op.x + int64_t{first} * op.hidden_size;
+    const cuda::Prepare input = {.slots = count,
+                                 .cols = op.hidden_size,
+                                 .input = Input::normed,
+                                 .x = x,
+                                 .x_stride = op.hidden_size,
+                                 .norm = op.norm,
+                                 .eps = op.eps};
+    if (op.gate) {
+      const Product both[] = {{op.gate, gate}, {op.up, h, Output::gate, relu2, gate}};
+      products(input, both);
+    } else {
+      const Product up[] = {{op.up, h, Output::activate, relu2}};
+      products(input, up);
+    }
+    const Product down[] = {{op.down, x, Output::add}};
+    products({.slots = count, .cols = static_cast<int>(width), .x = h, .x_stride = width}, down);
+  }
+}
+
+void CudaBackend::route(const Route& op) {
+  if (op.num_tokens == 0) return;
+  routed_x_ = nullptr;
+  const size_t count = static_cast<size_t>(op.num_tokens) * static_cast<size_t>(op.n_routed_experts);
+  if (count * sizeof(float) > route_logits_.bytes) {
+    if (capturing_) return void(fail({"compute", name_, "memory that was there before", "a larger step", ""}));
+    cudaStreamSynchronize(stream_);
+    forget_records();
+    auto grown = allocate(count * sizeof(float));
+    if (!grown.ok()) return void(fail(grown.error()));
+    route_logits_ = *grown;
+  }
+  // Not scratch: the next op may begin to write that while this one runs.
+  float* logits = route_logits_.as<float>();
+  uint32_t* counters = tickets(static_cast<size_t>(op.num_tokens));
+  if (!counters) return;
+  if (!cuda::route_fused(op, logits, counters, launch_)) {
+    const Product product[] = {{op.gate, logits}};
+    products({.slots = op.num_tokens,
+              .cols = op.hidden_size,
+              .input = Input::normed,
+              .x = op.x,
+              .x_stride = op.hidden_size,
+              .norm = op.norm,
+              .eps = op.eps},
+             product);
+    cuda::choose_experts(op, logits, launch_);
+  }
+  routed_x_ = op.x;
+}
+
+void CudaBackend::moe(const Moe& op) {
+  if (op.num_tokens == 0) return;
+  if (op.num_tokens == 1 && op.num_experts_per_tok <= cuda::kMaxExperts) {
+    moe_of_one(op);
+  } else {
+    moe_of_many(op);
+  }
+  routed_x_ = nullptr;
+}
+
+// What is computed where: h holds the shared expert's hidden values, then those of each chosen expert.
+void CudaBackend::moe_of_one(const Moe& op) {
+  const auto up = experts(op.up), down = experts(op.down);
+  if (!up || !down) return;
+  const bool relu2 = op.activation == Activation::relu2, shared = static_cast<bool>(op.shared_up);
+  const bool latent = static_cast<bool>(op.latent_in);
+  const int64_t shared_rows = shared ? op.shared_up.rows : 0, k = op.num_experts_per_tok;
+  const size_t bytes = Arena::padded<float>(shared_rows + k * op.up.rows) + 2 * Arena::padded<float>(op.down.rows);
+  std::byte* memory = scratch(bytes);
+  if (!memory) return;
+  Arena arena(memory, bytes);
+  float* h = arena.take<float>(shared_rows + k * op.up.rows);
+  float* z = arena.take<float>(op.down.rows);
+  float* r = arena.take<float>(op.down.rows);
+
+  const cuda::Prepare normed = {.slots = 1,
+                                .cols = op.hidden_size,
+                                .input = Input::normed,
+                                .x = op.x,
+                                .x_stride = op.hidden_size,
+                                .norm = op.norm,
+                                .eps = op.eps};
+  const auto with_experts = [&](cuda::MatVec& v, const cuda::Experts& which) {
+    v.experts = which;
+    v.experts.ids = op.topk_ids;
+    v.experts.weights = op.topk_weights;
+    v.experts.count = op.num_experts_per_tok;
+  };
+  const bool shared_with_up = shared && !latent && op.shared_up.format == op.up.format;
+  if (latent) {
+    const Product in[] = {{op.latent_in, z}};
+    products_of_one(normed, in);
+  }
+  if (shared && !shared_with_up) {
+    const Product alone[] = {{op.shared_up, h, Output::activate, relu2}};
+    products_of_one(normed, alone);
+  }
+  cuda::MatVec widen;
+  widen.mode = cuda::MatVec::Mode::widen;
+  widen.input = latent ? Input::plain : Input::normed;
+  widen.x = latent ? z : op.x;
+  widen.norm = op.norm;
+  widen.eps = op.eps;
+  widen.output = Output::activate;
+  widen.relu2 = relu2;
+  widen.input_is_old = shared_with_up && routed_x_ == op.x;
+  if (shared_with_up) {
+    auto m = matrix(op.shared_up);
+    if (!m) return;
+    m->y = h;
+    widen.matrices[widen.num_matrices++] = *m;
+  }
+  with_experts(widen, *up);
+  widen.experts.shape.y = h + shared_rows;
+  cuda::multiply_vector(op.up.format, widen, launch_);
+
+  float* out = latent ? r : op.x;
+  const bool shared_with_down = shared && !latent && op.shared_down.format == op.down.format;
+  if (shared && !shared_with_down) {
+    const Product alone[] = {{op.shared_down, op.x, Output::add}};
+    products_of_one({.slots = 1, .cols = static_cast<int>(shared_rows), .x = h, .x_stride = shared_rows}, alone);
+  }
+  cuda::MatVec narrow;
+  narrow.mode = cuda::MatVec::Mode::narrow;
+  narrow.x = shared_with_down ? h : h + shared_rows;
+  narrow.output = latent ? Output::store : Output::add;
+  if (shared_with_down) {
+    auto m = matrix(op.shared_down);
+    if (!m) return;
+    m->y = out;
+    narrow.matrices[narrow.num_matrices++] = *m;
+  }
+  with_experts(narrow, *down);
+  narrow.experts.shape.y = out;
+  cuda::multiply_vector(op.down.format, narrow, launch_);
+  if (latent) {
+    const Product back[] = {{op.latent_out, op.x, Output::add}};
+    products_of_one({.slots = 1, .cols = static_cast<int>(op.down.rows), .x = r, .x_stride = op.down.rows}, back);
+  }
+}
+
+void CudaBackend::moe_of_many(const Moe& op) {
+  const auto up = experts(op.up), down = experts(op.down);
+  if (!up || !down) return;
+  const bool relu2 = op.activation == Activation::relu2, latent = static_cast<bool>(op.latent_in);
+  const int per_token = op.num_experts_per_tok;
+  const int64_t in = op.up.cols, width = op.up.rows, out = op.down.rows;
+  for (int first = 0; first < op.num_tokens; first += kMaxRows) {
+    const int tokens = std::min(kMaxRows, op.num_tokens - first);
+    const int choices = tokens * per_token;
+    const int tiles = std::min(choices, choices / cuda::kTokenTile + op.n_routed_experts);
+    const int slots = tiles * cuda::kTokenTile;
+    const int64_t shared_rows = op.shared_up ? op.shared_up.rows : 0;
+    const int64_t widest = std::max<int64_t>({op.hidden_size, in, width, out, shared_rows});
+    // products() of the parts outside the experts takes the front.
+    const size_t front = (2 * cuda::fragment_bytes(tokens, static_cast<int>(widest), true) + 65536) / 64 * 64;
+    const int64_t fragments =
+        static_cast<int64_t>(cuda::fragment_bytes(slots, static_cast<int>(std::max(in, width)), true));
+    const int64_t sums = int64_t{slots / 8} * ((std::max(in, width) + 31) / 32) * 16;
+    const size_t bytes = front + Arena::padded<std::byte>(fragments) + Arena::padded<float>(sums) +
+                         Arena::padded<float>(slots) + Arena::padded<int32_t>(slots) + Arena::padded<int32_t>(choices) +
+                         2 * Arena::padded<int32_t>(tiles) + Arena::padded<float>(slots * width) +
+                         Arena::padded<float>(slots * out) + Arena::padded<float>(tokens * in) +
+                         Arena::padded<float>(tokens * out) + Arena::padded<float>(tokens * shared_rows);
+    std::byte* memory = scratch(bytes);
+    if (!memory) return;
+    Arena arena(memory + front, bytes - front);
+    cuda::Operands operands;
+    operands.fragments = reinterpret_cast<uint4*>(arena.take<std::byte>(fragments));
+    operands.group_sums = arena.take<float>(sums);
+    operands.unscale = arena.take<float>(slots);
+    cuda::ExpertSlots sorted;
+    sorted.token = arena.take<int32_t>(slots);
+    sorted.slot = arena.take<int32_t>(choices);
+    sorted.tile_expert = arena.take<int32_t>(tiles);
+    sorted.tile_count = arena.take<int32_t>(tiles);
+    float* h = arena.take<float>(slots * width);
+    float* y = arena.take<float>(slots * out);
+    float* z = arena.take<float>(tokens * in);
+    float* r = arena.take<float>(tokens * out);
+    float* shared_h = arena.take<float>(tokens * shared_rows);
+
+    float* x = op.x + int64_t{first} * op.hidden_size;
+    const cuda::Prepare normed = {.slots = tokens,
+                                  .cols = op.hidden_size,
+                                  .input = Input::normed,
+                                  .x = x,
+                                  .x_stride = op.hidden_size,
+                                  .norm = op.norm,
+                                  .eps = op.eps};
+    if (latent) {
+      const Product to_latent[] = {{op.latent_in, z}};
+      products(normed, to_latent);
+    }
+    if (op.shared_up) {
+      const Product shared[] = {{op.shared_up, shared_h, Output::activate, relu2}};
+      products(normed, shared);
+    }
+    cuda::sort_choices(op.topk_ids + int64_t{first} * per_token, tokens, per_token, op.n_routed_experts, tiles, sorted,
+                       launch_);
+    const auto multiply = [&](const ExpertWeights& weights, const cuda::Experts& which, cuda::Prepare input, float* to,
+                              Output output) {
+      const cuda::OperandForm form = cuda::operand_form(weights.format);
+      input.slots = slots;
+      input.bf16 = form.bf16;
+      input.order = form.order;
+      input.tile_count = sorted.tile_count;
+      input.out = operands;
+      cuda::prepare(input, launch_);
+      cuda::MatMul product;
+      product.matrix = which.shape;
+      product.expert_data = which.data;
+      product.expert_scales = which.scales;
+      product.expert_scale = which.scale;
+      product.expert_row_scales = which.row_scales;
+      product.tile_expert = sorted.tile_expert;
+      product.tile_count = sorted.tile_count;
+      product.slots = slots;
+      product.x = operands;
+      product.y = to;
+      product.y_stride = weights.rows;
+      product.output = output;
+      product.relu2 = relu2;
+      cuda::multiply_matrix(weights.format, product, tiles, launch_);
+    };
+    cuda::Prepare routed = normed;
+    routed.rows = sorted.token;
+    if (latent) {
+      routed = {.cols = static_cast<int>(in), .x = z, .x_stride = in, .rows = sorted.token};
+    }
+    multiply(op.up, *up, routed, h, Output::activate);
+    multiply(op.down, *down, {.cols = static_cast<int>(width), .x = h, .x_stride = width}, y, Output::store);
+    cuda::combine_experts(y, sorted.slot, op.topk_weights + int64_t{first} * per_token, tokens, per_token,
+                          static_cast<int>(out), !latent, latent ? r : x, launch_);
+    if (latent) {
+      const Product back[] = {{op.latent_out, x, Output::add}};
+      products({.slots = tokens, .cols = static_cast<int>(out), .x = r, .x_stride = out}, back);
+    }
+    if (op.shared_down) {
+      const Product shared[] = {{op.shared_down, x, Output::add}};
+      products({.slots = tokens, .cols = static_cast<int>(shared_rows), .x = shared_h, .x_stride = shared_rows},
+               shared);
+    }
+  }
+}
+
+void CudaBackend::conv_ssm_step(const ConvSsmStep& op) {
+  routed_x_ = nullptr;
+  const int64_t tokens = int64_t{op.num_seqs} * op.tokens_per_seq;
+  auto* activated =
+      reinterpret_cast<float*>(scratch(static_cast<size_t>(tokens * op.shape.conv_dim()) * sizeof(float)));
+  uint32_t* counters = tickets(static_cast<size_t>(op.num_seqs) * static_cast<size_t>(op.shape.n_groups));
+  if (error_) return;
+  if (op.shape.ssm_state_size > 256) {
+    fail({"advance SSM state", name_, "ssm_state_size up to 256", std::to_string(op.shape.ssm_state_size), ""});
+    return;
+  }
+  cuda::conv_ssm_step(op, activated, counters, launch_);
+}
+
+void CudaBackend::ssd_chunk(const SsdChunk& op) {
+  routed_x_ = nullptr;
+  auto* activated =
+      reinterpret_cast<float*>(scratch(static_cast<size_t>(op.num_tokens) * op.shape.conv_dim() * sizeof(float)));
+  if (error_) return;
+  if (op.shape.ssm_state_size > 256) {
+    fail({"advance SSM state", name_, "ssm_state_size up to 256", std::to_string(op.shape.ssm_state_size), ""});
+    return;
+  }
+  cuda::ssd_chunk(op, activated, launch_);
+}
+
+void CudaBackend::gated_norm_linear_residual(const GatedNormLinearResidual& op) {
+  routed_x_ = nullptr;
+  const Product product[] = {{op.weight, op.residual, Output::add}};
+  products({.slots = op.num_tokens,
+            .cols = op.inner,
+            .input = Input::gated,
+            .x = op.y,
+            .x_stride = op.inner,
+            .z = op.z,
+            .z_stride = op.z_stride,
+            .norm = op.norm,
+            .eps = op.eps,
+            .n_groups = op.n_groups},
+           product);
+}
+
+void CudaBackend::rope(const Rope& op) {
+  routed_x_ = nullptr;
+  cuda::rope(op, launch_);
+}
+
+void CudaBackend::attend(const Attend& op) {
+  routed_x_ = nullptr;
+  if (op.head_dim > 256) {
+    fail({"attend", name_, "head_dim up to 256", std::to_string(op.head_dim), ""});
+    return;
+  }
+  const int splits = cuda::attend_splits(op, launch_);
+  auto* partial = reinterpret_cast<float*>(scratch(cuda::attend_partial_floats(op, splits) * sizeof(float)));
+  uint32_t* counters = tickets(splits > 1 ? cuda::attend_tickets(op) : 0);
+  if (error_) return;
+  cuda::attend(op, splits, partial, counters, launch_);
+}
+
+void CudaBackend::lm_head(const LmHead& op) {
+  routed_x_ = nullptr;
+  const Product product[] = {{op.weight, op.logits}};
+  products({.slots = op.num_rows,
+            .cols = op.hidden_size,
+            .input = Input::normed,
+            .x = op.x,
+            .x_stride = op.hidden_size,
+            .rows = op.rows,
+            .norm = op.norm,
+            .eps = op.eps},
+           product);
+}
+
+void CudaBackend::sample(const Sample& op) {
+  routed_x_ = nullptr;
+  auto* partial = reinterpret_cast<cuda::SamplePart*>(
+      scratch(static_cast<size_t>(op.num_rows) * cuda::kSampleParts * sizeof(cuda::SamplePart)));
+  if (error_) return;
+  cuda::sample(op, partial, launch_);
+}
+
+}  // namespace proa

@@ -1,0 +1,112 @@
+// The CUDA backend: device memory, one stream, and the kernels of this folder. Activations are F32 and so are sums;
+// weights are used as the file has them. What a step asks for is recorded as a graph once it has come twice.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "backends/cuda/launch.h"
+#include "backends/cuda/matmul.h"
+#include "core/arena.h"
+#include "ops/backend.h"
+
+namespace proa {
+
+class CudaBackend final : public Backend {
+ public:
+  // Errors, each with what was found and what would work: no driver, one that is too old, no such device, a device this
+  // program holds no code for.
+  static Result<std::unique_ptr<CudaBackend>> create(int ordinal);
+  // Devices that create() might open; 0 also where there is no driver.
+  static int num_devices();
+  ~CudaBackend() override;
+
+  std::string_view name() const override { return name_; }
+  std::string_view description() const override { return description_; }
+  std::string_view on_reference() const override { return ""; }
+  bool shares_memory() const override { return false; }
+  bool same_bits_in_any_batch() const override { return false; }
+
+  Result<Buffer> allocate(size_t bytes) override;
+  Result<SharedBuffer> allocate_shared(size_t bytes) override;
+  Result<PlacedWeight> place(const Tensor& tensor) override;
+  void upload(void* device, const void* host, size_t bytes) override;
+  void download(void* host, const void* device, size_t bytes) override;
+  void run(uint64_t key, FunctionRef<void()> step) override;
+  void forget_records() override;
+  Result<void> synchronize() override;
+  double probe(Probe what, double seconds) override;
+
+  void embed(const Embed& op) override;
+  void norm_linear(const NormLinear& op) override;
+  void linear_residual(const LinearResidual& op) override;
+  void mlp(const Mlp& op) override;
+  void route(const Route& op) override;
+  void moe(const Moe& op) override;
+  void conv_ssm_step(const ConvSsmStep& op) override;
+  void ssd_chunk(const SsdChunk& op) override;
+  void gated_norm_linear_residual(const GatedNormLinearResidual& op) override;
+  void rope(const Rope& op) override;
+  void attend(const Attend& op) override;
+  void lm_head(const LmHead& op) override;
+  void sample(const Sample& op) override;
+
+  int64_t num_launches() const { return launch_.count(); }  // kernels asked for so far; a replay counts as none
+  const cuda::Launch& launch() const { return launch_; }
+
+ private:
+  CudaBackend(int ordinal, const cudaDeviceProp& properties, cudaStream_t stream);
+
+  // Memory of one op, its content undefined. Grows until the largest step has been seen; null after an error.
+  std::byte* scratch(size_t bytes);
+  // Counters that are 0, and are 0 again when an op is done.
+  uint32_t* tickets(size_t count);
+  bool fail(Error error);  // false; kept for synchronize()
+  std::optional<cuda::Matrix> matrix(const Weight& weight);
+  std::optional<cuda::Experts> experts(const ExpertWeights& weights);
+
+  struct Product {
+    Weight weight;
+    float* y;
+    cuda::Output output = cuda::Output::store;
+    bool relu2 = false;
+    const float* gate = nullptr;
+  };
+  // Products of one input, for any number of rows. `input` says all but slots, order and where operands go; x, z, y and
+  // gate move on by rows.
+  void products(const cuda::Prepare& input, std::span<const Product> products);
+  void products_of_one(const cuda::Prepare& input, std::span<const Product> products);
+  void moe_of_one(const Moe& op);
+  void moe_of_many(const Moe& op);
+
+  int ordinal_;
+  bool reads_host_memory_;
+  cudaStream_t stream_;
+  std::string name_, description_;
+  cuda::Launch launch_;
+
+  struct Slab {
+    std::shared_ptr<std::byte> memory;
+    size_t used = 0, bytes = 0;
+  } slab_;  // small weights share allocations
+  struct Staging {
+    std::byte* memory = nullptr;  // pinned
+    cudaEvent_t done = nullptr;
+  } staging_[2];
+  int next_staging_ = 0;
+
+  Buffer scratch_, tickets_, route_logits_;
+  bool capturing_ = false;
+  std::optional<Error> error_;
+  std::map<uint64_t, cudaGraphExec_t> graphs_;
+  std::set<uint64_t> seen_;
+  const float* routed_x_ = nullptr;  // what the last op, a route, has read
+};
+
+}  // namespace proa

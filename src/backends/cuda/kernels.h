@@ -1,0 +1,53 @@
+// The kernels beside linear.h, each in the file of its op. All pointers are device memory.
+#pragma once
+
+#include "backends/cuda/launch.h"
+#include "ops/backend.h"
+
+namespace proa::cuda {
+
+// embed.cu
+void embed(const Embed& op, const Launch& launch);
+
+// rope.cu
+void rope(const Rope& op, const Launch& launch);
+
+// route.cu. `logits` [num_tokens, n_routed_experts]; `tickets` [num_tokens] zeros, and zeros again afterwards.
+bool route_fused(const Route& op, float* logits, uint32_t* tickets, const Launch& launch);  // false: not for this case
+void choose_experts(const Route& op, const float* logits, const Launch& launch);  // from logits that are there
+
+// moe.cu. Sorts the choices of tokens by expert into slots, whole tiles of an expert each (matmul.h).
+struct ExpertSlots {
+  int32_t* token;        // [slots] -1: empty
+  int32_t* slot;         // [num_tokens, num_experts_per_tok] of each choice
+  int32_t* tile_expert;  // [tiles] -1: nobody's
+  int32_t* tile_count;   // [tiles]
+};
+void sort_choices(const int32_t* topk_ids, int num_tokens, int per_token, int n_experts, int tiles,
+                  const ExpertSlots& slots, const Launch& launch);
+// x[t] (+)= sum over k of weights[t, k] · y[slot of (t, k)]
+void combine_experts(const float* y, const int32_t* slot, const float* weights, int num_tokens, int per_token,
+                     int width, bool add, float* x, const Launch& launch);
+
+// mamba2.cu. `activated` [num_tokens, conv_dim] and `tickets` [num_seqs, n_groups] as above.
+void conv_ssm_step(const ConvSsmStep& op, float* activated, uint32_t* tickets, const Launch& launch);
+void ssd_chunk(const SsdChunk& op, float* activated, const Launch& launch);
+
+// attend.cu. Keys of a query may be shared out among attend_splits() blocks, whose parts lie in `partial` until the
+// last one joins them.
+int attend_splits(const Attend& op, const Launch& launch);
+size_t attend_partial_floats(const Attend& op, int splits);
+size_t attend_tickets(const Attend& op);
+void attend(const Attend& op, int splits, float* partial, uint32_t* tickets, const Launch& launch);
+
+// sample.cu. `partial` [num_rows, kSampleParts].
+struct SamplePart {
+  double sum;   // of exp(logit - best)
+  float best;   // logit
+  float value;  // best after penalties
+  int32_t id;   // its token
+};
+constexpr int kSampleParts = 64;
+void sample(const Sample& op, SamplePart* partial, const Launch& launch);
+
+}  // namespace proa::cuda

@@ -1,0 +1,96 @@
+#include "backends/cuda/device.cuh"
+#include "backends/cuda/kernels.h"
+#include "backends/cuda/matmul.h"
+
+namespace proa::cuda {
+namespace {
+
+constexpr int kSortThreads = 1024;
+
+// A thread per expert counts and places its choices in order of token, so that the order never changes.
+__global__ void __launch_bounds__(kSortThreads)
+    sort_kernel(const int32_t* topk_ids, int choices, int per_token, int n_experts, int tiles, ExpertSlots slots) {
+  __shared__ int32_t first_tile[kSortThreads];
+  __shared__ int32_t some_ids[kSortThreads];
+  __shared__ int32_t next_tile;
+  wait_for_predecessor();
+  start_successor();
+  const int tid = static_cast<int>(threadIdx.x);
+  for (int i = tid; i < tiles * kTokenTile; i += kSortThreads) slots.token[i] = -1;
+  for (int i = tid; i < tiles; i += kSortThreads) slots.tile_expert[i] = -1, slots.tile_count[i] = 0;
+  if (tid == 0) next_tile = 0;
+  __syncthreads();
+  for (int first = 0; first < n_experts; first += kSortThreads) {
+    const int e = first + tid;
+    int count = 0;
+    for (int base = 0; base < choices; base += kSortThreads) {
+      __syncthreads();
+      some_ids[tid] = base + tid < choices ? __ldcg(topk_ids + base + tid) : -1;
+      __syncthreads();
+      const int end = min(kSortThreads, choices - base);
+      for (int i = 0; i < end; ++i) count += some_ids[i] == e;
+    }
+    __syncthreads();
+    first_tile[tid] = e < n_experts ? (count + kTokenTile - 1) / kTokenTile : 0;
+    __syncthreads();
+    if (tid == 0) {
+      for (int i = 0; i < kSortThreads && first + i < n_experts; ++i) {
+        const int mine = first_tile[i];
+        first_tile[i] = next_tile;
+        next_tile += mine;
+      }
+    }
+    __syncthreads();
+    const int start = first_tile[tid];
+    for (int i = 0; i * kTokenTile < count && e < n_experts; ++i) {
+      slots.tile_expert[start + i] = e;
+      slots.tile_count[start + i] = min(kTokenTile, count - i * kTokenTile);
+    }
+    int placed = 0;
+    for (int base = 0; base < choices; base += kSortThreads) {
+      __syncthreads();
+      some_ids[tid] = base + tid < choices ? __ldcg(topk_ids + base + tid) : -1;
+      __syncthreads();
+      const int end = min(kSortThreads, choices - base);
+      for (int i = 0; i < end; ++i) {
+        if (some_ids[i] != e) continue;
+        const int slot = start * kTokenTile + placed++;
+        slots.token[slot] = (base + i) / per_token;
+        slots.slot[base + i] = slot;
+      }
+    }
+    __syncthreads();
+  }
+}
+
+__global__ void combine_kernel(const float* y, const int32_t* slot, const float* weights, int per_token, int width,
+                               bool add, float* x) {
+  wait_for_predecessor();
+  start_successor();
+  const int64_t token = blockIdx.y;
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i >= width) return;
+  float sum = 0;
+  for (int k = 0; k < per_token; ++k) {
+    const int64_t from = __ldcg(slot + token * per_token + k);
+    sum += __ldcg(weights + token * per_token + k) * __ldcg(y + from * width + i);
+  }
+  float* out = x + token * width + i;
+  *out = add ? __ldcg(out) + sum : sum;
+}
+
+}  // namespace
+
+void sort_choices(const int32_t* topk_ids, int num_tokens, int per_token, int n_experts, int tiles,
+                  const ExpertSlots& slots, const Launch& launch) {
+  launch(sort_kernel, dim3(1), dim3(kSortThreads), 0, topk_ids, num_tokens * per_token, per_token, n_experts, tiles,
+         slots);
+}
+
+void combine_experts(const float* y, const int32_t* slot, const float* weights, int num_tokens, int per_token,
+                     int width, bool add, float* x, const Launch& launch) {
+  launch(combine_kernel, dim3((width + 255) / 256, num_tokens), dim3(256), 0, y, slot, weights, per_token, width, add,
+         x);
+}
+
+}  // namespace proa::cuda
