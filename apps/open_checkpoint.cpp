@@ -46,6 +46,10 @@ std::string gigabytes(uint64_t bytes) {
   return text;
 }
 
+std::string dummy_name(const DummyRequest& request) {
+  return request.name + "-" + std::string(request.precision->name) + "-dummy";
+}
+
 Result<DummyRequest> find_dummy(const std::string& model, const std::string& quantization) {
   DummyRequest request;
   std::string wanted = quantization;
@@ -85,9 +89,8 @@ Result<Checkpoint> open_checkpoint(const OpenOptions& options) {
     return Checkpoint::open(*path);
   }
   PROA_ASSIGN(const DummyRequest request, find_dummy(options.model, options.quantization));
-  const std::string name = request.name + "-" + std::string(request.precision->name) + "-dummy";
   PROA_ASSIGN(const DummyCheckpoint dummy,
-              make_dummy(name, request.config, *request.precision, {.seed = options.seed.value_or(0)}));
+              make_dummy(dummy_name(request), request.config, *request.precision, {.seed = options.seed.value_or(0)}));
   const uint64_t available = available_memory();
   if (!fits(dummy.bytes(), available)) {
     return Error{"make dummy weights", request.name + " in " + std::string(request.precision->name),

@@ -37,10 +37,12 @@ int main(int argc, char** argv) {
   int exit_code = 0;
   proa::add_run_command(app, exit_code);
   proa::add_render_command(app, exit_code);
+  proa::add_tokenize_command(app, exit_code);
   proa::add_bench_command(app, exit_code);
+  proa::add_synth_command(app, exit_code);
+  proa::add_pack_command(app, exit_code);
   proa::add_pull_command(app, exit_code);
   proa::add_inspect_command(app, exit_code);
-  proa::add_tokenize_command(app, exit_code);
 
   try {
     app.parse(fold_underscores(argc, argv));

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <system_error>
 
+#include "checkpoint/packed.h"
 #include "checkpoint/printable.h"
 #include "checkpoint/safetensors_index.h"
 
@@ -81,10 +82,14 @@ Result<Checkpoint> Checkpoint::open(const std::string& path) {
     return checkpoint;
   }
   if (fs::exists(path, code) && !has_gguf_magic(path)) {
-    PROA_TRY(MappedFile::open(path));  // says so if the file cannot be read at all
+    PROA_ASSIGN(checkpoint.packed_, MappedFile::open(path));  // says so if the file cannot be read at all
+    if (Packed::has_magic(checkpoint.packed_->bytes())) {
+      PROA_TRY(checkpoint.open_packed());
+      return checkpoint;
+    }
     return Error{.doing = "open checkpoint",
                  .where = path,
-                 .expected = "a GGUF file, or a folder with config.json and safetensors files",
+                 .expected = "a GGUF file, a packed checkpoint, or a folder with config.json and safetensors files",
                  .actual = "a file of another kind",
                  .hint = path.ends_with(".safetensors") ? "name the folder that holds it" : ""};
   }
@@ -122,6 +127,13 @@ Result<Checkpoint> Checkpoint::dummy(const DummyCheckpoint& dummy, int num_threa
   checkpoint.dummy_ = std::make_shared<const DummyIndex>(std::move(index));
   PROA_TRY(checkpoint.open_parts());
   return checkpoint;
+}
+
+Result<void> Checkpoint::open_packed() {
+  on_disk_ = false;
+  PROA_ASSIGN(const Packed packed, Packed::parse(packed_->bytes(), path_));
+  for (const PackedPart& part : packed.parts) parts_[part.name] = part.bytes;
+  return open_parts();
 }
 
 // A single GGUF file, or what a folder holds.

@@ -34,9 +34,9 @@ class Checkpoint {
 
   static constexpr size_t kMaxTextBytes = 128u << 20;  // of a JSON or text file in the folder
 
-  // `path` is a folder or a GGUF file (known by its magic; the first part of a split one). Everything is mapped,
-  // nothing copied. All missing shards, and all tensors that the index names but no shard holds, are listed in one
-  // error.
+  // `path` is a folder, a GGUF file (the first part of a split one) or a packed checkpoint; files are known by their
+  // magic. Everything is mapped, nothing copied. All missing shards, and all tensors that the index names but no shard
+  // holds, are listed in one error.
   static Result<Checkpoint> open(const std::string& path);
 
   // A checkpoint of dummy weights in anonymous memory: files as the readers would find them on disk. Tensors larger
@@ -65,6 +65,8 @@ class Checkpoint {
   const nlohmann::ordered_json& generation_config() const { return generation_config_; }
   // The metadata of a GGUF checkpoint; nullptr for a folder.
   const Gguf* gguf() const { return gguf_.get(); }
+  // Opened from one file that holds it all: checkpoint/packed.h.
+  bool is_packed() const { return packed_.has_value(); }
 
   // Files beside the weights: "tokenizer.json", "chat_template.jinja". `name` is a plain file name. For a GGUF file
   // there are none. A link must lead to a file of the folder, or from a snapshot of the model cache to its blobs.
@@ -78,6 +80,7 @@ class Checkpoint {
   // Files of a checkpoint that is not on disk as such, by name, and who owns their bytes.
   std::map<std::string, std::span<const std::byte>, std::less<>> parts_;
   std::vector<AnonymousMemory> memory_;
+  std::optional<MappedFile> packed_;
   std::map<std::string, std::string, std::less<>> texts_;
   std::shared_ptr<const DummyIndex> dummy_;
   std::unique_ptr<Gguf> gguf_;
@@ -91,6 +94,7 @@ class Checkpoint {
     std::string_view view;
   };
 
+  Result<void> open_packed();
   Result<void> open_parts();
   Result<void> open_folder();
   Result<void> open_shards(const SafetensorsIndex& index, const std::string& index_path);

@@ -1,0 +1,105 @@
+#include "core/output_path.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+namespace proa {
+namespace {
+
+namespace fs = std::filesystem;
+
+Error write_error(const std::string& path, int number) {
+  return {"write file", path, "", std::generic_category().message(number), ""};
+}
+
+fs::path folder_of(const std::string& path) {
+  fs::path whole(path);
+  if (!whole.has_filename()) whole = whole.parent_path();  // "folder/"
+  return whole.has_parent_path() ? whole.parent_path() : fs::path(".");
+}
+
+}  // namespace
+
+Result<OutputPath> OutputPath::create(const std::string& path, bool folder, bool replace) {
+  std::string whole = path;
+  while (whole.size() > 1 && whole.ends_with('/')) whole.pop_back();
+  std::error_code code;
+  if (!fs::is_directory(folder_of(whole), code)) {
+    return Error{"write", whole, "a folder " + folder_of(whole).string(), "none", ""};
+  }
+  if (fs::exists(fs::symlink_status(whole, code)) && (!replace || fs::is_directory(whole, code) != folder)) {
+    return Error{"write", whole, "a name that is free", "a file or folder of that name",
+                 "remove it, or choose another name"};
+  }
+  OutputPath out(whole, whole + ".partial");
+  fs::remove_all(out.partial_, code);
+  if (folder && !fs::create_directory(out.partial_, code)) {
+    return Error{"create folder", out.partial_, "", code.message(), ""};
+  }
+  return out;
+}
+
+OutputPath::OutputPath(OutputPath&& other) noexcept
+    : path_(std::move(other.path_)), partial_(std::exchange(other.partial_, "")) {}
+
+OutputPath::~OutputPath() {
+  std::error_code code;
+  if (!partial_.empty()) fs::remove_all(partial_, code);
+}
+
+Result<void> OutputPath::commit() {
+  std::error_code code;
+  if (fs::is_directory(path_, code)) fs::remove_all(path_, code);  // rename replaces files, not folders with content
+  fs::rename(partial_, path_, code);
+  if (code) return Error{"rename", partial_ + " to " + path_, "", code.message(), ""};
+  partial_.clear();
+  return {};
+}
+
+Result<OutputFile> OutputFile::create(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (fd < 0) return write_error(path, errno);
+  return OutputFile(path, fd);
+}
+
+OutputFile::OutputFile(OutputFile&& other) noexcept
+    : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)) {}
+
+OutputFile::~OutputFile() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+Result<void> OutputFile::write(std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t written = ::write(fd_, bytes.data(), std::min<size_t>(bytes.size(), 1u << 30));
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) return write_error(path_, errno);
+    bytes = bytes.subspan(static_cast<size_t>(written));
+  }
+  return {};
+}
+
+Result<void> OutputFile::write_at(uint64_t offset, std::span<const std::byte> bytes) {
+  if (::lseek(fd_, static_cast<off_t>(offset), SEEK_SET) < 0) return write_error(path_, errno);
+  return write(bytes);
+}
+
+Result<void> OutputFile::close() {
+  if (::close(std::exchange(fd_, -1)) != 0) return write_error(path_, errno);
+  return {};
+}
+
+Result<uint64_t> free_disk_space(const std::string& path) {
+  std::error_code code;
+  const fs::space_info space = fs::space(folder_of(path), code);
+  if (code) return Error{"look at the disk of", path, "", code.message(), ""};
+  return static_cast<uint64_t>(space.available);
+}
+
+}  // namespace proa

@@ -1,0 +1,53 @@
+// Files and folders that appear whole or not at all: written under another name beside the final one, then renamed.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "core/result.h"
+
+namespace proa {
+
+// PATH.partial until commit(). What is there when this object goes without one is removed; so is what a killed run
+// left.
+class OutputPath {
+ public:
+  // Errors: `path` is there already (unless `replace`), its folder is missing or takes no files.
+  static Result<OutputPath> create(const std::string& path, bool folder, bool replace);
+  OutputPath(OutputPath&& other) noexcept;
+  OutputPath& operator=(OutputPath&&) = delete;
+  ~OutputPath();
+
+  const std::string& partial() const { return partial_; }
+  Result<void> commit();
+
+ private:
+  OutputPath(std::string path, std::string partial) : path_(std::move(path)), partial_(std::move(partial)) {}
+  std::string path_, partial_;
+};
+
+class OutputFile {
+ public:
+  static Result<OutputFile> create(const std::string& path);  // cuts what is there
+  OutputFile(OutputFile&& other) noexcept;
+  OutputFile& operator=(OutputFile&&) = delete;
+  ~OutputFile();
+
+  Result<void> write(std::span<const std::byte> bytes);
+  // At this place of the file; what is beyond the end is zeros.
+  Result<void> write_at(uint64_t offset, std::span<const std::byte> bytes);
+  // Only after this is the file known to be whole: a network disk may say here that it was full.
+  Result<void> close();
+
+ private:
+  OutputFile(std::string path, int fd) : path_(std::move(path)), fd_(fd) {}
+  std::string path_;
+  int fd_;
+};
+
+// Bytes free for this user on the disk that holds the folder of `path`. Error: there is no such folder.
+Result<uint64_t> free_disk_space(const std::string& path);
+
+}  // namespace proa
