@@ -60,18 +60,32 @@ struct Tokenizer::Tables {
                       std::vector<int32_t>& ids) const;
 };
 
+namespace {
+
+// What readers of a text cannot know: where it lies.
+template <class T>
+Result<T> at(const std::string& place, Result<T> result) {
+  if (result.ok()) return result;
+  Error error = std::move(result).error();
+  error.where = place + error.where;
+  return error;
+}
+
+}  // namespace
+
 Result<Tokenizer> Tokenizer::open(const Checkpoint& checkpoint, TokenizerOptions options) {
   if (const Gguf* gguf = checkpoint.gguf()) {
     PROA_ASSIGN(const Vocabulary vocabulary, vocabulary_from_gguf(*gguf, options.llama_cpp));
-    return create(vocabulary);
+    return at(gguf->path() + ": ", create(vocabulary));
   }
   PROA_ASSIGN(const std::string json, checkpoint.read_text("tokenizer.json"));
   std::string config;
   if (checkpoint.has_file("tokenizer_config.json")) {
     PROA_ASSIGN(config, checkpoint.read_text("tokenizer_config.json"));
   }
-  PROA_ASSIGN(const Vocabulary vocabulary, vocabulary_from_tokenizer_json(json, config));
-  return create(vocabulary);
+  const std::string folder = checkpoint.path() + "/";
+  PROA_ASSIGN(const Vocabulary vocabulary, at(folder, vocabulary_from_tokenizer_json(json, config)));
+  return at(folder + "tokenizer.json: ", create(vocabulary));
 }
 
 namespace {

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/gguf_writer.h"
 #include "tokenizer/tokenizer.h"
 #include "tokenizer/vocabulary.h"
 
@@ -60,8 +61,51 @@ TEST_P(TokenizerGolden, GivesTheOfficialIdsAndTexts) {
 
 INSTANTIATE_TEST_SUITE_P(All, TokenizerGolden,
                          testing::Values("gpt2", "nemotron", "nemotron_merging", "qwen", "prefix", "olmo",
-                                         "merged_previous", "merged_next", "contiguous"),
+                                         "merged_previous", "merged_next", "contiguous", "sentencepiece_llama",
+                                         "sentencepiece_metaspace", "sentencepiece_gemma"),
                          [](const auto& info) { return std::string(info.param); });
+
+TEST(TokenizerGoldenSentencePiece, GivesTheIdsAndTextsOfLlamaCppFromGguf) {
+  const Json file = golden("sentencepiece_gguf");
+  ASSERT_TRUE(file.is_object());
+  for (const bool space : {true, false}) {
+    GgufWriter writer;
+    writer.put_string("general.architecture", "llama");
+    writer.put_string("tokenizer.ggml.model", "llama");
+    writer.put_strings("tokenizer.ggml.tokens", file["tokens"].get<std::vector<std::string>>());
+    writer.put_f32s("tokenizer.ggml.scores", file["scores"].get<std::vector<float>>());
+    writer.put_i32s("tokenizer.ggml.token_type", file["types"].get<std::vector<int32_t>>());
+    writer.put_u32("tokenizer.ggml.unknown_token_id", 0);
+    if (!space) writer.put_bool("tokenizer.ggml.add_space_prefix", false);
+    const std::vector<std::byte> bytes = writer.bytes();
+    auto gguf = Gguf::parse(bytes, "golden.gguf");
+    ASSERT_TRUE(gguf.ok()) << gguf.error().message();
+    auto vocabulary = vocabulary_from_gguf(*gguf);
+    ASSERT_TRUE(vocabulary.ok()) << vocabulary.error().message();
+    auto tokenizer = Tokenizer::create(*vocabulary);
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.error().message();
+    if (space) {
+      expect_same_ids(*tokenizer, file);
+      for (size_t i = 0; i < file["ids"].size(); ++i) {
+        // llama.cpp's pieces keep the space in front, as what continues a text does.
+        const auto ids = file["ids"][i].get<std::vector<int32_t>>();
+        const auto decoded = file["decoded"][i].get<std::string>();
+        Detokenizer out(*tokenizer, false, /*continues=*/true);
+        std::string text;
+        for (const int32_t id : ids) text += out.push(id);
+        EXPECT_EQ(text + out.finish(), decoded);
+        EXPECT_EQ(tokenizer->decode(ids), decoded.substr(decoded.starts_with(' ') ? 1 : 0));
+      }
+      continue;
+    }
+    const auto texts = golden("texts").get<std::vector<std::string>>();
+    for (size_t i = 0; i < texts.size(); ++i) {
+      EXPECT_EQ(tokenizer->encode(texts[i], {.parse_special = true}),
+                file["no_space_ids"][i].get<std::vector<int32_t>>())
+          << texts[i];
+    }
+  }
+}
 
 TEST(TokenizerGoldenSmolLm2, GivesTheIdsOfLlamaCpp) {
   const char* path = std::getenv("PROA_SMOLLM2");

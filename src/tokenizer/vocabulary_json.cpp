@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/json_events.h"
 #include "checkpoint/printable.h"
 #include "tokenizer/bpe.h"
 #include "tokenizer/end_tokens.h"
@@ -492,6 +493,9 @@ Result<void> read_config(std::string_view text, Vocabulary& vocabulary) {
 
 Result<Vocabulary> vocabulary_from_tokenizer_json(std::string_view tokenizer_json, std::string_view tokenizer_config) {
   if (tokenizer_json.empty()) return problem("the text", "JSON", "nothing");  // simdjson copies from its null pointer
+  // The tree takes some 24 bytes per value, in real files with 16 bytes of text or more.
+  const JsonLimits limits = {.depth = 256, .string_bytes = 1 << 20, .values = 1'000'000 + tokenizer_json.size() / 16};
+  PROA_TRY(check_json_limits(tokenizer_json, "tokenizer.json", limits));
   auto parser = std::make_shared<simdjson::dom::parser>();
   Node root{.present = true};
   if (const auto error = parser->parse(tokenizer_json.data(), tokenizer_json.size()).get(root.value)) {

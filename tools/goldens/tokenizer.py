@@ -6,17 +6,24 @@
 texts.json       the texts, in the order of every `ids` below
 <name>.json      {"tokenizer": a tokenizer.json, "ids": with special tokens matched, "plain_ids": those that
                  differ when they are taken as text, by index, "streams": [{"ids", "text", "text_skipping_special"}]}; without BOS
+sentencepiece_gguf.json  {"tokens", "scores", "types", "ids", "plain_ids"}: ids by llama.cpp from a GGUF of these; "no_space_ids" with
+                 tokenizer.ggml.add_space_prefix false; "decoded": what it makes of "ids", one by one
 smollm2.json     {"ids", "plain_ids"} by llama.cpp with the vocabulary of SmolLM2 (the only part that needs a model)
 
-Needs tokenizers, and llama-cpp-python for SmolLM2.
+Needs tokenizers, gguf and llama-cpp-python.
 """
 
 import argparse
 import json
 import pathlib
 import random
+import sys
+import tempfile
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+from tokenizer_vocabularies import write_sentencepiece_gguf
 
 HERE = pathlib.Path(__file__).resolve().parents[2] / "tests" / "goldens" / "tokenizer"
 
@@ -189,6 +196,79 @@ def make_tokenizers():
                                         byte_level(use_regex=False)), 330)
     yield "contiguous", train(sequence(split(r"\p{L}", "contiguous", True), pre_tokenizers.Digits(individual_digits=False),
                                        byte_level(use_regex=True)), 330)
+    for name in ["llama", "metaspace", "gemma"]:
+        yield f"sentencepiece_{name}", sentencepiece(name)
+
+
+SPACE = "\u2581"
+
+
+def sentencepiece(name):
+    """As Llama 2 ("llama"), newer conversions of it ("metaspace") and Gemma ("gemma") have it. A third of the characters have no
+    token: their bytes stand for them."""
+    replace = normalizers.Replace(" ", SPACE)
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always")
+    names = ["<unk>", "<s>", "</s>"] if name != "gemma" else ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=names + [f"<0x{b:02X}>" for b in range(256)], show_progress=False,
+                                  limit_alphabet=200, initial_alphabet=[SPACE])
+    tokenizer.train_from_iterator(TEXTS * 2, trainer)
+
+    def edit(description):
+        description["added_tokens"] = description["added_tokens"][:len(names)]  # byte tokens are no added tokens
+        vocab, merges = description["model"]["vocab"], description["model"]["merges"]
+        for run in range(2, 5):  # runs of spaces reach across words
+            vocab[SPACE * run] = len(vocab)
+            merges += [[SPACE * k, SPACE * (run - k)] for k in range(1, run)]
+        vocab["a" + SPACE + "b"] = len(vocab)  # and so does one word
+        if SPACE + "b" in vocab:
+            merges.append(["a", SPACE + "b"])
+        vocab["e" + SPACE] = len(vocab)
+        merges.append(["e", SPACE])
+
+    tokenizer = edited(tokenizer, edit)
+    start, spaces = (0, "never") if name == "gemma" else (1, "first")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()] +
+                                          ([decoders.Strip(" ", 1, 0)] if start else []))
+    if name == "llama":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), replace])
+        tokenizer = edited(tokenizer, lambda d: d.update(pre_tokenizer=None))
+    elif name == "metaspace":
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme=spaces, split=False)
+        tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(replacement=SPACE, prepend_scheme=spaces)])
+    else:
+        tokenizer.normalizer = replace
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+        tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in ["\n\n", "\n\n\n", "<table>", SPACE * 2]])
+    tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=False)])
+    return tokenizer
+
+
+def sentencepiece_gguf():
+    """llama.cpp on a GGUF with scores: the merges of "llama" say in which order."""
+    description = json.loads(sentencepiece("llama").to_str())
+    vocab = sorted(description["model"]["vocab"].items(), key=lambda item: item[1])
+    pieces = [(text, 0.0, 2 if i == 0 else 3 if i < 3 else 6 if text.startswith("<0x") else 1) for text, i in vocab]
+    for rank, (left, right) in reversed(list(enumerate(description["model"]["merges"]))):
+        pieces[description["model"]["vocab"][left + right]] = (left + right, -float(rank), 1)
+    pieces = [(text, -1e6 if kind == 1 and len(text) == 1 else score, kind) for text, score, kind in pieces]
+    more = [("<think>", 0.0, 4), ("\n\n", 0.0, 4), ("  ", 0.0, 4), ("xyz", -5.0, 5)]  # llama.cpp refuses doubles
+    without = [text for text, _, _ in more] + ["<|im_end|>"]  # which it makes a control token whatever its type
+    pieces = [p for p in pieces if p[0] not in without] + more
+    from llama_cpp import Llama
+    with tempfile.TemporaryDirectory() as folder:
+        def llama(**flags):
+            path = f"{folder}/vocabulary.gguf"
+            write_sentencepiece_gguf(None, path, pieces, **flags)
+            return Llama(path, vocab_only=True, verbose=False)
+
+        model = llama()
+        result = {"tokens": [p[0] for p in pieces], "scores": [p[1] for p in pieces], "types": [p[2] for p in pieces],
+                  **both(lambda special: [model.tokenize(t.encode(), add_bos=False, special=special) for t in TEXTS])}
+        result["decoded"] = [model.detokenize(ids, special=True).decode() for ids in result["ids"]]
+        model = llama(add_space_prefix=False)
+        result["no_space_ids"] = [model.tokenize(t.encode(), add_bos=False, special=True) for t in TEXTS]
+        return result
 
 
 def write(path, value):
@@ -204,6 +284,13 @@ def both(encode):
 def streams(tokenizer):
     rng = random.Random(7)
     size = tokenizer.get_vocab_size()
+    if tokenizer.token_to_id("<0x00>") is not None:
+        # Of bytes that are no characters `tokenizers` makes one U+FFFD each, where we make one per maximal subpart; so whole texts.
+        for length in [1, 2, 3, 5, 8]:
+            ids = sum([tokenizer.encode(rng.choice(TEXTS), add_special_tokens=False).ids for _ in range(length)], [])
+            yield {"ids": ids, "text": tokenizer.decode(ids, skip_special_tokens=False),
+                   "text_skipping_special": tokenizer.decode(ids, skip_special_tokens=True)}
+        return
     for length in [1, 2, 3, 5, 8, 20, 60]:
         ids = [rng.randrange(size) for _ in range(length)]
         # "café" as an added token is decoded by `tokenizers` through the byte alphabet, which makes its é an invalid byte.
@@ -215,10 +302,16 @@ def streams(tokenizer):
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--smollm2", help="GGUF file; without it smollm2.json stays as it is")
+    arguments.add_argument("--only", help="vocabularies with this in their name")
     arguments = arguments.parse_args()
     HERE.mkdir(parents=True, exist_ok=True)
     write(HERE / "texts.json", TEXTS)
+    if not arguments.only or arguments.only in "sentencepiece_gguf":
+        write(HERE / "sentencepiece_gguf.json", sentencepiece_gguf())
     for name, tokenizer in make_tokenizers():
+        if arguments.only and arguments.only not in name:
+            continue
+
         def encode(special):
             tokenizer.encode_special_tokens = not special
             return [tokenizer.encode(text, add_special_tokens=False).ids for text in TEXTS]
