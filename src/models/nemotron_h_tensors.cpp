@@ -226,9 +226,9 @@ struct Deviations {
     const double relu2 = std::sqrt(1.5);  // RMS of relu(x)^2 for a normal x
     const auto inner = c.mamba_num_heads * c.mamba_head_dim;
     unit = of_rms(c.hidden_size, 1, 1);
-    // Scores of deviation 2, so that attention chooses; of RMS 1 values, some 0.3 is left of their average.
+    // Scores of deviation 2, so that attention chooses; of RMS 1 values, about half is left of their average.
     query_key = of_rms(c.hidden_size, 1, std::sqrt(2.0));
-    attention_out = of_rms(c.num_attention_heads * c.head_dim, 0.3, kMixer);
+    attention_out = of_rms(c.num_attention_heads * c.head_dim, 0.5, kMixer);
     mamba_out = of_rms(inner, 1, kMixer);
     // Logits of deviation 3: some tokens are likely, none certain.
     lm_head = of_rms(c.hidden_size, 1, 3);
