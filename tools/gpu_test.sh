@@ -8,6 +8,7 @@ folder=$1
 shift
 parts=${*:-ops logits sanitizer bench}
 out=${OUT:-.}
+[ ! -e "$folder/gpu.tar.xz" ] || tar -C "$folder" -xJf "$folder/gpu.tar.xz"
 export LD_LIBRARY_PATH="$PWD/$folder/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 has() { case " $parts " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
 device=$(nvidia-smi --query-gpu=name,driver_version,clocks.max.sm --format=csv,noheader)
