@@ -5,8 +5,8 @@
 // MODEL: tokenizer.json, a GGUF file, or a folder with either. TEXTS: files of records (u32 length, bytes), as
 // tools/goldens/tokenizer_texts.py writes them; control tokens are matched, BOS is left out. Prints a line per file:
 // name, texts, bytes, tokens, seconds of processor time, MB/s (the best of three passes). With --ids, FOLDER/<name>.ids
-// holds per text u32 count and the ids as i32. tools/goldens/tokenizer_at_scale.py compares them with Hugging Face
-// `tokenizers`.
+// holds per text u32 count and the ids as i32, and what is decoded id by id must be all pieces together, but for spaces
+// in front. tools/goldens/tokenizer_at_scale.py compares the ids with Hugging Face `tokenizers`.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "tokenizer/tokenizer.h"
+#include "tokenizer/utf8.h"
 
 namespace {
 
@@ -84,6 +85,17 @@ int main(int argc, char** argv) {
       const auto count = static_cast<uint32_t>(ids.size());
       out.write(reinterpret_cast<const char*>(&count), sizeof count);
       out.write(reinterpret_cast<const char*>(ids.data()), static_cast<std::streamsize>(ids.size() * sizeof(int32_t)));
+      proa::Detokenizer detokenizer(*tokenizer);
+      std::string pushed, pieces, valid;
+      for (const int32_t id : ids) {
+        pushed += detokenizer.push(id);
+        pieces += tokenizer->piece(id);
+      }
+      pushed += detokenizer.finish();
+      proa::append_replacing_invalid(valid, pieces);
+      if (valid.ends_with(pushed) && valid.find_first_not_of(' ') >= valid.size() - pushed.size()) continue;
+      std::fprintf(stderr, "tokenizer_bench: %s: id by id a text is decoded otherwise than at once\n", name.c_str());
+      return 1;
     }
   }
 }

@@ -8,6 +8,7 @@
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/gguf_writer.h"
 #include "tokenizer/tokenizer.h"
+#include "tokenizer/utf8.h"
 #include "tokenizer/vocabulary.h"
 
 namespace proa {
@@ -34,6 +35,27 @@ void expect_same_ids(const Tokenizer& tokenizer, const Json& file) {
   }
 }
 
+// At every point of every text: what was pushed, with what is held back, is the decoding of the ids so far.
+void expect_incremental_decoding(const Tokenizer& tokenizer) {
+  for (const auto& text : golden("texts").get<std::vector<std::string>>()) {
+    const std::vector<int32_t> ids = tokenizer.encode(text, {.parse_special = true});
+    Detokenizer out(tokenizer);
+    std::string bytes, pushed;
+    for (size_t i = 0; i < ids.size(); ++i) {
+      bytes += tokenizer.piece(ids[i]);
+      std::string valid;  // of all pieces at once; what it has more is the spaces that stand for the beginning
+      append_replacing_invalid(valid, bytes);
+      pushed += out.push(ids[i]);
+      Detokenizer ended = out;
+      const std::string text_so_far = pushed + ended.finish();
+      ASSERT_TRUE(valid.ends_with(text_so_far)) << i << ": " << text;
+      const size_t dropped = valid.size() - text_so_far.size();
+      ASSERT_EQ(valid.substr(0, dropped), std::string(dropped, ' ')) << i << ": " << text;
+      ASSERT_EQ(text_so_far, tokenizer.decode(std::span(ids).first(i + 1))) << i << ": " << text;
+    }
+  }
+}
+
 class TokenizerGolden : public testing::TestWithParam<const char*> {};
 
 TEST_P(TokenizerGolden, GivesTheOfficialIdsAndTexts) {
@@ -44,6 +66,7 @@ TEST_P(TokenizerGolden, GivesTheOfficialIdsAndTexts) {
   auto tokenizer = Tokenizer::create(*vocabulary);
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.error().message();
   expect_same_ids(*tokenizer, file);
+  expect_incremental_decoding(*tokenizer);
 
   ASSERT_FALSE(file["streams"].empty());
   for (const Json& stream : file["streams"]) {
@@ -86,6 +109,7 @@ TEST(TokenizerGoldenSentencePiece, GivesTheIdsAndTextsOfLlamaCppFromGguf) {
     ASSERT_TRUE(tokenizer.ok()) << tokenizer.error().message();
     if (space) {
       expect_same_ids(*tokenizer, file);
+      expect_incremental_decoding(*tokenizer);
       for (size_t i = 0; i < file["ids"].size(); ++i) {
         // llama.cpp's pieces keep the space in front, as what continues a text does.
         const auto ids = file["ids"][i].get<std::vector<int32_t>>();
