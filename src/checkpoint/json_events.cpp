@@ -12,8 +12,12 @@ Result<void> check_json_limits(std::string_view text, const std::string& file, J
                  .actual = "more"};
   };
   int depth = 0;
+  size_t values = 0;
   for (size_t i = 0; i < text.size(); ++i) {
     const char c = text[i];
+    if ((c == ',' || c == ':' || c == '{' || c == '[') && ++values > limits.values) {
+      return error(i, "at most " + std::to_string(limits.values) + " values in a text of this size");
+    }
     if (c == '"') {
       const size_t begin = i;
       for (++i; i < text.size() && text[i] != '"'; ++i) {

@@ -18,6 +18,7 @@ namespace proa {
 struct JsonLimits {
   int depth = 128;                        // of objects and arrays inside each other
   size_t string_bytes = size_t{4} << 20;  // of one string, a key or a value
+  size_t values = SIZE_MAX;               // elements, members and containers, counted by what separates them
 };
 
 // Errors name the file and the offset.
