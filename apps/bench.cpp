@@ -8,8 +8,11 @@
 #include <csignal>
 #include <cstdio>
 #include <fstream>
+#include <iterator>
+#include <span>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -26,6 +29,7 @@
 #include "bench/report.h"
 #include "checkpoint/checkpoint.h"
 #include "core/anonymous_memory.h"
+#include "core/content_hash.h"
 #include "models/step_cost.h"
 
 namespace proa {
@@ -48,7 +52,6 @@ struct BenchOptions {
   bool no_check = false;
   bool json = false;
   std::string csv, json_file, plot;
-  std::string command;
 };
 
 // Seconds since this process was started, the time before main() included.
@@ -126,6 +129,41 @@ std::string main_format(const Model& model) {
   return most == bytes.end() ? "" : most->first;
 }
 
+// What tells these weights from others: a checksum over names, sizes and the first 64 KiB of every tensor.
+std::string weights_name(const Checkpoint& checkpoint) {
+  constexpr size_t kSample = 64 << 10;
+  ContentHash hash;
+  for (const auto& [name, entry] : checkpoint.tensors()) {
+    hash.add(std::as_bytes(std::span(name)));
+    const auto tensor = checkpoint.tensor(name);
+    if (!tensor.ok()) continue;
+    const uint64_t bytes = tensor->bytes;
+    hash.add(std::as_bytes(std::span(&bytes, 1)));
+    hash.add({tensor->data, std::min<size_t>(bytes, kSample)});
+  }
+  char text[32];
+  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(hash.value()));
+  return text;
+}
+
+// As typed, without the folder of the program.
+std::string command_line() {
+  std::ifstream file("/proc/self/cmdline", std::ios::binary);
+  std::string text((std::istreambuf_iterator<char>(file)), {});
+  while (!text.empty() && text.back() == '\0') text.pop_back();
+  std::replace(text.begin(), text.end(), '\0', ' ');
+  return text.substr(text.substr(0, text.find(' ')).rfind('/') + 1);
+}
+
+// The fastest arithmetic that the device has for these weights: products of integers where they are stored as integers
+// and the device is a CPU, else BF16, else F32.
+Probe arithmetic_for(const Model& model, Backend& backend) {
+  const std::string format = main_format(model);
+  const bool integers = format.starts_with("Q") || format.starts_with("IQ");
+  if (integers && backend.name() == "cpu" && backend.probe(Probe::int8, 0.02) > 0) return Probe::int8;
+  return backend.probe(Probe::bf16, 0.02) > 0 ? Probe::bf16 : Probe::f32;
+}
+
 // Every point of the sweeps is held against the memory there is before the first one runs.
 Result<void> Bench::fits(const MeasureConfig& config) const {
   const Model& model = *opened_->model;
@@ -174,17 +212,22 @@ Result<void> Bench::run() {
   PROA_ASSIGN(auto opened, open_model(options_.open));
   opened_.emplace(std::move(opened));
   const double load_seconds = std::chrono::duration<double>(Clock::now() - began).count();
-  report_ = describe_machine(*opened_->backend, options_.open.threads, options_.command);
+  report_ = describe_machine(
+      *opened_->backend,
+      options_.open.threads > 0 ? options_.open.threads : static_cast<int>(std::thread::hardware_concurrency()),
+      command_line());
   model_name_ = base_name(options_.open.model);
   const bool dummy = opened_->checkpoint->dummy() != nullptr;
   quantization_ = options_.open.quantization.empty() ? main_format(*opened_->model) : options_.open.quantization;
-  weights_ = dummy ? "dummy seed " + std::to_string(options_.open.seed.value_or(0)) : opened_->checkpoint->path();
+  weights_ =
+      dummy ? "dummy seed " + std::to_string(options_.open.seed.value_or(0)) : weights_name(*opened_->checkpoint);
   kv_cache_dtype_ = std::string(info(opened_->config.kv_cache_dtype).name);
 
   const MeasureConfig config{.num_iters = options_.num_iters,
                              .max_num_batched_tokens = options_.open.max_num_batched_tokens,
                              .kv_cache_dtype = opened_->config.kv_cache_dtype,
                              .probe_seconds = options_.probe_seconds,
+                             .arithmetic = arithmetic_for(*opened_->model, *opened_->backend),
                              .random_weights = opened_->checkpoint->dummy() != nullptr,
                              .interrupted = &interrupted};
   PROA_TRY(fits(config));

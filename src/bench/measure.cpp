@@ -181,6 +181,7 @@ Result<BenchRow> measure_decode(const std::shared_ptr<const Model>& model, const
   std::vector<std::vector<int32_t>> token_ids;
   for (const Drawn& sequence : first.sequences) token_ids.push_back(sequence.token_ids);
   PROA_TRY(check_sequences_differ(token_ids));
+  row.token_ids = token_ids.front();
   if (config.random_weights) {
     for (const auto& ids : token_ids) PROA_TRY(check_tokens_change(ids));
   }
@@ -212,8 +213,8 @@ Result<BenchRow> measure_prefill(const std::shared_ptr<const Model>& model, cons
   row.flops = prefill_flops(*model, depth + num_tokens) - (depth > 0 ? prefill_flops(*model, depth) : 0);
 
   Probes read(*backend, config, Probe::read, true);
-  row.arithmetic = Probe::bf16;
-  Probes arithmetic(*backend, config, Probe::bf16, true);
+  row.arithmetic = config.arithmetic;
+  Probes arithmetic(*backend, config, config.arithmetic, true);
   for (int i = 0; i < config.num_iters; ++i) {
     PROA_ASSIGN(const Pass pass, run_pass(model, backend, tokenizer, config, work, false));
     PROA_TRY(same_tokens(first, pass));

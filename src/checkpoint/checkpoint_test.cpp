@@ -172,13 +172,14 @@ TEST_F(CheckpointTest, BadFolders) {
 TEST_F(CheckpointTest, NotACheckpoint) {
   EXPECT_EQ(open_message(path("none.gguf")), "open file: " + path("none.gguf") + ": No such file or directory");
   write("note.txt", "PK and more");
-  EXPECT_EQ(open_message(path("note.txt")),
-            "open checkpoint: " + path("note.txt") +
-                ": expected a GGUF file, or a folder with config.json and safetensors files, found a file of another "
-                "kind");
+  EXPECT_EQ(open_message(path("note.txt")), "open checkpoint: " + path("note.txt") +
+                                                ": expected a GGUF file, a packed checkpoint, or a folder with "
+                                                "config.json and safetensors files, found a file of another "
+                                                "kind");
   EXPECT_EQ(open_message(path("model-1.safetensors")),
             "open checkpoint: " + path("model-1.safetensors") +
-                ": expected a GGUF file, or a folder with config.json and safetensors files, found a file of another "
+                ": expected a GGUF file, a packed checkpoint, or a folder with config.json and safetensors files, "
+                "found a file of another "
                 "kind (name the folder that holds it)");
   write("empty.gguf", "");
   EXPECT_EQ(open_message(path("empty.gguf")),
