@@ -28,8 +28,8 @@ size_t append_valid_utf8(std::string& out, std::string_view text);
 // The same, with an unfinished end replaced too.
 void append_replacing_invalid(std::string& out, std::string_view text);
 
-// Normal form C of valid UTF-8. Runs of more than 256 non-starters, which no script has, are normalised in parts, so
-// that reordering stays linear.
+// Normal form C of valid UTF-8, with the tables of Unicode 9 as Hugging Face `tokenizers` has them. Runs of more than
+// 256 non-starters, which no script has, are normalised in parts, so that reordering stays linear.
 bool maybe_not_nfc(std::string_view text);  // false: `text` is NFC for certain, by a cheap look
 std::string to_nfc(std::string_view text);
 

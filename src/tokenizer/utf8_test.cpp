@@ -7,6 +7,18 @@ namespace {
 
 #define FFFD "\xEF\xBF\xBD"
 
+TEST(Utf8, NfcLeavesMarksNewerThanUnicode9WhereTheyStand) {
+  const std::pair<std::string, std::string> rows[] = {
+      {"a\u0301\u0323", "\u1EA1\u0301"},                 // old marks are put in order, and compose
+      {"a\u1DF6\u0334", "a\u1DF6\u0334"},                // of Unicode 10
+      {"a\u0301\u1DF6\u0323", "\u00E1\u1DF6\u0323"},     // nothing passes it
+      {"e\u1ABF\u0301e\u0301", "e\u1ABF\u0301\u00E9"},   // of Unicode 13
+      {"\U00011935\U00011930", "\U00011935\U00011930"},  // U+11938 is of Unicode 13
+      {"\U00010F4B\U00010F4A\U00010F46", "\U00010F4B\U00010F4A\U00010F46"},
+  };
+  for (const auto& [text, expected] : rows) EXPECT_EQ(to_nfc(text), expected);
+}
+
 TEST(Utf8, InvalidBytesBecomeOneReplacementPerMaximalSubpart) {
   struct Row {
     std::string_view bytes, text;
