@@ -151,7 +151,7 @@ Result<OpenedModel> open_model(const OpenOptions& options) {
   std::optional<ChatTemplate> chat_template;
   PROA_ASSIGN(const auto source, chat_template_source(*checkpoint, &tokenizer, options.chat_template));
   if (source) {
-    PROA_ASSIGN(chat_template, ChatTemplate::create(source->text, special_token_texts(tokenizer)));
+    PROA_ASSIGN(chat_template, ChatTemplate::create(source->text, special_token_texts(tokenizer), source->from));
   }
 
   int64_t max_model_len = options.max_model_len;
