@@ -88,6 +88,45 @@ INSTANTIATE_TEST_SUITE_P(All, TokenizerGolden,
                                          "sentencepiece_metaspace", "sentencepiece_gemma"),
                          [](const auto& info) { return std::string(info.param); });
 
+std::string from_hexadecimal(const std::string& digits) {
+  std::string bytes;
+  for (size_t i = 0; i + 1 < digits.size(); i += 2) {
+    bytes.push_back(static_cast<char>(std::stoi(digits.substr(i, 2), nullptr, 16)));
+  }
+  return bytes;
+}
+
+std::string fnv(const std::vector<int32_t>& ids) {
+  uint64_t value = 0xCBF29CE484222325u;
+  for (const int32_t id : ids) {
+    for (const char byte : std::to_string(id) + " ") value = (value ^ static_cast<uint8_t>(byte)) * 0x100000001B3u;
+  }
+  char text[17];
+  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(value));
+  return text;
+}
+
+// Two kilobytes of every kind of text, also of broken UTF-8. tools/goldens/tokenizer_at_scale.py takes a megabyte.
+TEST(TokenizerGoldenClasses, GiveTheOfficialIds) {
+  const Json file = golden("classes");
+  ASSERT_TRUE(file.is_object());
+  for (const auto& [name, kinds] : file["ids"].items()) {
+    auto vocabulary = vocabulary_from_tokenizer_json(golden(name)["tokenizer"].dump(), "");
+    ASSERT_TRUE(vocabulary.ok()) << vocabulary.error().message();
+    auto tokenizer = Tokenizer::create(*vocabulary);
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.error().message();
+    ASSERT_EQ(kinds.size(), 16u);
+    for (const auto& [kind, texts] : kinds.items()) {
+      for (size_t i = 0; i < texts.size(); ++i) {
+        const std::string text = from_hexadecimal(file["texts"][kind][i]);
+        const auto ids = tokenizer->encode(text, {.parse_special = true});
+        EXPECT_EQ(ids.size(), texts[i][0].get<size_t>()) << name << " " << kind << ": " << text;
+        EXPECT_EQ(fnv(ids), texts[i][1]) << name << " " << kind << ": " << text;
+      }
+    }
+  }
+}
+
 TEST(TokenizerGoldenSentencePiece, GivesTheIdsAndTextsOfLlamaCppFromGguf) {
   const Json file = golden("sentencepiece_gguf");
   ASSERT_TRUE(file.is_object());

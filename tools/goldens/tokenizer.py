@@ -8,6 +8,8 @@ texts.json       the texts, in the order of every `ids` below
                  differ when they are taken as text, by index, "streams": [{"ids", "text", "text_skipping_special"}]}; without BOS
 sentencepiece_gguf.json  {"tokens", "scores", "types", "ids", "plain_ids"}: ids by llama.cpp from a GGUF of these; "no_space_ids" with
                  tokenizer.ggml.add_space_prefix false; "decoded": what it makes of "ids", one by one
+classes.json     {"texts": {class: [hexadecimal bytes]}, "ids": {name: {class: [[count, fnv]]}}}: tokenizer_texts.py's kinds of text, and
+                 per text how many ids, and FNV-1a (64 bits, hexadecimal) of them as decimals each followed by a space
 smollm2.json     {"ids", "plain_ids"} by llama.cpp with the vocabulary of SmolLM2 (the only part that needs a model)
 
 Needs tokenizers, gguf and llama-cpp-python.
@@ -23,6 +25,7 @@ import tempfile
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+from tokenizer_texts import KINDS, made_texts
 from tokenizer_vocabularies import write_sentencepiece_gguf
 
 HERE = pathlib.Path(__file__).resolve().parents[2] / "tests" / "goldens" / "tokenizer"
@@ -299,6 +302,26 @@ def streams(tokenizer):
                "text_skipping_special": tokenizer.decode(ids, skip_special_tokens=True)}
 
 
+def fnv(ids):
+    value = 0xCBF29CE484222325
+    for byte in "".join(f"{i} " for i in ids).encode():
+        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return f"{value:016x}"
+
+
+def classes():
+    texts = {kind: made_texts(kind, 2000) for kind in KINDS}
+    ids = {}
+    for name in ["gpt2", "nemotron", "qwen", "prefix", "olmo", "sentencepiece_llama", "sentencepiece_gemma"]:
+        # As stored: training with a limited alphabet is not the same twice.
+        tokenizer = Tokenizer.from_str(json.dumps(json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))["tokenizer"]))
+        ids[name] = {}
+        for kind, made in texts.items():
+            encoded = [tokenizer.encode(t.decode("utf-8", "replace"), add_special_tokens=False).ids for t in made]
+            ids[name][kind] = [[len(each), fnv(each)] for each in encoded]
+    return {"texts": {kind: [t.hex() for t in made] for kind, made in texts.items()}, "ids": ids}
+
+
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--smollm2", help="GGUF file; without it smollm2.json stays as it is")
@@ -318,6 +341,8 @@ def main():
 
         description = json.loads(tokenizer.to_str())
         write(HERE / f"{name}.json", {"tokenizer": description, **both(encode), "streams": list(streams(tokenizer))})
+    if not arguments.only or arguments.only in "classes":
+        write(HERE / "classes.json", classes())
     if arguments.smollm2:
         from llama_cpp import Llama
         llama = Llama(arguments.smollm2, vocab_only=True, verbose=False)

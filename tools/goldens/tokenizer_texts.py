@@ -120,6 +120,10 @@ def language_texts(rng, language):
 
 def code(rng, _):
     yield from code_files()
+    yield from made_code(rng)
+
+
+def made_code(rng):
     names = "count index value buffer request getURL HTTPServer snake_case kMax __init__ x i n self this".split()
     while True:
         yield "\n".join("    " * rng.randrange(5) + rng.choice([
@@ -239,6 +243,19 @@ def texts(name, size, seed=1):
         total += len(text)
         if total >= size and len(result) >= 300:
             return result
+
+
+def made_texts(name, size):
+    """At least `size` bytes of texts without a word of what the machine has installed, in pieces of at most 300 bytes."""
+    rng = random.Random(f"{name} made")
+    makers = {**{language: sentences(rng, language) for language in WORDS}, "code": made_code(rng)}
+    others = [makers.get(kind) or KINDS[kind](rng, kind) for kind in KINDS if kind != "broken_utf8"]
+    source = broken_utf8(rng, others) if name == "broken_utf8" else makers.get(name) or KINDS[name](rng, name)
+    result = []
+    while sum(map(len, result)) < size:
+        text = next(source)
+        result.append(text[:300] if isinstance(text, bytes) else text.encode("utf-8", "ignore")[:300].decode("utf-8", "ignore").encode())
+    return result
 
 
 def main():
