@@ -50,15 +50,18 @@ void fill_plain(const DummyFill& f, uint64_t unit, size_t count, std::byte* out)
   fill_units<F>(f, unit, count, out);
 }
 #if defined(__x86_64__)
+#if defined(__clang__)
+#define PROA_WIDEST ""
+#else
+#define PROA_WIDEST ",prefer-vector-width=512"
+#endif
 template <class F>
 [[gnu::target("avx2,fma")]] void fill_avx2(const DummyFill& f, uint64_t unit, size_t count, std::byte* out) {
   fill_units<F>(f, unit, count, out);
 }
 template <class F>
-[[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")]] void fill_avx512(const DummyFill& f,
-                                                                                               uint64_t unit,
-                                                                                               size_t count,
-                                                                                               std::byte* out) {
+[[gnu::target("avx512f,avx512bw,avx512dq,avx512vl" PROA_WIDEST)]] void fill_avx512(const DummyFill& f, uint64_t unit,
+                                                                                   size_t count, std::byte* out) {
   fill_units<F>(f, unit, count, out);
 }
 template <class F>
