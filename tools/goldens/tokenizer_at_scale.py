@@ -5,7 +5,7 @@
     python tools/goldens/tokenizer_at_scale.py --work FOLDER NAME=OURS[=TOKENIZER_JSON] ...
 
 OURS is what our program opens (tokenizer.json or GGUF); TOKENIZER_JSON, for GGUF, the same vocabulary as
-tools/goldens/tokenizer_vocabularies.py converts it. Texts are made in FOLDER/texts unless they are there
+tools/goldens/tokenizer_vocabularies.py converts it; a GGUF there is given to llama.cpp instead (llama-cpp-python). Texts are made in FOLDER/texts unless they are there
 (tools/goldens/tokenizer_texts.py). Invalid UTF-8 is given to us as it is, to `tokenizers` after Python's errors="replace".
 Prints per vocabulary and class: texts, bytes, tokens, mismatches, MB/s of ours and of `tokenizers` (processor time of one
 thread each, ours the best of three passes, theirs one). Exit code 1 with any mismatch; the first of each class are shown. Needs tokenizers.
@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import time
+import types
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 HERE = pathlib.Path(__file__).resolve()
@@ -29,6 +30,20 @@ def records(path, item):
         count, = struct.unpack_from("<I", data, at)
         yield data[at + 4:at + 4 + count * item]
         at += 4 + count * item
+
+
+class LlamaCpp:
+    """llama.cpp's tokenizer as `tokenizers` would be used."""
+
+    def __init__(self, path):
+        from llama_cpp import Llama
+        self.llama = Llama(path, vocab_only=True, verbose=False)
+
+    def encode(self, text, add_special_tokens):
+        return types.SimpleNamespace(ids=self.llama.tokenize(text.encode(), add_bos=add_special_tokens, special=True))
+
+    def decode(self, ids, skip_special_tokens):
+        return self.llama.detokenize(ids, special=not skip_special_tokens).decode("utf-8", "replace")
 
 
 def compare(name, tokenizer, texts, ids_path, shown):
@@ -72,7 +87,8 @@ def main():
         lines = subprocess.run([arguments.bench, ours, *map(str, files), "--ids", str(ids)], check=True, capture_output=True,
                                text=True).stdout.splitlines()
         start = time.thread_time()
-        tokenizer = tokenizers.Tokenizer.from_file(json_path[0] if json_path else ours)
+        path = json_path[0] if json_path else ours
+        tokenizer = LlamaCpp(path) if path.endswith(".gguf") else tokenizers.Tokenizer.from_file(path)
         print(f"\n{name}: {lines[0]}; tokenizers {time.thread_time() - start:.3f} s")
         print(f"{'class':12} {'texts':>6} {'bytes':>9} {'tokens':>8} {'mismatches':>10} {'MB/s':>7} {'tokenizers':>10}")
         for path, line in zip(files, lines[1:], strict=True):
