@@ -167,7 +167,8 @@ Probe arithmetic_for(const Model& model, Backend& backend) {
 // Every point of the sweeps is held against the memory there is before the first one runs.
 Result<void> Bench::fits(const MeasureConfig& config) const {
   const Model& model = *opened_->model;
-  constexpr uint64_t kSpare = uint64_t{1} << 30;  // for the probes, and for what else runs on the machine
+  constexpr uint64_t kSpare = uint64_t{1} << 30;      // for the probes, and for what else runs on the machine
+  if (!opened_->backend->shares_memory()) return {};  // the engine asks the device
   const uint64_t free = available_memory();
   if (free == 0) return {};
   const uint64_t available = free - std::min(free, kSpare);
@@ -234,6 +235,7 @@ Result<void> Bench::run() {
 
   report_.rows.push_back(named({.what = What::load, .seconds = {load_seconds}}));
   PROA_TRY(first_token());
+  if (interrupted.load()) return Error{"bench", "interrupted", "", "", ""};
   if (!options_.no_check) PROA_TRY(check());
 
   const OpenedModel& m = *opened_;

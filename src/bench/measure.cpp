@@ -121,7 +121,9 @@ class Probes {
   Probes(Backend& backend, const MeasureConfig& config, Probe probe, bool wanted)
       : backend_(backend), seconds_(config.probe_seconds), probe_(probe), wanted_(wanted && seconds_ > 0) {
     before_ = next();
+    wanted_ = before_ > 0;  // a device without such arithmetic has no such limit
   }
+  bool wanted() const { return wanted_; }
   void after_sample(std::vector<double>& values) {
     if (!wanted_) return;
     const double after = next();
@@ -213,8 +215,8 @@ Result<BenchRow> measure_prefill(const std::shared_ptr<const Model>& model, cons
   row.flops = prefill_flops(*model, depth + num_tokens) - (depth > 0 ? prefill_flops(*model, depth) : 0);
 
   Probes read(*backend, config, Probe::read, true);
-  row.arithmetic = config.arithmetic;
   Probes arithmetic(*backend, config, config.arithmetic, true);
+  if (arithmetic.wanted()) row.arithmetic = config.arithmetic;
   for (int i = 0; i < config.num_iters; ++i) {
     PROA_ASSIGN(const Pass pass, run_pass(model, backend, tokenizer, config, work, false));
     PROA_TRY(same_tokens(first, pass));

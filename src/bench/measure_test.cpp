@@ -111,6 +111,23 @@ TEST(Measure, PrefillFillsARow) {
   EXPECT_DOUBLE_EQ(*row->flops, prefill_flops(*f.model, 40));
 }
 
+TEST(Measure, ADeviceWithoutProbesHasNoLimits) {
+  Fixture f = open_with(Fault::none);
+  auto reference = make_backend("reference", {});
+  ASSERT_TRUE(reference.ok());
+  f.backend = std::move(*reference);
+  auto model = open_model(f.checkpoint, *f.backend);
+  ASSERT_TRUE(model.ok());
+  f.model = std::move(*model);
+  const auto row = measure_prefill(f.model, f.backend, f.tokenizer, {.num_iters = 1}, 0, 4);
+  ASSERT_TRUE(row.ok()) << row.error().message();
+  EXPECT_FALSE(row->arithmetic);
+  EXPECT_FALSE(row->limit_tokens_per_second());
+  BenchReport report;
+  report.rows.push_back(*row);
+  EXPECT_TRUE(check_report(report).empty());
+}
+
 TEST(Measure, SizesThatDoNotFitAreRefused) {
   const Fixture f = open_with(Fault::none);
   EXPECT_FALSE(decode(f, 1, int64_t{1} << 40).ok());

@@ -95,7 +95,7 @@ class Bench(unittest.TestCase):
         out, err = process.communicate(timeout=60)
         self.assertEqual(process.returncode, 130, out + err)
         self.assertNotIn("decode  ", out)
-        self.assertEqual(list(self.folder.glob("*.tmp*")), [])
+        self.assertEqual([file.name for file in self.folder.iterdir()], ["report.json"])
         self.assertTrue(json.loads(target.read_text())["interrupted"])
 
     def test_help(self):
