@@ -63,7 +63,7 @@ def transformers(path, ids):
 
     for layer in model.model.layers:
         watch(layer)
-    residual = float(model.model.embed_tokens(torch.tensor([ids])).float().pow(2).mean().sqrt())
+    residual = float(model.get_input_embeddings()(torch.tensor([ids])).detach().float().pow(2).mean().sqrt())
     logits = nemotron_h.prefill(model, ids)
     print(f"embedding: RMS {residual:.3f}")
     for kind, values in sizes.items():
