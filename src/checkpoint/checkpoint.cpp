@@ -226,9 +226,12 @@ Result<void> Checkpoint::open_shards(const SafetensorsIndex& index, const std::s
   if (missing_files.any()) {
     return index_error(std::to_string(index.files.size()) + " shards", missing_files.text());
   }
+  size_t needed = 0, file_bytes = 0;  // memory for entries
   for (size_t i = 0; i < index.files.size(); ++i) {
     PROA_ASSIGN(Safetensors shard, open_shard(index.files[i]));
     auto tensors = shard.take_tensors();
+    file_bytes += shard.file_bytes();
+    for (const auto& [tensor_name, entry] : tensors) needed += Safetensors::entry_memory(tensor_name.size());
     std::erase_if(tensors, [&](const auto& tensor) {  // the index decides between two copies
       const auto named = index.shard.find(tensor.first);
       return named != index.shard.end() && named->second != i;
@@ -238,8 +241,8 @@ Result<void> Checkpoint::open_shards(const SafetensorsIndex& index, const std::s
       return index_error("each tensor in one shard or in the index",
                          printable(tensors.begin()->first) + " in two shards");
     }
-    if (tensors_.size() > Safetensors::kMaxTensors) {
-      return index_error("at most " + std::to_string(Safetensors::kMaxTensors) + " tensors in all shards", "more");
+    if (needed > Safetensors::max_memory(file_bytes)) {
+      return index_error("fewer tensors in shards of this size", "more");
     }
     shards_.push_back(std::move(shard));
   }

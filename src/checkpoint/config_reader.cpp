@@ -111,7 +111,7 @@ Error ConfigReader::error(std::string_view field, std::string expected, std::str
   return {.doing = {},
           .where = where_ + ": " + printable(field),
           .expected = std::move(expected),
-          .actual = std::move(actual),
+          .actual = one_line(actual, 200),
           .hint = {}};
 }
 

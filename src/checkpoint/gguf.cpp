@@ -14,8 +14,8 @@ namespace {
 
 constexpr uint32_t kMaxDims = 4;
 // What is kept of a key or a tensor takes several times the bytes that it needs in a file, so there is an end to it.
-constexpr uint64_t kMaxTensors = 65536, kMaxKeys = 65536;
-constexpr size_t kMaxNameBytes = 1024;
+constexpr uint64_t kMaxTensors = 16384, kMaxKeys = 65536;
+constexpr size_t kMaxNameBytes = 256;
 constexpr uint64_t kMaxCopied = 4u << 20;  // elements of an array that is not read in place
 
 template <class T>

@@ -15,6 +15,12 @@ Result<void> check_json_limits(std::string_view text, const std::string& file, J
   size_t values = 0;
   for (size_t i = 0; i < text.size(); ++i) {
     const char c = text[i];
+    if (c == '\0') {  // which would end the text for the parser
+      return Error{.doing = "read JSON",
+                   .where = file + ": offset " + std::to_string(i),
+                   .expected = "JSON",
+                   .actual = "a byte 0"};
+    }
     if ((c == ',' || c == ':' || c == '{' || c == '[') && ++values > limits.values) {
       return error(i, "at most " + std::to_string(limits.values) + " values in a text of this size");
     }

@@ -29,7 +29,8 @@ std::optional<uint64_t> dtype_bits(std::string_view dtype) {
 
 class HeaderEvents final : public JsonEvents {
  public:
-  HeaderEvents(std::span<const std::byte> data, const std::string& file) : data_(data), file_(file) {}
+  HeaderEvents(std::span<const std::byte> data, const std::string& file, size_t memory)
+      : data_(data), file_(file), memory_(memory) {}
 
   std::map<std::string, TensorEntry, std::less<>> tensors;
   std::map<std::string, std::string, std::less<>> metadata;
@@ -265,9 +266,9 @@ class HeaderEvents final : public JsonEvents {
                           std::to_string(entry_.bytes) + " bytes"));
       }
     }
-    if (tensors.size() == Safetensors::kMaxTensors) {
-      return fail(wrong("at most " + std::to_string(Safetensors::kMaxTensors) + " tensors in a file", "more"));
-    }
+    const size_t needed = Safetensors::entry_memory(name_.size());
+    if (needed > memory_) return fail(wrong("fewer tensors in a file of this size", "more"));
+    memory_ -= needed;
     entry_.shape.shrink_to_fit();
     if (!tensors.emplace(name_, std::move(entry_)).second) return fail(wrong("each tensor once", "its name twice"));
     return true;
@@ -275,6 +276,7 @@ class HeaderEvents final : public JsonEvents {
 
   std::span<const std::byte> data_;
   const std::string& file_;
+  size_t memory_;  // that is left for entries
   Place place_ = Place::start;
   std::string name_, field_;  // the key of the header, the key within a tensor
   TensorEntry entry_;
@@ -314,7 +316,7 @@ Result<Safetensors> Safetensors::parse(std::span<const std::byte> bytes, const s
   const char* text = reinterpret_cast<const char*>(bytes.data());
   if (length == 0 || text[0] != '{') return error("a JSON object", length == 0 ? "nothing" : "other text");
 
-  HeaderEvents events(bytes.subspan(length), name);
+  HeaderEvents events(bytes.subspan(length), name, max_memory(bytes.size()));
   // Three levels are all that the format has.
   if (const auto read = parse_json_events({text, length}, name, {.depth = 8}, events); !read.ok()) {
     Error problem = read.error();
@@ -324,6 +326,7 @@ Result<Safetensors> Safetensors::parse(std::span<const std::byte> bytes, const s
   PROA_TRY(events.check_coverage());
   Safetensors safetensors;
   safetensors.path_ = name;
+  safetensors.file_bytes_ = sizeof(length) + bytes.size();
   safetensors.tensors_ = std::move(events.tensors);
   safetensors.metadata_ = std::move(events.metadata);
   return safetensors;

@@ -1,5 +1,7 @@
 #include "checkpoint/safetensors_index.h"
 
+#include <algorithm>
+
 #include "checkpoint/json_events.h"
 #include "checkpoint/printable.h"
 #include "checkpoint/safetensors.h"
@@ -86,7 +88,8 @@ class IndexEvents final : public JsonEvents {
 }  // namespace
 
 bool is_plain_file_name(std::string_view name) {
-  return !name.empty() && name.find('/') == name.npos && name.find('\0') == name.npos && name != "." && name != "..";
+  const auto odd = [](char c) { return c == '/' || static_cast<uint8_t>(c) < 0x20 || c == 0x7f; };
+  return !name.empty() && std::none_of(name.begin(), name.end(), odd) && name != "." && name != "..";
 }
 
 Result<SafetensorsIndex> parse_safetensors_index(std::string_view text, const std::string& path) {

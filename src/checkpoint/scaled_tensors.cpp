@@ -7,13 +7,12 @@
 #include <numeric>
 
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/differences.h"
 #include "checkpoint/printable.h"
 #include "quant/formats.h"
 
 namespace proa {
 namespace {
-
-constexpr size_t kMaxListed = 20;
 
 using Entries = std::map<std::string, TensorEntry, std::less<>>;
 
@@ -36,11 +35,11 @@ class Finder {
   }
 
   std::map<const std::byte*, Scaling> found;
-  std::vector<std::string> differences;
+  Differences differences;
 
  private:
   void differ(const TensorEntry& entry, const std::string& text) {
-    differences.push_back(printable(entry.name) + ": " + text);
+    differences.add(printable(entry.name) + ": " + text);
   }
 
   // Takes the first name that is there out of the result.
@@ -191,16 +190,11 @@ Result<ScaledTensors> scaled_tensors(const Entries& entries, bool gguf, const st
   ScaledTensors result{entries, {}};
   Finder finder(entries, gguf, config, result.entries);
   const auto& differences = finder.differences;
-  if (differences.empty()) {
+  if (!differences.any()) {
     result.scaling = std::move(finder.found);
     return result;
   }
-  std::string text = std::to_string(differences.size()) + (differences.size() == 1 ? " difference" : " differences");
-  for (size_t i = 0; i < std::min(differences.size(), kMaxListed); ++i) text += "\n  " + differences[i];
-  if (differences.size() > kMaxListed) {
-    text += "\n  ... and " + std::to_string(differences.size() - kMaxListed) + " more";
-  }
-  return Error{.doing = "read quantised tensors", .where = path, .actual = text};
+  return Error{.doing = "read quantised tensors", .where = path, .actual = differences.text()};
 }
 
 Result<ScaledTensors> scaled_tensors(const Checkpoint& checkpoint) {

@@ -4,13 +4,12 @@
 #include <set>
 
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/differences.h"
 #include "checkpoint/printable.h"
 #include "quant/formats.h"
 
 namespace proa {
 namespace {
-
-constexpr size_t kMaxListed = 20;
 
 std::vector<int64_t> squeezed(const std::vector<int64_t>& shape) {
   std::vector<int64_t> sizes;
@@ -71,27 +70,27 @@ bool is_ignored(std::string_view pattern, std::string_view text) {
 Result<TensorMap> check_tensors(const std::map<std::string, TensorEntry, std::less<>>& entries, const std::string& path,
                                 std::span<const TensorSpec> specs, std::span<const std::string> ignored) {
   TensorMap tensors;
-  std::vector<std::string> differences;
+  Differences differences;
   std::set<std::string_view> used;
   for (const TensorSpec& spec : specs) {
     auto found = entries.find(spec.name);
     for (size_t i = 0; found == entries.end() && i < spec.aliases.size(); ++i) found = entries.find(spec.aliases[i]);
     if (found == entries.end()) {
-      if (!spec.optional) differences.push_back(printable(spec.name) + ": missing, shape " + to_string(spec.shape));
+      if (!spec.optional) differences.add(printable(spec.name) + ": missing, shape " + to_string(spec.shape));
       continue;
     }
     const TensorEntry& entry = found->second;
     used.insert(found->first);
     if (std::string text = difference(spec, entry); !text.empty()) {
-      differences.push_back(printable(entry.name) + ": " + text);
+      differences.add(printable(entry.name) + ": " + text);
       continue;
     }
     TensorEntry reshaped = entry;
     reshaped.shape = spec.shape;
     auto tensor = to_tensor(reshaped);
     if (!tensor.ok()) {
-      differences.push_back(printable(entry.name) + ": expected " + tensor.error().expected + ", found " +
-                            tensor.error().actual);
+      differences.add(printable(entry.name) + ": expected " + tensor.error().expected + ", found " +
+                      tensor.error().actual);
       continue;
     }
     tensors.insert_or_assign(spec.name, *tensor);
@@ -101,20 +100,14 @@ Result<TensorMap> check_tensors(const std::map<std::string, TensorEntry, std::le
     const bool known = std::any_of(ignored.begin(), ignored.end(),
                                    [&](const std::string& pattern) { return is_ignored(pattern, name); });
     if (!known)
-      differences.push_back(printable(name) + ": not expected, " + printable(entry.type) + " " +
-                            to_string(entry.shape));
+      differences.add(printable(name) + ": not expected, " + printable(entry.type) + " " + to_string(entry.shape));
   }
-  if (differences.empty()) return tensors;
+  if (!differences.any()) return tensors;
 
-  std::string text = std::to_string(differences.size()) + (differences.size() == 1 ? " difference" : " differences");
-  for (size_t i = 0; i < std::min(differences.size(), kMaxListed); ++i) text += "\n  " + differences[i];
-  if (differences.size() > kMaxListed) {
-    text += "\n  ... and " + std::to_string(differences.size() - kMaxListed) + " more";
-  }
   return Error{.doing = "compare tensors",
                .where = path,
                .expected = "the " + std::to_string(specs.size()) + " tensors of the model",
-               .actual = text};
+               .actual = differences.text()};
 }
 
 Result<TensorMap> check_tensors(const Checkpoint& checkpoint, std::span<const TensorSpec> specs,

@@ -4,6 +4,7 @@
 
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/config_reader.h"
+#include "checkpoint/printable.h"
 
 namespace proa {
 namespace {
@@ -69,7 +70,7 @@ Result<std::unique_ptr<Model>> open_model(std::shared_ptr<const Checkpoint> chec
   return Error{.doing = "open model",
                .where = checkpoint->path() + (gguf ? ": general.architecture" : "/config.json: architectures"),
                .expected = "one of " + known,
-               .actual = name};
+               .actual = printable(name)};
 }
 
 }  // namespace proa

@@ -135,9 +135,11 @@ Result<Bpe> Bpe::create(const Vocabulary& vocabulary) {
   }
   size_t total = 0;
   for (const std::string_view token : vocabulary.tokens) total += token.size();
-  if (total > UINT32_MAX / 2) return problem("vocabulary", "less than 2 GiB of text", std::to_string(total) + " bytes");
-  if (vocabulary.merges.size() > UINT32_MAX / 4) {
-    return problem("merges", "less than 2^30", std::to_string(vocabulary.merges.size()));
+  if (total > kMaxTextBytes) {
+    return problem("vocabulary", "at most " + std::to_string(kMaxTextBytes) + " bytes of text", std::to_string(total));
+  }
+  if (vocabulary.merges.size() > kMaxMerges) {
+    return problem("merges", "at most " + std::to_string(kMaxMerges), std::to_string(vocabulary.merges.size()));
   }
 
   bpe.symbols_ = vocabulary.symbols;

@@ -38,7 +38,8 @@ struct BpeScratch {
 
 class Bpe {
  public:
-  static constexpr size_t kMaxTokens = 1 << 24;
+  // Twice those of the largest vocabularies in use; the tables take some 100 bytes for each.
+  static constexpr size_t kMaxTokens = 1 << 19, kMaxMerges = 750'000, kMaxTextBytes = 1 << 24;
 
   static Result<Bpe> create(const Vocabulary& vocabulary);
 

@@ -2,6 +2,7 @@
 
 #include "checkpoint/gguf.h"
 #include "checkpoint/printable.h"
+#include "tokenizer/bpe.h"
 #include "tokenizer/end_tokens.h"
 #include "tokenizer/vocabulary.h"
 
@@ -53,6 +54,10 @@ Result<void> read_byte_level(const Gguf& gguf, bool llama_cpp, Vocabulary& vocab
   PROA_ASSIGN(const std::string_view pre, gguf.string("tokenizer.ggml.pre", gpt_oss ? "gpt-4o" : "default"));
   PROA_ASSIGN(PreTokenizerPreset preset, pretokenizer_preset(pre, llama_cpp));
   PROA_ASSIGN(const GgufStrings merges, gguf.strings("tokenizer.ggml.merges"));
+  if (merges.size() > Bpe::kMaxMerges) {
+    return problem(gguf, "tokenizer.ggml.merges", "at most " + std::to_string(Bpe::kMaxMerges),
+                   std::to_string(merges.size()));
+  }
   vocabulary.merges.reserve(merges.size());
   for (const std::string_view merge : merges) {
     // The space is not of the byte alphabet, so the only one separates the two.
