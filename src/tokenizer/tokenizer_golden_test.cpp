@@ -118,10 +118,10 @@ TEST(TokenizerGoldenClasses, GiveTheOfficialIds) {
     ASSERT_EQ(kinds.size(), 16u);
     for (const auto& [kind, texts] : kinds.items()) {
       for (size_t i = 0; i < texts.size(); ++i) {
-        const std::string text = from_hexadecimal(file["texts"][kind][i]);
+        const std::string text = from_hexadecimal(file["texts"][kind][i].get<std::string>());
         const auto ids = tokenizer->encode(text, {.parse_special = true});
         EXPECT_EQ(ids.size(), texts[i][0].get<size_t>()) << name << " " << kind << ": " << text;
-        EXPECT_EQ(fnv(ids), texts[i][1]) << name << " " << kind << ": " << text;
+        EXPECT_EQ(fnv(ids), texts[i][1].get<std::string>()) << name << " " << kind << ": " << text;
       }
     }
   }
