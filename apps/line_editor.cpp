@@ -1,19 +1,16 @@
 #include "apps/line_editor.h"
 
 #include <histedit.h>
-#include <signal.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cstdio>
 #include <filesystem>
 
+#include "apps/interrupt.h"
+
 namespace proa {
 namespace {
-
-std::atomic<bool> interrupt_flag{false};
-struct sigaction old_action;
 
 char* prompt_text(EditLine* editor) {
   void* prompt = nullptr;
@@ -22,16 +19,6 @@ char* prompt_text(EditLine* editor) {
 }
 
 }  // namespace
-
-InterruptFlag::InterruptFlag() {
-  struct sigaction action = {};
-  action.sa_handler = [](int) { interrupt_flag.store(true, std::memory_order_relaxed); };
-  sigemptyset(&action.sa_mask);  // no SA_RESTART: a blocked read returns, so that Ctrl-C is felt at the prompt
-  sigaction(SIGINT, &action, &old_action);
-}
-InterruptFlag::~InterruptFlag() { sigaction(SIGINT, &old_action, nullptr); }
-bool InterruptFlag::interrupted() { return interrupt_flag.load(std::memory_order_relaxed); }
-void InterruptFlag::clear() { interrupt_flag.store(false, std::memory_order_relaxed); }
 
 struct LineEditor::Edit {
   EditLine* editor = nullptr;  // null: standard input is not a terminal

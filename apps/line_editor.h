@@ -6,17 +6,6 @@
 
 namespace proa {
 
-// Ctrl-C as a flag. While one lives, SIGINT does not end the program: interrupted() says that it came.
-class InterruptFlag {
- public:
-  InterruptFlag();
-  ~InterruptFlag();
-  InterruptFlag(const InterruptFlag&) = delete;
-  InterruptFlag& operator=(const InterruptFlag&) = delete;
-  static bool interrupted();
-  static void clear();
-};
-
 class LineEditor {
  public:
   // `history_file` is read now and rewritten when the editor goes, readable by its owner only; empty: none is kept.
@@ -26,7 +15,8 @@ class LineEditor {
   LineEditor& operator=(const LineEditor&) = delete;
 
   enum class End { line, interrupted, end_of_input };
-  // One line without its newline. Ctrl-C gives `interrupted` and throws away what was typed; Ctrl-D `end_of_input`.
+  // One line without its newline. Ctrl-C (see InterruptFlag) gives `interrupted` and throws away what was typed; Ctrl-D
+  // `end_of_input`.
   End read(const std::string& prompt, std::string& line);
   // Puts an entry (possibly of several lines) into the history.
   void remember(const std::string& entry);

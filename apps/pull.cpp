@@ -15,14 +15,13 @@
 #include <thread>
 
 #include "apps/commands.h"
+#include "apps/interrupt.h"
 #include "checkpoint/printable.h"
 #include "registry/download.h"
 #include "registry/hub_cache.h"
 
 namespace proa {
 namespace {
-
-std::atomic<bool> cancelled = false;
 
 struct PullCommand {
   std::string model, revision, download_dir, endpoint;
@@ -150,7 +149,7 @@ std::string path_of(const PullPlan& plan) {
   return path.ok() && path->starts_with(plan.snapshot) ? *path : plan.snapshot;
 }
 
-Result<void> run(const PullCommand& command) {
+Result<void> run(const PullCommand& command, std::atomic<bool>& cancelled) {
   if (command.offline || hub_is_offline()) {
     auto path = resolve_model(command.model, {.cache = command.download_dir, .revision = command.revision});
     if (!path.ok()) {
@@ -244,16 +243,13 @@ void add_pull_command(CLI::App& app, int& exit_code) {
   command->add_flag("--offline", options->offline, "no network: only say where it is in the cache");
   command->add_flag("--json", options->json, "one JSON object on standard output");
   command->callback([options, &exit_code] {
-    std::signal(SIGPIPE, SIG_IGN);  // of a connection that a server closed
-    std::signal(SIGINT, [](int) { cancelled = true; });
-    std::signal(SIGTERM, [](int) { cancelled = true; });
-    const auto done = run(*options);
-    std::signal(SIGINT, SIG_DFL);
-    std::signal(SIGTERM, SIG_DFL);
+    std::signal(SIGPIPE, SIG_IGN);        // of a connection that a server closed
+    std::atomic<bool> cancelled = false;  // by a signal, or by the first file that fails
+    const InterruptFlag ctrl_c(InterruptFlag::Signals::interrupt_and_terminate, &cancelled);
+    const auto done = run(*options, cancelled);
     if (done.ok()) return;
-    const bool interrupted = done.error().message() == Hub::interrupted().message();
     std::fprintf(stderr, "proa: %s\n", done.error().message().c_str());
-    exit_code = interrupted ? 130 : 1;
+    exit_code = InterruptFlag::interrupted() ? 130 : 1;
   });
 }
 

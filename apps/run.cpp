@@ -10,6 +10,7 @@
 
 #include "apps/chat_session.h"
 #include "apps/commands.h"
+#include "apps/interrupt.h"
 #include "apps/line_editor.h"
 #include "apps/open_engine.h"
 #include "checkpoint/checkpoint.h"
@@ -169,7 +170,7 @@ bool read_entry(LineEditor& editor, std::string& entry) {
 }
 
 int chat(ChatSession& session, const OpenedEngine& opened) {
-  const InterruptFlag ctrl_c;
+  const InterruptFlag ctrl_c(InterruptFlag::Signals::interrupt);  // which leaves the prompt; SIGTERM ends all
   LineEditor editor(history_path());
   std::printf("%s, %s. /help for help, Ctrl-D to leave.\n",
               std::filesystem::path(opened.checkpoint->path()).filename().c_str(),

@@ -255,7 +255,7 @@ Result<PullPlan> plan_pull(const Hub& hub, const std::string& model, const std::
   if (!is_safe_revision(plan.revision)) {
     return Error{"find model", "--revision " + printable(plan.revision), "a branch, tag or commit", "another name", ""};
   }
-  plan.cache = cache.empty() ? hub_cache_folder() : cache;
+  plan.cache = cache.empty() ? hub_cache_folder() : expand_home(cache);
   if (plan.cache.empty()) {
     return Error{"find model", printable(model), "a cache of models", "neither HF_HOME nor HOME is set", ""};
   }

@@ -19,6 +19,8 @@ std::string HttpAnswer::header(std::string_view name) const {
   return found == headers.end() ? "" : found->second;
 }
 
+std::string url_for_message(std::string_view url) { return printable(url.substr(0, url.find_first_of("?#"))); }
+
 std::string url_escape(std::string_view text, bool keep_slash) {
   static constexpr char kHex[] = "0123456789ABCDEF";
   std::string out;
@@ -95,7 +97,6 @@ struct Transfer {
   size_t header_bytes = 0;
   size_t error_bytes = 0;
   bool headers_too_long = false;
-  bool stopped = false;
 
   static size_t on_header(char* data, size_t size, size_t count, void* user) {
     auto& self = *static_cast<Transfer*>(user);
@@ -122,11 +123,9 @@ struct Transfer {
     if (self.answer.status != 200 && self.answer.status != 206) {
       self.error_bytes += bytes;
       if (self.error_bytes <= kMaxErrorBody) return bytes;
-      self.stopped = true;  // enough of an answer that nobody reads
-      return 0;
+      return 0;  // enough of an answer that nobody reads
     }
     if (self.request.body && self.request.body(self.answer, std::as_bytes(std::span(data, bytes)))) return bytes;
-    self.stopped = true;
     return 0;
   }
 
@@ -153,7 +152,7 @@ Result<HttpAnswer> perform_once(const HttpRequest& request, const std::string& u
   // A handle of a thread keeps its connections for the next request.
   thread_local const std::unique_ptr<CURL, void (*)(CURL*)> handle(curl_easy_init(), curl_easy_cleanup);
   CURL* curl = handle.get();
-  if (curl == nullptr) return Error{"download", printable(url), "", "libcurl does not start", ""};
+  if (curl == nullptr) return Error{"download", url_for_message(url), "", "libcurl does not start", ""};
   curl_easy_reset(curl);
   Transfer transfer{request, curl};
 
@@ -189,7 +188,7 @@ Result<HttpAnswer> perform_once(const HttpRequest& request, const std::string& u
   transfer.read_status();
   const std::string failure = printable(*detail ? detail : curl_easy_strerror(code), 200);
   const auto error = [&](std::string actual) {
-    return Error{.doing = "download", .where = printable(url), .actual = std::move(actual)};
+    return Error{.doing = "download", .where = url_for_message(url), .actual = std::move(actual)};
   };
   if (transfer.headers_too_long) return error("headers of more than 64 KiB");
   HttpAnswer& answer = transfer.answer;
@@ -228,7 +227,7 @@ Result<HttpAnswer> perform(const HttpRequest& request) {
   std::call_once(once, [] { curl_global_init(CURL_GLOBAL_DEFAULT); });
 
   const auto error = [&](std::string expected, std::string actual) {
-    return Error{"download", printable(request.url), std::move(expected), std::move(actual), ""};
+    return Error{"download", url_for_message(request.url), std::move(expected), std::move(actual), ""};
   };
   const std::string first = url_origin(request.url);
   if (first.empty()) return error("an address of http or https", "another one");
@@ -243,8 +242,7 @@ Result<HttpAnswer> perform(const HttpRequest& request) {
     const Url next = parse_url(url, answer.header("location"));
     const std::string to = next ? origin(next.get()) : "";
     if (to.empty() || (url_origin(url).starts_with("https:") && !to.starts_with("https:"))) {
-      return error("a redirect to https, or from http to http",
-                   "one to " + printable(answer.header("location").substr(0, 80)));
+      return error("a redirect to https, or from http to http", "one to " + url_for_message(answer.header("location")));
     }
     if (request.follow && !request.follow(answer, to == url_origin(url))) return answer;
     with_token = with_token && to == first;

@@ -16,6 +16,8 @@
 
 namespace proa {
 
+struct HttpAnswer;
+
 struct HttpRequest {
   std::string url;  // http or https
   bool head = false;
@@ -24,9 +26,9 @@ struct HttpRequest {
   double timeout_s = 30;               // to connect, and at most so long with less than 100 bytes a second
 
   // Redirects are followed while this holds; empty: always. `status` and headers are of the redirect.
-  std::function<bool(const struct HttpAnswer& redirect, bool same_origin)> follow{};
+  std::function<bool(const HttpAnswer& redirect, bool same_origin)> follow{};
   // Takes the body of an answer with status 200 or 206, piece by piece; false ends the request (End::stopped).
-  std::function<bool(const struct HttpAnswer&, std::span<const std::byte>)> body{};
+  std::function<bool(const HttpAnswer&, std::span<const std::byte>)> body{};
   const std::atomic<bool>* cancelled = nullptr;  // ends the request within about a second
 };
 
@@ -51,6 +53,9 @@ Result<HttpAnswer> perform(const HttpRequest& request);
 
 // "scheme://host:port" of an address, lower case; empty if it is none of http or https, or carries a user name.
 std::string url_origin(const std::string& url);
+
+// An address as messages show it: without its query, which may hold what grants access.
+std::string url_for_message(std::string_view url);
 
 // Everything but A-Z a-z 0-9 - . _ ~ becomes %XX; '/' stays when `keep_slash`.
 std::string url_escape(std::string_view text, bool keep_slash);

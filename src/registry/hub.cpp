@@ -271,8 +271,11 @@ Result<void> Hub::describe(const std::string& id, const std::string& commit, Hub
   const std::string answered = answer.header("x-repo-commit");
   if (!answered.empty() && answered != commit) return error("the commit " + commit, printable(answered, 80));
   const std::string linked = answer.header("x-linked-etag");
-  if (file.etag.empty()) file.etag = blob_name(linked.empty() ? answer.header("etag") : linked);
-  if (file.etag.empty()) return error("an ETag that is a plain name", "\"" + printable(linked, 80) + "\"");
+  const std::string etag = linked.empty() ? answer.header("etag") : linked;
+  if (file.etag.empty()) file.etag = blob_name(etag);
+  if (file.etag.empty()) {
+    return error("an ETag that is a plain name", etag.empty() ? "none" : "\"" + printable(etag, 80) + "\"");
+  }
   const std::string linked_size = answer.header("x-linked-size");
   const bool is_redirect = answer.status >= 300 && answer.status < 400;
   const auto size = parse_size(!linked_size.empty() ? linked_size : is_redirect ? "" : answer.header("content-length"));

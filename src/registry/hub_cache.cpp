@@ -28,12 +28,6 @@ std::string environment(const char* name) {
   return value ? value : "";
 }
 
-std::string expand_home(const std::string& path) {
-  const std::string home = environment("HOME");
-  if (home.empty() || (path != "~" && !path.starts_with("~/"))) return path;
-  return home + path.substr(1);
-}
-
 bool is_file(const fs::path& path) {
   std::error_code code;
   return fs::is_regular_file(path, code);
@@ -145,6 +139,12 @@ std::string unfinished_downloads(const fs::path& repository) {
 }
 
 }  // namespace
+
+std::string expand_home(const std::string& path) {
+  const std::string home = environment("HOME");
+  if (home.empty() || (path != "~" && !path.starts_with("~/"))) return path;
+  return home + path.substr(1);
+}
 
 std::string hub_home_folder() {
   if (const std::string home = environment("HF_HOME"); !home.empty()) return expand_home(home);

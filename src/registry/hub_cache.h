@@ -14,11 +14,14 @@
 namespace proa {
 
 // HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME/hub, XDG_CACHE_HOME/huggingface/hub, ~/.cache/huggingface/hub: the first
-// that is set. "~/" at the front means HOME. Empty: not even HOME is set.
+// that is set. See expand_home(). Empty: not even HOME is set.
 std::string hub_cache_folder();
 
 // HF_HOME, XDG_CACHE_HOME/huggingface, ~/.cache/huggingface: where the stored token lies. Empty as above.
 std::string hub_home_folder();
+
+// "~" and "~/..." with HOME in place of "~"; any other path as it is.
+std::string expand_home(const std::string& path);
 
 // HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is 1, ON, YES or TRUE.
 bool hub_is_offline();
@@ -27,7 +30,7 @@ bool hub_is_offline();
 std::string repository_folder_name(std::string_view id);
 
 struct ResolveOptions {
-  std::string cache;     // a folder laid out as above; empty: hub_cache_folder()
+  std::string cache;     // a folder laid out as above, see expand_home(); empty: hub_cache_folder()
   std::string revision;  // a branch, tag or commit, unless the name has one; empty: main, else the only snapshot
 };
 

@@ -36,6 +36,8 @@ TEST(Hub, Addresses) {
        {"", "host/x", "ftp://host/", "file:///etc/passwd", "https://user:word@host/", "http://", "http://[::x/"}) {
     EXPECT_EQ(url_origin(url), "") << url;
   }
+  EXPECT_EQ(url_for_message("https://host/x?Signature=s"), "https://host/x");
+  EXPECT_EQ(url_for_message("/x\x1b#s"), "/x\\x1b");
   EXPECT_EQ(url_escape("a b/ü?#%.gguf", true), "a%20b/%C3%BC%3F%23%25.gguf");
   EXPECT_EQ(url_escape("refs/pr/1", false), "refs%2Fpr%2F1");
 

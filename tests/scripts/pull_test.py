@@ -300,7 +300,7 @@ class Misbehaviour(PullTest):
             ("404", "store:model.safetensors", hs.status(404), ["404", "model.safetensors"]),
             ("404 of the listing", "listing", hs.status(404, X_Error_Code="RepoNotFound"), ["404", "no such name"]),
             ("501", "listing", hs.status(501), ["501"]),
-            ("a redirect to a file", "config.json", hs.redirect("file:///etc/passwd"), ["redirect"]),
+            ("a redirect to a file", "config.json", hs.redirect("file:///etc/passwd?Signature=s"), ["redirect", "file:///etc/passwd"]),
             ("a redirect with a name", "config.json", hs.redirect("http://a:b@127.0.0.1/"), ["redirect"]),
             ("a redirect to nonsense", "config.json", hs.redirect("http://[::x/"), ["redirect"]),
             ("headers without end", "config.json", hs.endless_headers, ["headers"]),
@@ -313,6 +313,7 @@ class Misbehaviour(PullTest):
                 hub.fail(path, fault)
                 said = self.refused(hub, says=says)
                 self.assertNotIn("\x1b", said)
+                self.assertNotIn("Signature", said)
                 self.assertLess(len(said), 1000)
                 self.assertFalse((self.repository / "refs/main").exists())
                 if "deleted" in says:
@@ -495,6 +496,12 @@ class Flags(PullTest):
         done = self.proa(self.hub(), hs.ID, "--endpoint", hub.url + "/")
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertTrue(hub.requests)
+
+    def test_home(self):
+        hub = self.hub()
+        done = self.proa(hub, hs.ID, "--download-dir=~/hub", HOME=str(self.home), HF_HOME="/nowhere")
+        self.assertEqual((done.returncode, done.stdout.strip()), (0, str(self.snapshot)), done.stderr)
+        self.check_cache(hub)
 
     def test_help(self):
         done = subprocess.run([PROA, "pull", "--help"], capture_output=True, text=True, timeout=TIMEOUT_S)
