@@ -45,7 +45,7 @@ if has sanitizer && command -v compute-sanitizer >/dev/null; then
 fi
 if has bench; then
   for precision in ${PRECISIONS:-Q4_0 Q8_0 BF16}; do
-    timeout 200 "$folder/proa" bench nemotron-3-nano-30b-a3b --load-format dummy --quantization "$precision" \
+    timeout 200 "$folder/proa" bench NVIDIA-Nemotron-3-Nano-30B-A3B --load-format dummy --quantization "$precision" \
       --device cuda:0 --output-len 256 --batch-size 1 >"$out/bench-$precision.txt" 2>&1
     echo "--- $precision: status $?"
     tail -25 "$out/bench-$precision.txt"

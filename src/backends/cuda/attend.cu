@@ -12,7 +12,7 @@ constexpr int kThreads = kWarps * kWarp;
 constexpr int kTileRows = 16;
 constexpr int kWarpRows = kTileRows / kWarps;
 constexpr int kKeys = 32;
-constexpr int kMinSplitKeys = 128;
+constexpr int kMinSplitKeys = 64;
 constexpr int kMaxSplits = 64;
 
 template <class F>
@@ -69,8 +69,12 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const __grid_constant_
   float* keys = q + kTileRows * kDims * kWarp;  // [32, kPitch]
   float* values = keys + kKeys * kPitch;        // [32, kDims * 32]
   __shared__ bool last;
-  wait_for_predecessor();
-  start_successor();
+  // A decode finds all but its own key in the cache, and the arrays of the step are older than its predecessor.
+  const bool early = a.store;
+  if (!early) {
+    wait_for_predecessor();
+    start_successor();
+  }
 
   const int tid = static_cast<int>(threadIdx.x), lane = lane_id(), warp = warp_id();
   const int group = a.num_heads / a.num_kv_heads, dim = a.head_dim;
@@ -118,6 +122,44 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const __grid_constant_
 
   const int current = a.store ? first_position : -1;  // whose key is not in the cache yet
   const int32_t current_slot = a.store ? __ldcg(a.batch.slot_mapping + token_of(0)) : -1;
+  const auto fresh = [&](int p) { return p == current && current_slot >= 0; };
+  const auto load_cached = [&](int first) {
+#pragma unroll 4
+    for (int k = warp; k < kKeys; k += kWarps) {
+      const int p = first + k;
+      const bool there = p < share_end && !fresh(p);
+      int64_t at = 0;
+      if (there) {
+        const int64_t block = __ldcg(table + p / a.cache.block_size);
+        at = ((block * a.num_kv_heads + kv_head) * a.cache.block_size + p % a.cache.block_size) * dim;
+      }
+#pragma unroll
+      for (int i = 0; i < kDims; ++i) {
+        const int d = lane + i * kWarp;
+        const bool used_dim = there && d < dim;
+        keys[k * kPitch + d] = used_dim ? read<F>(a.cache.k, at + d) : 0.0f;
+        values[k * kDims * kWarp + d] = used_dim ? read<F>(a.cache.v, at + d) : 0.0f;
+      }
+    }
+  };
+  if (early) {
+    if (share_begin < share_end) load_cached(share_begin);
+    wait_for_predecessor();
+    start_successor();
+  }
+  // This step's key and value, as the cache rounds them.
+  const auto load_fresh = [&](int first) {
+    const int k = current - first;
+    if (k < 0 || k >= kKeys || current >= share_end || current_slot < 0) return;
+    for (int d = tid; d < dim; d += kThreads) {
+      typename F::Block stored[2];
+      const int64_t in = (token_of(0) * a.num_kv_heads + kv_head) * dim + d;
+      write(F(), reinterpret_cast<std::byte*>(stored), 0, __ldcg(a.k + in));
+      write(F(), reinterpret_cast<std::byte*>(stored), 1, __ldcg(a.v + in));
+      F::decode(stored[0], &keys[k * kPitch + d]);
+      F::decode(stored[1], &values[k * kDims * kWarp + d]);
+    }
+  };
   if (a.store && current_slot >= 0 && tile == 0 && (split == active - 1)) {
     const int64_t block = current_slot / a.cache.block_size, offset = current_slot % a.cache.block_size;
     for (int d = tid; d < dim; d += kThreads) {
@@ -142,37 +184,10 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const __grid_constant_
   }
   for (int first = share_begin; first < share_end; first += kKeys) {
     __syncthreads();
-#pragma unroll 4
-    for (int k = warp; k < kKeys; k += kWarps) {
-      const int p = first + k;
-      const bool there = p < share_end;
-      const bool fresh = there && p == current && current_slot >= 0;
-      int64_t at = 0;
-      if (there && !fresh) {
-        const int64_t block = __ldcg(table + p / a.cache.block_size);
-        at = ((block * a.num_kv_heads + kv_head) * a.cache.block_size + p % a.cache.block_size) * dim;
-      }
-#pragma unroll
-      for (int i = 0; i < kDims; ++i) {
-        const int d = lane + i * kWarp;
-        float key = 0, value = 0;
-        if (there && d < dim) {
-          if (fresh) {
-            // As the cache rounds them.
-            typename F::Block stored[2];
-            const int64_t in = (token_of(0) * a.num_kv_heads + kv_head) * dim + d;
-            write(F(), reinterpret_cast<std::byte*>(stored), 0, __ldcg(a.k + in));
-            write(F(), reinterpret_cast<std::byte*>(stored), 1, __ldcg(a.v + in));
-            F::decode(stored[0], &key);
-            F::decode(stored[1], &value);
-          } else {
-            key = read<F>(a.cache.k, at + d);
-            value = read<F>(a.cache.v, at + d);
-          }
-        }
-        keys[k * kPitch + d] = key;
-        values[k * kDims * kWarp + d] = value;
-      }
+    if (!early || first != share_begin) load_cached(first);
+    if (early) {
+      __syncthreads();  // the zeros in its place have been written
+      load_fresh(first);
     }
     __syncthreads();
     float score[kWarpRows] = {};

@@ -16,7 +16,8 @@
 //   kGroupScales  scales of 16 columns lie in a tensor of their own (E4M3), see `scales`
 //   kOrder        column_of() says the column of value i of lane l with l % 4 == j; values 0-3 are of the first product
 //   decode(...)   the values of one group, packed in pairs
-// `row` is the first byte of a row's part in shared memory, as aligned as the file has it; `group` counts from there.
+// `row` is the address in shared memory of the first byte of a row's part, as aligned as the file has it; `group`
+// counts from there.
 #pragma once
 
 #include "backends/cuda/device.cuh"
@@ -24,23 +25,43 @@
 
 namespace proa::cuda {
 
-// 4 bytes at any address; reads the aligned words around them.
-__device__ __forceinline__ uint32_t load4(const uint8_t* p) {
-  const auto address = reinterpret_cast<uintptr_t>(p);
-  const auto* words = reinterpret_cast<const uint32_t*>(address & ~uintptr_t{3});
-  return __funnelshift_r(words[0], words[1], (address & 3) * 8);
+// Shared memory by its 32-bit address: half the arithmetic of pointers.
+__device__ __forceinline__ uint32_t load_word(uint32_t address) {
+  uint32_t word;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address));
+  return word;
 }
-__device__ __forceinline__ void load8(const uint8_t* p, uint32_t& low, uint32_t& high) {
-  const auto address = reinterpret_cast<uintptr_t>(p);
-  const auto* words = reinterpret_cast<const uint32_t*>(address & ~uintptr_t{3});
-  const uint32_t shift = (address & 3) * 8;
-  const uint32_t middle = words[1];
-  low = __funnelshift_r(words[0], middle, shift);
-  high = __funnelshift_r(middle, words[2], shift);
+__device__ __forceinline__ uint32_t load_short(uint32_t address) {
+  uint16_t value;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(address));
+  return value;
 }
-__device__ __forceinline__ uint32_t load2(const uint8_t* p) { return *reinterpret_cast<const uint16_t*>(p); }
+__device__ __forceinline__ uint32_t load_byte(uint32_t address) {
+  uint32_t value;
+  asm volatile("ld.shared.u8 %0, [%1];" : "=r"(value) : "r"(address));
+  return value;
+}
+__device__ __forceinline__ uint4 load_vector(uint32_t address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address));
+  return v;
+}
 
-__device__ __forceinline__ float half_at(const uint8_t* p) { return __half2float(*reinterpret_cast<const __half*>(p)); }
+// 4 or 8 bytes at any address; reads the aligned words around them.
+__device__ __forceinline__ uint32_t load4(uint32_t address) {
+  const uint32_t words = address & ~3u;
+  return __funnelshift_r(load_word(words), load_word(words + 4), address * 8);
+}
+__device__ __forceinline__ void load8(uint32_t address, uint32_t& low, uint32_t& high) {
+  const uint32_t words = address & ~3u;
+  const uint32_t middle = load_word(words + 4);
+  low = __funnelshift_r(load_word(words), middle, address * 8);
+  high = __funnelshift_r(middle, load_word(words + 8), address * 8);
+}
+
+__device__ __forceinline__ float half_at(uint32_t address) {
+  return __half2float(__ushort_as_half(static_cast<uint16_t>(load_short(address))));
+}
 
 // (mask & word) with 1024 in the exponent, minus `offset`: two integers as halves. For bits 4-7 of either half, the
 // sum is 1024 + 16 q and a fused product gives q - offset.
@@ -88,8 +109,8 @@ struct FragmentDefaults {
   static constexpr bool kMin = false;
   static constexpr bool kGroupScales = false;
   static constexpr float kFactor = 1;
-  __device__ static float scale(const uint8_t*, int, int) { return 1; }
-  __device__ static float minimum(const uint8_t*, int, int) { return 0; }
+  __device__ static float scale(uint32_t, int, int) { return 1; }
+  __device__ static float minimum(uint32_t, int, int) { return 0; }
 };
 
 template <class F>
@@ -109,20 +130,20 @@ struct NibbleOrder : FragmentDefaults {
 
 template <>
 struct Fragment<Q4_0> : NibbleOrder {
-  __device__ static void decode(const uint8_t* row, const uint8_t*, int group, int j, int, int, uint32_t (&b)[4]) {
+  __device__ static void decode(uint32_t row, uint32_t, int group, int j, int, int, uint32_t (&b)[4]) {
     unpack(load4(row + group * 18 + 2 + 4 * j), 8, b);
   }
-  __device__ static float scale(const uint8_t* row, int group, int) { return half_at(row + group * 18); }
+  __device__ static float scale(uint32_t row, int group, int) { return half_at(row + group * 18); }
 };
 
 template <>
 struct Fragment<Q4_1> : NibbleOrder {
   static constexpr bool kMin = true;
-  __device__ static void decode(const uint8_t* row, const uint8_t*, int group, int j, int, int, uint32_t (&b)[4]) {
+  __device__ static void decode(uint32_t row, uint32_t, int group, int j, int, int, uint32_t (&b)[4]) {
     unpack(load4(row + group * 20 + 4 + 4 * j), 0, b);
   }
-  __device__ static float scale(const uint8_t* row, int group, int) { return half_at(row + group * 20); }
-  __device__ static float minimum(const uint8_t* row, int group, int) { return half_at(row + group * 20 + 2); }
+  __device__ static float scale(uint32_t row, int group, int) { return half_at(row + group * 20); }
+  __device__ static float minimum(uint32_t row, int group, int) { return half_at(row + group * 20 + 2); }
 };
 
 // The fifth bits of a block are bits of a word of their own: bit v belongs to value v.
@@ -140,22 +161,22 @@ struct FiveBits : NibbleOrder {
 
 template <>
 struct Fragment<Q5_0> : FiveBits {
-  __device__ static void decode(const uint8_t* row, const uint8_t*, int group, int j, int, int, uint32_t (&b)[4]) {
-    const uint8_t* block = row + group * 22;
+  __device__ static void decode(uint32_t row, uint32_t, int group, int j, int, int, uint32_t (&b)[4]) {
+    const uint32_t block = row + group * 22;
     unpack(load4(block + 6 + 4 * j), load4(block + 2), j, 16, b);
   }
-  __device__ static float scale(const uint8_t* row, int group, int) { return half_at(row + group * 22); }
+  __device__ static float scale(uint32_t row, int group, int) { return half_at(row + group * 22); }
 };
 
 template <>
 struct Fragment<Q5_1> : FiveBits {
   static constexpr bool kMin = true;
-  __device__ static void decode(const uint8_t* row, const uint8_t*, int group, int j, int, int, uint32_t (&b)[4]) {
-    const uint8_t* block = row + group * 24;
+  __device__ static void decode(uint32_t row, uint32_t, int group, int j, int, int, uint32_t (&b)[4]) {
+    const uint32_t block = row + group * 24;
     unpack(load4(block + 8 + 4 * j), load4(block + 4), j, 0, b);
   }
-  __device__ static float scale(const uint8_t* row, int group, int) { return half_at(row + group * 24); }
-  __device__ static float minimum(const uint8_t* row, int group, int) { return half_at(row + group * 24 + 2); }
+  __device__ static float scale(uint32_t row, int group, int) { return half_at(row + group * 24); }
+  __device__ static float minimum(uint32_t row, int group, int) { return half_at(row + group * 24 + 2); }
 };
 
 struct PlainOrder : FragmentDefaults {
@@ -166,7 +187,7 @@ template <>
 struct Fragment<Q8_0> : FragmentDefaults {
   static constexpr int kScaleGroup = 32;
   static constexpr Order kOrder = Order::bytes;
-  __device__ static void decode(const uint8_t* row, const uint8_t*, int group, int j, int, int, uint32_t (&b)[4]) {
+  __device__ static void decode(uint32_t row, uint32_t, int group, int j, int, int, uint32_t (&b)[4]) {
     uint32_t word[2];
     load8(row + group * 34 + 2 + 8 * j, word[0], word[1]);
 #pragma unroll
@@ -176,14 +197,14 @@ struct Fragment<Q8_0> : FragmentDefaults {
       b[2 * i + 1] = low_integers(biased >> 8, 0x00ff00ffu, 128);
     }
   }
-  __device__ static float scale(const uint8_t* row, int group, int) { return half_at(row + group * 34); }
+  __device__ static float scale(uint32_t row, int group, int) { return half_at(row + group * 34); }
 };
 
 template <>
 struct Fragment<F8_E4M3> : FragmentDefaults {
   static constexpr float kFactor = 256;
   static constexpr Order kOrder = Order::bytes;
-  __device__ static void decode(const uint8_t* row, const uint8_t*, int group, int j, int, int, uint32_t (&b)[4]) {
+  __device__ static void decode(uint32_t row, uint32_t, int group, int j, int, int, uint32_t (&b)[4]) {
     uint32_t word[2];
     load8(row + group * 32 + 8 * j, word[0], word[1]);
 #pragma unroll
@@ -196,7 +217,7 @@ struct Fragment<F8_E4M3> : FragmentDefaults {
 
 template <>
 struct Fragment<MXFP4> : NibbleOrder {
-  __device__ static void decode(const uint8_t* row, const uint8_t*, int group, int j, int, int, uint32_t (&b)[4]) {
+  __device__ static void decode(uint32_t row, uint32_t, int group, int j, int, int, uint32_t (&b)[4]) {
     const uint32_t w = load4(row + group * 17 + 1 + 4 * j);
     const __half2 twice = __float2half2_rn(32768.0f);  // 2^-14 of the value becomes twice the value
     b[0] = bits_of(__hmul2(halves_of(e2m1_pair(w << 12, w << 9)), twice));
@@ -204,7 +225,9 @@ struct Fragment<MXFP4> : NibbleOrder {
     b[2] = bits_of(__hmul2(halves_of(e2m1_pair(w << 4, w << 1)), twice));
     b[3] = bits_of(__hmul2(halves_of(e2m1_pair(w, w >> 3)), twice));
   }
-  __device__ static float scale(const uint8_t* row, int group, int) { return e8m0_half(row[group * 17]); }
+  __device__ static float scale(uint32_t row, int group, int) {
+    return e8m0_half(static_cast<uint8_t>(load_byte(row + group * 17)));
+  }
 };
 
 // E2M1 with E4M3 scales of 16: a value and its scale have six bits together, so their product is exact.
@@ -224,28 +247,31 @@ template <>
 struct Fragment<E2M1> : ScaledE2M1 {
   static constexpr bool kGroupScales = true;
   static constexpr Order kOrder = Order::parts;
-  __device__ static void decode(const uint8_t* row, const uint8_t* scales, int group, int j, int, int,
-                                uint32_t (&b)[4]) {
-    const uint8_t* codes = row + group * 16 + 2 * j;
-    const uint8_t* scale = scales + group * 2;
+  __device__ static void decode(uint32_t row, uint32_t scales, int group, int j, int, int, uint32_t (&b)[4]) {
+    const uint32_t codes = row + group * 16 + 2 * j;
+    const uint32_t scale = scales + group * 2;
     // An E4M3 of 0x7f is NaN, which no checkpoint holds; it counts as 480.
-    unpack(codes[0] | codes[1] << 8, scale[0] & 0x7fu, b[0], b[1]);
-    unpack(codes[8] | codes[9] << 8, scale[1] & 0x7fu, b[2], b[3]);
-    if (scale[0] & 0x80u) b[0] ^= 0x80008000u, b[1] ^= 0x80008000u;
-    if (scale[1] & 0x80u) b[2] ^= 0x80008000u, b[3] ^= 0x80008000u;
+    const uint32_t first = load_byte(scale), second = load_byte(scale + 1);
+    unpack(load_byte(codes) | load_byte(codes + 1) << 8, first & 0x7fu, b[0], b[1]);
+    unpack(load_byte(codes + 8) | load_byte(codes + 9) << 8, second & 0x7fu, b[2], b[3]);
+    if (first & 0x80u) b[0] ^= 0x80008000u, b[1] ^= 0x80008000u;
+    if (second & 0x80u) b[2] ^= 0x80008000u, b[3] ^= 0x80008000u;
   }
 };
 
 template <>
 struct Fragment<NVFP4> : ScaledE2M1 {
   static constexpr Order kOrder = Order::nvfp4;
-  __device__ static void decode(const uint8_t* row, const uint8_t*, int group, int j, int, int, uint32_t (&b)[4]) {
-    const uint8_t* block = row + group / 2 * 36;
+  __device__ static void decode(uint32_t row, uint32_t, int group, int j, int, int, uint32_t (&b)[4]) {
+    const uint32_t block = row + group / 2 * 36;
     const int part = group % 2 * 2;
-    const uint8_t* codes = block + 4 + 8 * part + 2 * j;
-    const auto scale = [&](int i) { return block[part + i] == 0x7f ? 0u : block[part + i] & 0x7fu; };
-    unpack(codes[0] | codes[1] << 8, scale(0), b[0], b[1]);
-    unpack(codes[8] | codes[9] << 8, scale(1), b[2], b[3]);
+    const uint32_t codes = block + 4 + 8 * part + 2 * j;
+    const auto scale = [&](int i) {
+      const uint32_t bits = load_byte(block + part + i);
+      return bits == 0x7f ? 0u : bits & 0x7fu;
+    };
+    unpack(load_byte(codes) | load_byte(codes + 1) << 8, scale(0), b[0], b[1]);
+    unpack(load_byte(codes + 8) | load_byte(codes + 9) << 8, scale(1), b[2], b[3]);
   }
 };
 
@@ -253,11 +279,10 @@ struct Fragment<NVFP4> : ScaledE2M1 {
 template <>
 struct Fragment<BF16> : PlainOrder {
   static constexpr bool kBf16 = true;
-  __device__ static void decode(const uint8_t* row, const uint8_t*, int group, int j, int valid, int,
-                                uint32_t (&b)[4]) {
-    const uint8_t* p = row + group * 64 + 16 * j;
-    if (reinterpret_cast<uintptr_t>(p) % 16 == 0) {
-      const uint4 words = *reinterpret_cast<const uint4*>(p);
+  __device__ static void decode(uint32_t row, uint32_t, int group, int j, int valid, int, uint32_t (&b)[4]) {
+    const uint32_t p = row + group * 64 + 16 * j;
+    if (p % 16 == 0) {
+      const uint4 words = load_vector(p);
       b[0] = words.x, b[1] = words.y, b[2] = words.z, b[3] = words.w;
     } else {
       load8(p, b[0], b[1]);
@@ -274,7 +299,7 @@ struct Fragment<BF16> : PlainOrder {
 
 template <>
 struct Fragment<F16> : PlainOrder {
-  __device__ static void decode(const uint8_t* row, const uint8_t* scales, int group, int j, int valid, int pass,
+  __device__ static void decode(uint32_t row, uint32_t scales, int group, int j, int valid, int pass,
                                 uint32_t (&b)[4]) {
     Fragment<BF16>::decode(row, scales, group, j, valid, pass, b);
   }
@@ -284,11 +309,10 @@ template <>
 struct Fragment<F32> : PlainOrder {
   static constexpr bool kBf16 = true;
   static constexpr int kPasses = 3;
-  __device__ static void decode(const uint8_t* row, const uint8_t*, int group, int j, int valid, int pass,
-                                uint32_t (&b)[4]) {
-    const auto* values = reinterpret_cast<const float*>(row) + group * 32 + 8 * j;
+  __device__ static void decode(uint32_t row, uint32_t, int group, int j, int valid, int pass, uint32_t (&b)[4]) {
+    const uint32_t values = row + (group * 32 + 8 * j) * 4;
     const auto part = [&](int i) {
-      float rest = 8 * j + i < valid ? values[i] : 0.0f;
+      float rest = 8 * j + i < valid ? __uint_as_float(load_word(values + 4 * i)) : 0.0f;
       __nv_bfloat16 short_value = __float2bfloat16_rn(rest);
       for (int p = 0; p < pass; ++p) {
         rest -= __bfloat162float(short_value);
@@ -415,20 +439,20 @@ struct Fragment : FragmentDefaults {
   static constexpr bool kMin = Integers<F>::kMin;
   static constexpr int kParts = F::block_elements / 32;
   static constexpr Order kOrder = Order::parts;
-  __device__ static const typename F::Block& block(const uint8_t* row, int group) {
-    return reinterpret_cast<const typename F::Block*>(row)[group / kParts];
+  __device__ static const typename F::Block& block(uint32_t row, int group) {
+    return static_cast<const typename F::Block*>(__cvta_shared_to_generic(row))[group / kParts];
   }
-  __device__ static void decode(const uint8_t* row, const uint8_t*, int group, int j, int, int, uint32_t (&b)[4]) {
+  __device__ static void decode(uint32_t row, uint32_t, int group, int j, int, int, uint32_t (&b)[4]) {
     const auto value = [&](int i) {
       return static_cast<float>(Integers<F>::value(block(row, group), group % kParts * 32 + column_of(kOrder, j, i)));
     };
 #pragma unroll
     for (int i = 0; i < 4; ++i) b[i] = bits_of(__floats2half2_rn(value(2 * i), value(2 * i + 1)));
   }
-  __device__ static float scale(const uint8_t* row, int group, int half) {
+  __device__ static float scale(uint32_t row, int group, int half) {
     return Integers<F>::scale(block(row, group), group % kParts * 32 + half * 16);
   }
-  __device__ static float minimum(const uint8_t* row, int group, int half) {
+  __device__ static float minimum(uint32_t row, int group, int half) {
     if constexpr (kMin) return Integers<F>::minimum(block(row, group), group % kParts * 32 + half * 16);
     return 0;
   }

@@ -97,14 +97,14 @@ __global__ void __launch_bounds__(kWarps* kWarp) kernel(const __grid_constant__ 
     wait_for_copies<kStages - 2>();
     __syncwarp();
     fetch(piece + kStages - 1);
-    const uint8_t* stage = ring + piece % kStages * kStageBytes<F>;
+    const uint32_t stage = shared_address(ring + piece % kStages * kStageBytes<F>);
     const auto row_in_stage = [&](int r) {
       return stage + r * kPitch<F> + shift_of(rows, m.stride, min(r, last_row), piece * kPieceBytes<F>);
     };
-    const uint8_t* row = row_in_stage(lane / 4);
-    const uint8_t* row0 = Frag::kScaleGroup ? row_in_stage(2 * j) : nullptr;
-    const uint8_t* row1 = Frag::kScaleGroup ? row_in_stage(2 * j + 1) : nullptr;
-    const uint8_t* row_group_scales = nullptr;
+    const uint32_t row = row_in_stage(lane / 4);
+    const uint32_t row0 = Frag::kScaleGroup ? row_in_stage(2 * j) : 0;
+    const uint32_t row1 = Frag::kScaleGroup ? row_in_stage(2 * j + 1) : 0;
+    uint32_t row_group_scales = 0;
     if constexpr (Frag::kGroupScales) {
       row_group_scales = stage + 8 * kPitch<F> + lane / 4 * kScalesPitch<F> +
                          shift_of(scales, m.scales_stride, min(lane / 4, last_row), piece * (kPieceCols<F> / 16));
