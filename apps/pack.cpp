@@ -9,6 +9,7 @@
 
 #include "apps/commands.h"
 #include "checkpoint/packed.h"
+#include "checkpoint/printable.h"
 #include "core/mapped_file.h"
 #include "registry/hub_cache.h"
 
@@ -52,11 +53,12 @@ Result<void> run(const PackOptions& options) {
     PROA_ASSIGN(const std::string key, source_key(source));
     if (key != packed.source_key) {
       return Error{"verify packed checkpoint", path, "made of " + source + " (key " + key + ")",
-                   packed.source_name + " (key " + packed.source_key + ")", "pack it again"};
+                   printable(packed.source_name) + " (key " + printable(packed.source_key) + ")", "pack it again"};
     }
   }
   PROA_TRY(verify_packed(path, progress_to(file.bytes().size())));
-  std::printf("%s: whole, layout %s, of %s\n", path.c_str(), packed.layout.c_str(), packed.source_name.c_str());
+  std::printf("%s: whole, layout %s, of %s\n", path.c_str(), packed.layout.c_str(),
+              printable(packed.source_name).c_str());
   return {};
 }
 

@@ -148,7 +148,7 @@ Result<Packed> Packed::parse(std::span<const std::byte> bytes, const std::string
     }
     for (const char* key : {"offset", "bytes"}) {
       if (!entry.contains(key) || !entry[key].is_number_unsigned())
-        return bad(path, where + ": " + key, "a number", "");
+        return bad(path, where + ": " + key, "a number", entry.contains(key) ? "another value" : "none");
     }
     const auto offset = entry["offset"].get<uint64_t>(), size = entry["bytes"].get<uint64_t>();
     if (offset % kPage != 0 || offset > bytes.size() || size > bytes.size() - offset) {
@@ -223,11 +223,11 @@ Result<void> verify_packed(const std::string& path, const PackProgress& progress
   for (const PackedPart& part : packed.parts) {
     const auto count = [&](std::span<const std::byte> piece) { return progress(piece.size()); };
     PROA_ASSIGN(const uint64_t hash, hash_pieces(part.bytes, count));
-    if (hash != part.hash) damaged += (damaged.empty() ? "" : ", ") + part.name;
+    if (hash != part.hash) damaged += (damaged.empty() ? "" : ", ") + printable(part.name);
   }
   if (damaged.empty()) return {};
   return Error{"verify packed checkpoint", path, "the contents that were written", "others in " + damaged,
-               "pack it again from its source, " + packed.source_name};
+               "pack it again from its source, " + printable(packed.source_name)};
 }
 
 Result<std::string> source_key(const std::string& source) {

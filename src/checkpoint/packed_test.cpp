@@ -83,6 +83,19 @@ TEST_F(PackedTest, DamageIsFoundAndNamed) {
   EXPECT_EQ(verified.error().message().find("model.safetensors"), std::string::npos);
 }
 
+TEST_F(PackedTest, NamesInTheFileDoNotSteerATerminal) {
+  ASSERT_TRUE(pack_checkpoint(folder_ + "/hf", out_, false, no_progress).ok());
+  std::string bytes = text(out_);
+  bytes.replace(bytes.find("\"config.json\""), 13, R"("\u001b.json")");
+  bytes.replace(bytes.find("{\"name\":\"hf\""), 12, R"({"name":"\n")");
+  bytes[bytes.find("\"model_type\"") + 1] = 'x';
+  put(out_, bytes);
+  const auto verified = verify_packed(out_, no_progress);
+  ASSERT_FALSE(verified.ok());
+  EXPECT_NE(verified.error().message().find("\\x1b.json"), std::string::npos) << verified.error().message();
+  EXPECT_NE(verified.error().message().find("\\x0a"), std::string::npos) << verified.error().message();
+}
+
 TEST_F(PackedTest, EveryCutAndEveryChangedHeaderByteIsSurvived) {
   ASSERT_TRUE(pack_checkpoint(folder_ + "/hf", out_, false, no_progress).ok());
   const std::string bytes = text(out_);

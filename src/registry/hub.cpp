@@ -264,7 +264,7 @@ Result<void> Hub::describe(const std::string& id, const std::string& commit, Hub
   request.follow = [](const HttpAnswer& redirect, bool same_origin) {
     return same_origin && redirect.header("x-linked-etag").empty();
   };
-  PROA_ASSIGN(const HttpAnswer answer, ask(request, file.path));
+  PROA_ASSIGN(const HttpAnswer answer, ask(request, printable(file.path)));
   const auto error = [&](std::string expected, std::string actual) {
     return listing_error(printable(file.path) + " from " + options_.endpoint, std::move(expected), std::move(actual));
   };
