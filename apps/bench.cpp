@@ -29,7 +29,7 @@
 #include "bench/report.h"
 #include "checkpoint/checkpoint.h"
 #include "core/anonymous_memory.h"
-#include "core/content_hash.h"
+#include "core/checksum.h"
 #include "models/step_cost.h"
 
 namespace proa {
@@ -132,7 +132,7 @@ std::string main_format(const Model& model) {
 // What tells these weights from others: a checksum over names, sizes and the first 64 KiB of every tensor.
 std::string weights_name(const Checkpoint& checkpoint) {
   constexpr size_t kSample = 64 << 10;
-  ContentHash hash;
+  Checksum hash;
   for (const auto& [name, entry] : checkpoint.tensors()) {
     hash.add(std::as_bytes(std::span(name)));
     const auto tensor = checkpoint.tensor(name);

@@ -8,7 +8,7 @@
 
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/printable.h"
-#include "core/content_hash.h"
+#include "core/checksum.h"
 #include "core/mapped_file.h"
 #include "core/output_path.h"
 
@@ -75,7 +75,7 @@ Result<std::vector<SourceFile>> source_files(const std::string& source) {
 
 std::string key_of(const std::vector<SourceFile>& files) {
   constexpr size_t kEnds = 1 << 16, kSample = 4096, kSamples = 64;
-  ContentHash hash;
+  Checksum hash;
   for (const auto& [name, file] : files) {
     const auto bytes = file.bytes();
     const uint64_t sizes[] = {name.size(), bytes.size()};
@@ -100,7 +100,7 @@ Error bad(const std::string& path, const std::string& place, std::string expecte
 // Hashes a part in pieces, and hands each on.
 Result<uint64_t> hash_pieces(std::span<const std::byte> bytes,
                              const std::function<Result<void>(std::span<const std::byte>)>& use) {
-  ContentHash hash;
+  Checksum hash;
   for (size_t at = 0; at < bytes.size(); at += kPiece) {
     const auto piece = bytes.subspan(at, std::min(kPiece, bytes.size() - at));
     hash.add(piece);

@@ -14,8 +14,8 @@
 #include <thread>
 
 #include "checkpoint/printable.h"
+#include "registry/blob_hash.h"
 #include "registry/cache_writer.h"
-#include "registry/hash.h"
 #include "registry/hub_cache.h"
 
 namespace proa {
@@ -145,7 +145,7 @@ class Download {
     if (::ftruncate(fd_, 0) != 0) return system_error(errno);
     progress_.bytes -= have_;
     have_ = 0;
-    hash_ = ContentHash(file_.etag, size_);
+    hash_ = BlobHash(file_.etag, size_);
     return {};
   }
 
@@ -196,7 +196,7 @@ class Download {
       in_pieces_ = true;
       next.headers.push_back("Range: bytes=" + std::to_string(have_) + "-");
       // A hash finds out a file that changed in between; where there is none the server has to.
-      if (!ContentHash::can_check(file_.etag)) next.headers.push_back("If-Range: \"" + file_.etag + "\"");
+      if (!BlobHash::can_check(file_.etag)) next.headers.push_back("If-Range: \"" + file_.etag + "\"");
     };
     hooks.shortfall = [&](const HttpAnswer& answer) -> std::string {
       if (failed || have_ == size_) return "";
@@ -223,7 +223,7 @@ class Download {
   PullProgress& progress_;
   uint64_t size_;
   fs::path blob_, partial_;
-  ContentHash hash_;
+  BlobHash hash_;
   int fd_ = -1;
   uint64_t have_ = 0;
   bool in_pieces_ = false;  // it came by more than one answer

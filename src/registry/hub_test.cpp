@@ -7,8 +7,8 @@
 #include <fstream>
 #include <string>
 
+#include "registry/blob_hash.h"
 #include "registry/cache_writer.h"
-#include "registry/hash.h"
 
 namespace proa {
 namespace {
@@ -49,7 +49,7 @@ TEST(Hub, Addresses) {
   EXPECT_FALSE(Hub::create({.endpoint = "https://mirror.example/\r\nX: y"}).ok());
 }
 
-TEST(ContentHash, KnownAnswers) {
+TEST(BlobHash, KnownAnswers) {
   if (!can_download()) GTEST_SKIP() << "built without OpenSSL";
   const std::string text = "abc";
   const struct {
@@ -66,7 +66,7 @@ TEST(ContentHash, KnownAnswers) {
   };
   for (const auto& row : rows) {
     SCOPED_TRACE(row.expected);
-    ContentHash hash(row.expected, text.size());
+    BlobHash hash(row.expected, text.size());
     hash.update(std::as_bytes(std::span(text).first(1)));
     hash.update(std::as_bytes(std::span(text).subspan(1)));
     EXPECT_EQ(hash.matches(), row.matches);

@@ -11,14 +11,14 @@
 namespace proa {
 
 // Updated piece by piece; hex() ends it. Movable.
-class ContentHash {
+class BlobHash {
  public:
   // By the length of a hash in hex: 64 is SHA-256, 40 is the SHA-1 of "blob SIZE\0" and the content, as Git names it.
   // Any other text: no hash, and matches() holds for all content.
-  ContentHash(std::string_view expected, uint64_t size);
-  ~ContentHash();
-  ContentHash(ContentHash&&) noexcept;
-  ContentHash& operator=(ContentHash&&) noexcept;
+  BlobHash(std::string_view expected, uint64_t size);
+  ~BlobHash();
+  BlobHash(BlobHash&&) noexcept;
+  BlobHash& operator=(BlobHash&&) noexcept;
 
   void update(std::span<const std::byte> bytes);
   bool matches();           // after the last update; once

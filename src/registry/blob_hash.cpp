@@ -1,4 +1,4 @@
-#include "registry/hash.h"
+#include "registry/blob_hash.h"
 
 #include <algorithm>
 
@@ -8,7 +8,7 @@
 
 namespace proa {
 
-struct ContentHash::State {
+struct BlobHash::State {
   std::string expected;
   std::string found;
 #ifdef PROA_DOWNLOADS
@@ -16,21 +16,21 @@ struct ContentHash::State {
 #endif
 };
 
-bool ContentHash::can_check(std::string_view expected) {
+bool BlobHash::can_check(std::string_view expected) {
   return (expected.size() == 64 || expected.size() == 40) && std::all_of(expected.begin(), expected.end(), [](char c) {
            return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
          });
 }
 
-ContentHash::~ContentHash() = default;
-ContentHash::ContentHash(ContentHash&&) noexcept = default;
-ContentHash& ContentHash::operator=(ContentHash&&) noexcept = default;
+BlobHash::~BlobHash() = default;
+BlobHash::BlobHash(BlobHash&&) noexcept = default;
+BlobHash& BlobHash::operator=(BlobHash&&) noexcept = default;
 
-std::string ContentHash::hex() const { return state_->found; }
+std::string BlobHash::hex() const { return state_->found; }
 
 #ifdef PROA_DOWNLOADS
 
-ContentHash::ContentHash(std::string_view expected, uint64_t size) : state_(std::make_unique<State>()) {
+BlobHash::BlobHash(std::string_view expected, uint64_t size) : state_(std::make_unique<State>()) {
   if (!can_check(expected)) return;
   state_->expected = expected;
   state_->context.reset(EVP_MD_CTX_new());
@@ -45,11 +45,11 @@ ContentHash::ContentHash(std::string_view expected, uint64_t size) : state_(std:
   }
 }
 
-void ContentHash::update(std::span<const std::byte> bytes) {
+void BlobHash::update(std::span<const std::byte> bytes) {
   if (state_->context) EVP_DigestUpdate(state_->context.get(), bytes.data(), bytes.size());
 }
 
-bool ContentHash::matches() {
+bool BlobHash::matches() {
   if (state_->expected.empty()) return true;
   unsigned char digest[EVP_MAX_MD_SIZE];
   unsigned size = 0;
@@ -61,9 +61,9 @@ bool ContentHash::matches() {
 
 #else  // without OpenSSL nothing is downloaded, and nothing is checked
 
-ContentHash::ContentHash(std::string_view, uint64_t) : state_(std::make_unique<State>()) {}
-void ContentHash::update(std::span<const std::byte>) {}
-bool ContentHash::matches() { return false; }
+BlobHash::BlobHash(std::string_view, uint64_t) : state_(std::make_unique<State>()) {}
+void BlobHash::update(std::span<const std::byte>) {}
+bool BlobHash::matches() { return false; }
 
 #endif
 

@@ -12,7 +12,7 @@ namespace proa {
 
 // Four lanes of multiply and rotate over eight bytes each (little-endian), then mixed with the length. The result does
 // not depend on how the data are cut into calls.
-class ContentHash {
+class Checksum {
  public:
   void add(std::span<const std::byte> bytes) {
     length_ += bytes.size();
@@ -31,7 +31,7 @@ class ContentHash {
   }
 
   uint64_t value() const {
-    ContentHash rest = *this;
+    Checksum rest = *this;
     std::memset(rest.block_ + held_, 0, sizeof block_ - held_);
     rest.take(rest.block_);
     uint64_t h = length_ * kPrime;
