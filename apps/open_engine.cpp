@@ -112,7 +112,7 @@ void add_open_flags(CLI::App& command, OpenOptions& options) {
   command.add_option("--quantization,-q", options.quantization,
                      "precision of dummy weights, such as bf16, fp8, nvfp4, q8_0, q4_k_m, q4_0, mxfp4");
   command.add_option("--seed", options.seed, "of dummy weights and of sampling: the same seed gives the same answer");
-  command.add_option("--device", options.device, "auto, cpu, or reference (every op on the plain reference)")
+  command.add_option("--device", options.device, "auto, cpu, cuda:N, or reference (every op on the plain reference)")
       ->capture_default_str();
   command.add_option("--threads", options.threads, "CPU threads; 0: one per core")
       ->check(CLI::Range(0, 1024))

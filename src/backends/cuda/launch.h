@@ -26,8 +26,8 @@ class Launch {
   template <typename... Parameters, typename... Arguments>
   void operator()(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared_bytes,
                   const Arguments&... arguments) const {
-    // An SM divides its memory between shared memory and first-level cache. Kernels that divide it differently cannot run
-    // side by side, and a successor could not begin early.
+    // An SM divides its memory between shared memory and first-level cache. Kernels that divide it differently cannot
+    // run side by side, and a successor could not begin early.
     keep(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
     if (shared_bytes > 48 * 1024) {
       keep(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
