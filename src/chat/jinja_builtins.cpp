@@ -538,8 +538,10 @@ Value filter_truncate(In in, Self self, Args& args) {
   const Text end = args[2].is_missing() ? Text("...", Origin::kTemplate) : in.text(args[2]);
   const int64_t length = args[0].is_integer() ? args[0].integer() : 255;
   const int64_t leeway = args[3].is_integer() ? args[3].integer() : 5;
-  const int64_t kept = length - static_cast<int64_t>(count_characters(end.bytes));
-  if (kept < 0 || leeway < 0) return in.fail("truncate needs a length of at least its ending, and no negative leeway");
+  int64_t kept;
+  if (__builtin_sub_overflow(length, static_cast<int64_t>(count_characters(end.bytes)), &kept) || kept < 0 ||
+      leeway < 0)
+    return in.fail("truncate needs a length of at least its ending, and no negative leeway");
   if (size <= length || size - length <= leeway) return self;
   if (!self.text()) return in.fail("truncate needs a string");
   Text out = text.slice(0, offsets[kept]);

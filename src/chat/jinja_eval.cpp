@@ -494,9 +494,13 @@ Value Interpreter::eval_slice(const Expr& expr) {
   if (sequence->kind != Sequence::Kind::kRange) return make(std::move(items), sequence->kind);
   if (!budget.take(sizeof(Value) * items.size() + sizeof(Sequence))) return Value();
   Sequence range = Sequence::list(std::move(items), sequence->kind);
-  range.step = sequence->step * step;
-  range.start = sequence->start + begin * sequence->step;
-  range.stop = sequence->start + end * sequence->step;
+  const auto at = [&](int64_t index, int64_t& value) {
+    return !__builtin_mul_overflow(index, sequence->step, &value) &&
+           !__builtin_add_overflow(sequence->start, value, &value);
+  };
+  if (__builtin_mul_overflow(sequence->step, step, &range.step) || !at(begin, range.start) || !at(end, range.stop)) {
+    return fail("integers beyond 64 bits are not supported");
+  }
   return Value(std::move(range));
 }
 

@@ -106,6 +106,8 @@ TEST(Jinja, HostileTemplatesFail) {
       "{{ -9223372036854775807 - 2 }}",
       "{{ 99999999999999999999 }}",
       "{{ range(10**9) }}",
+      "{{ range(0, 4, 2)[::9223372036854775807] }}",
+      "{{ 'some text' | truncate(-9223372036854775807) }}",
       "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
       "{% set ns = namespace(x='ab') %}{% for i in range(100) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
       "{% set ns = namespace(x='ab') %}{% for i in range(100) %}{% set ns.x = ns.x | replace('', ns.x) %}{% endfor %}",
