@@ -1,10 +1,9 @@
 #include "apps/open_checkpoint.h"
 
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 
 #include "core/anonymous_memory.h"
+#include "core/mapped_file.h"
 #include "models/family.h"
 #include "registry/hub_cache.h"
 
@@ -55,9 +54,14 @@ Result<DummyRequest> find_dummy(const std::string& model, const std::string& qua
   std::string wanted = quantization;
   std::error_code code;
   if (const auto folder = std::filesystem::path(model); std::filesystem::exists(folder / "config.json", code)) {
-    std::ifstream file(folder / "config.json", std::ios::binary);
-    const std::string text((std::istreambuf_iterator<char>(file)), {});
-    PROA_ASSIGN(request.config, parse_json(text, (folder / "config.json").string()));
+    const std::string path = (folder / "config.json").string();
+    PROA_ASSIGN(const MappedFile file, MappedFile::open(path));
+    if (file.bytes().size() > Checkpoint::kMaxTextBytes) {
+      return Error{"read JSON", path, "at most " + std::to_string(Checkpoint::kMaxTextBytes) + " bytes",
+                   std::to_string(file.bytes().size()), ""};
+    }
+    PROA_ASSIGN(request.config,
+                parse_json({reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()}, path));
     request.name = model;
   } else {
     PROA_ASSIGN(const FamilyMember member, find_known_model(model));

@@ -1,6 +1,7 @@
-// A model of dummy weights behaves as decision 8 asks: experts are hit as evenly as if each token drew them, sequences
-// differ, logits are neither flat nor certain, and the kernels agree with the reference on it. Here at an eighth of the
-// width of Nemotron-3-Nano; PROA_DUMMY_SCALE=1 PROA_DUMMY_PRECISION=q4_0 runs the true one (20 GB of memory).
+// A model of dummy weights behaves like a trained one where it costs time: experts are hit as evenly as if each token
+// drew them, sequences differ, logits are neither flat nor certain, and the kernels agree with the reference. Here at
+// an eighth of the width of Nemotron-3-Nano; PROA_DUMMY_SCALE=1 PROA_DUMMY_PRECISION=q4_0 runs the true one (20 GB of
+// memory).
 #include <gtest/gtest.h>
 
 #include <cmath>

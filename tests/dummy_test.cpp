@@ -1,6 +1,6 @@
 // Dummy checkpoints: their tensors are those of the published lists at full size, a file that was written holds the
-// bytes that lie in memory, and a model of them behaves as decision 8 of dummy weights asks: tokens differ, experts are
-// hit evenly, logits are neither flat nor certain.
+// bytes that lie in memory, and a model of them does work like a trained one's: tokens differ, experts are hit
+// evenly, logits are neither flat nor certain.
 #include "models/dummy.h"
 
 #include <gtest/gtest.h>
@@ -200,6 +200,28 @@ TEST(Dummy, TheVocabularyReadsWhatItWrites) {
 TEST(Dummy, RefusesWhatCannotBe) {
   EXPECT_NE(find_precision("q4_x").error().message().find("q4_k_m"), std::string::npos);
   EXPECT_NE(scale_config(tiny_config(), 7, 1).error().message().find("--layers"), std::string::npos);
+  const struct {
+    const char *what, *key, *value, *says;
+  } bad_configs[] = {
+      {"text for a number", "num_hidden_layers", R"("six")", "num_hidden_layers"},
+      {"a fraction of layers", "num_hidden_layers", "6.5", "num_hidden_layers"},
+      {"a pattern that is a list", "hybrid_override_pattern", "[1]", "hybrid_override_pattern"},
+      {"a pattern shorter than the layers", "hybrid_override_pattern", R"("M*")", "hybrid_override_pattern"},
+      {"layer types that are text", "layers_block_type", R"("mamba")", "layers_block_type"},
+      {"fewer layer types than layers", "layers_block_type", R"(["mamba"])", "layers_block_type"},
+      {"a list of heads", "num_attention_heads", "[4]", "num_attention_heads"},
+      {"negative heads", "mamba_num_heads", "-9223372036854775808", "mamba_num_heads"},
+      {"a width near 64 bits", "hidden_size", "9223372036854775807", "hidden_size"},
+      {"a vocabulary beyond 64 bits signed", "vocab_size", "18446744073709551615", "vocab_size"},
+  };
+  for (const auto& [what, key, value, says] : bad_configs) {
+    auto config = tiny_config();
+    config[key] = nlohmann::ordered_json::parse(value);
+    const auto scaled = scale_config(config, 4, 2);
+    ASSERT_FALSE(scaled.ok()) << what;
+    EXPECT_NE(scaled.error().message().find(says), std::string::npos) << what << ": " << scaled.error().message();
+  }
+  EXPECT_FALSE(scale_config(nlohmann::ordered_json::parse("[]"), 4, 2).ok());
   EXPECT_NE(scale_config(tiny_config(), 0, 0).error().message().find("--scale-down"), std::string::npos);
   auto config = tiny_config();
   config["vocab_size"] = 100;

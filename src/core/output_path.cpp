@@ -24,6 +24,26 @@ fs::path folder_of(const std::string& path) {
   return whole.has_parent_path() ? whole.parent_path() : fs::path(".");
 }
 
+// PATH + what + PID, then with another number behind it.
+std::string unique(const std::string& path, const char* what, int attempt) {
+  return path + what + std::to_string(::getpid()) + (attempt == 0 ? "" : "-" + std::to_string(attempt));
+}
+
+// That a folder may be deleted for another one.
+Result<void> check_replaceable(const std::string& folder) {
+  std::error_code code;
+  if (fs::is_empty(folder, code)) return {};
+  bool only_files = true;
+  fs::directory_iterator at(folder, code);
+  for (const fs::directory_iterator last; !code && at != last; at.increment(code)) {
+    std::error_code ignored;
+    only_files = only_files && at->is_regular_file(ignored);
+  }
+  if (!code && only_files && fs::is_regular_file(fs::path(folder) / "config.json", code)) return {};
+  return Error{"replace", folder, "an empty folder, or a config.json and no folders in it", "another folder",
+               "remove it, or choose another name"};
+}
+
 }  // namespace
 
 Result<OutputPath> OutputPath::create(const std::string& path, bool folder, bool replace) {
@@ -37,16 +57,24 @@ Result<OutputPath> OutputPath::create(const std::string& path, bool folder, bool
     return Error{"write", whole, "a name that is free", "a file or folder of that name",
                  "remove it, or choose another name"};
   }
-  OutputPath out(whole, whole + ".partial");
-  fs::remove_all(out.partial_, code);
-  if (folder && !fs::create_directory(out.partial_, code)) {
-    return Error{"create folder", out.partial_, "", code.message(), ""};
+  if (folder && fs::exists(whole, code)) PROA_TRY(check_replaceable(whole));
+  for (int i = 0; i < 1000; ++i) {
+    std::string partial = unique(whole, ".partial-", i);
+    if (folder && fs::create_directory(partial, code)) return OutputPath(whole, std::move(partial), replace);
+    if (folder && code) return Error{"create folder", partial, "", code.message(), ""};
+    if (folder) continue;  // it is there
+    const int fd = ::open(partial.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (fd >= 0) {
+      ::close(fd);
+      return OutputPath(whole, std::move(partial), replace);
+    }
+    if (errno != EEXIST) return write_error(partial, errno);
   }
-  return out;
+  return Error{"write", whole, "a name beside it that is free", "none in 1000", "remove what is left of other runs"};
 }
 
 OutputPath::OutputPath(OutputPath&& other) noexcept
-    : path_(std::move(other.path_)), partial_(std::exchange(other.partial_, "")) {}
+    : path_(std::move(other.path_)), partial_(std::exchange(other.partial_, "")), replace_(other.replace_) {}
 
 OutputPath::~OutputPath() {
   std::error_code code;
@@ -55,10 +83,21 @@ OutputPath::~OutputPath() {
 
 Result<void> OutputPath::commit() {
   std::error_code code;
-  if (fs::is_directory(path_, code)) fs::remove_all(path_, code);  // rename replaces files, not folders with content
+  std::string old;
+  if (replace_ && fs::is_directory(path_, code)) {  // rename replaces files, not folders with content
+    PROA_TRY(check_replaceable(path_));
+    for (int i = 0; old.empty() || fs::exists(fs::symlink_status(old, code)); ++i) old = unique(path_, ".old-", i);
+    fs::rename(path_, old, code);
+    if (code) return Error{"rename", path_ + " to " + old, "", code.message(), ""};
+  }
   fs::rename(partial_, path_, code);
-  if (code) return Error{"rename", partial_ + " to " + path_, "", code.message(), ""};
+  if (code) {
+    std::error_code ignored;
+    if (!old.empty()) fs::rename(old, path_, ignored);
+    return Error{"rename", partial_ + " to " + path_, "", code.message(), ""};
+  }
   partial_.clear();
+  if (!old.empty()) fs::remove_all(old, code);
   return {};
 }
 

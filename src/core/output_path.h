@@ -10,11 +10,12 @@
 
 namespace proa {
 
-// PATH.partial until commit(). What is there when this object goes without one is removed; so is what a killed run
-// left.
+// PATH.partial-PID until commit(), of this object alone. It is removed when the object goes without one; what a killed
+// run left stays.
 class OutputPath {
  public:
-  // Errors: `path` is there already (unless `replace`), its folder is missing or takes no files.
+  // Errors: `path` is there already (unless `replace`), its folder is missing or takes no files. A folder is replaced
+  // only where nothing but a checkpoint can be lost: it is empty, or holds config.json and no folder.
   static Result<OutputPath> create(const std::string& path, bool folder, bool replace);
   OutputPath(OutputPath&& other) noexcept;
   OutputPath& operator=(OutputPath&&) = delete;
@@ -24,8 +25,10 @@ class OutputPath {
   Result<void> commit();
 
  private:
-  OutputPath(std::string path, std::string partial) : path_(std::move(path)), partial_(std::move(partial)) {}
+  OutputPath(std::string path, std::string partial, bool replace)
+      : path_(std::move(path)), partial_(std::move(partial)), replace_(replace) {}
   std::string path_, partial_;
+  bool replace_;
 };
 
 class OutputFile {

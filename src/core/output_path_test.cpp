@@ -68,11 +68,39 @@ TEST_F(OutputPathTest, AFolderReplacesAFolder) {
   for (const char* name : {"b", "c"}) {
     auto out = OutputPath::create(path_ + "/", true, true);
     ASSERT_TRUE(out.ok());
+    put(out->partial() + "/config.json", "{}");
     put(out->partial() + "/" + name, name);
     ASSERT_TRUE(out->commit().ok());
+    EXPECT_EQ(std::distance(fs::directory_iterator(folder_), {}), 1);
   }
   EXPECT_FALSE(fs::exists(path_ + "/b"));
   EXPECT_EQ(text(path_ + "/c"), "c");
+}
+
+TEST_F(OutputPathTest, AFolderOfOthersIsNotReplaced) {
+  fs::create_directories(path_);
+  put(path_ + "/letter.txt", "dear");
+  EXPECT_FALSE(OutputPath::create(path_, true, true).ok());
+  put(path_ + "/config.json", "{}");
+  fs::create_directory(path_ + "/photos");
+  EXPECT_FALSE(OutputPath::create(path_, true, true).ok());
+  fs::remove(path_ + "/photos");
+  auto out = OutputPath::create(path_, true, true);
+  ASSERT_TRUE(out.ok());
+  fs::create_directory(path_ + "/photos");  // since then
+  EXPECT_FALSE(out->commit().ok());
+  EXPECT_EQ(text(path_ + "/letter.txt"), "dear");
+}
+
+TEST_F(OutputPathTest, TwoRunsDoNotShareAName) {
+  for (const bool folder : {false, true}) {
+    auto first = OutputPath::create(path_, folder, false);
+    auto second = OutputPath::create(path_, folder, false);
+    ASSERT_TRUE(first.ok() && second.ok());
+    EXPECT_NE(first->partial(), second->partial());
+    EXPECT_TRUE(fs::exists(first->partial()));
+  }
+  EXPECT_TRUE(fs::is_empty(folder_));
 }
 
 TEST_F(OutputPathTest, SaysWhatIsWrong) {

@@ -320,7 +320,23 @@ Result<DummyCheckpoint> make_dummy(const std::string& name, const ordered_json& 
   return out;
 }
 
+constexpr int64_t kMaxConfigNumber = int64_t{1} << 31;
+
 Result<ordered_json> scale_config(ordered_json config, int64_t layers, int64_t divisor) {
+  const auto bad = [](const std::string& field, std::string expected, std::string actual) {
+    return Error{"scale model", "config.json" + field, std::move(expected), std::move(actual), ""};
+  };
+  if (!config.is_object()) return bad("", "an object", config.type_name());
+  for (const char* key : {"num_hidden_layers", "hidden_size", "intermediate_size", "moe_intermediate_size",
+                          "moe_shared_expert_intermediate_size", "moe_latent_size", "vocab_size", "mamba_num_heads",
+                          "n_groups", "num_attention_heads", "num_key_value_heads"}) {
+    const auto field = config.find(key);
+    if (field == config.end() || field->is_null()) continue;
+    if (!field->is_number_integer() || field->get<double>() < 0 || field->get<double>() > kMaxConfigNumber) {
+      return bad(": " + std::string(key), "a whole number of at most " + std::to_string(kMaxConfigNumber),
+                 field->is_number() ? field->dump() : field->type_name());
+    }
+  }
   const auto integer = [&](const char* key) {
     return config.contains(key) && config[key].is_number_integer() ? config[key].get<int64_t>() : 0;
   };
@@ -330,13 +346,23 @@ Result<ordered_json> scale_config(ordered_json config, int64_t layers, int64_t d
       return Error{"scale model", "--layers", "1 to " + std::to_string(all), std::to_string(layers), ""};
     }
     config["num_hidden_layers"] = layers;
-    if (config.contains("hybrid_override_pattern")) {
-      config["hybrid_override_pattern"] =
-          config["hybrid_override_pattern"].get<std::string>().substr(0, static_cast<size_t>(layers));
+    const auto count = static_cast<size_t>(layers);
+    if (const auto pattern = config.find("hybrid_override_pattern"); pattern != config.end()) {
+      const std::string text = pattern->is_string() ? pattern->get<std::string>() : "";
+      if (text.size() < count) {
+        return bad(": hybrid_override_pattern", "at least " + std::to_string(layers) + " letters",
+                   pattern->is_string() ? std::to_string(text.size()) : pattern->type_name());
+      }
+      *pattern = text.substr(0, count);
     }
-    if (config.contains("layers_block_type")) {
-      auto& types = config["layers_block_type"];
-      types = ordered_json(types.begin(), types.begin() + layers);
+    if (const auto types = config.find("layers_block_type"); types != config.end()) {
+      if (!types->is_array() || types->size() < count) {
+        return bad(": layers_block_type", "a list of at least " + std::to_string(layers),
+                   types->is_array() ? std::to_string(types->size()) : types->type_name());
+      }
+      ordered_json first = ordered_json::array();
+      for (size_t i = 0; i < count; ++i) first.push_back((*types)[i]);
+      *types = std::move(first);
     }
   }
   if (divisor == 1) return config;

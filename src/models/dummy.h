@@ -24,7 +24,8 @@ Result<DummyCheckpoint> make_dummy(const std::string& name, const nlohmann::orde
                                    const Precision& precision, const DummyOptions& options = {});
 
 // A smaller model of the same kind: the first `layers` layers (0: all), widths, heads and vocabulary divided by
-// `divisor` and rounded to multiples of 64, experts as many as they are. Errors name the flag: --layers, --scale-down.
+// `divisor` and rounded to multiples of 64, experts as many as they are. Errors name the flag (--layers,
+// --scale-down) or the field that is not what it must be.
 Result<nlohmann::ordered_json> scale_config(nlohmann::ordered_json config, int64_t layers, int64_t divisor);
 
 }  // namespace proa
