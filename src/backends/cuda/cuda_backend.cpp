@@ -107,7 +107,11 @@ bool CudaBackend::fail(Error error) {
   return false;
 }
 
+// A thread starts out on device 0, and the engine's is not the one that opened this device.
+void CudaBackend::make_current() const { cudaSetDevice(ordinal_); }
+
 Result<Buffer> CudaBackend::allocate(size_t bytes) {
+  make_current();
   void* memory = nullptr;
   const cudaError_t error = cudaMalloc(&memory, std::max<size_t>(bytes, 1));
   if (error != cudaSuccess) {
@@ -126,6 +130,7 @@ Result<Buffer> CudaBackend::allocate(size_t bytes) {
 }
 
 Result<SharedBuffer> CudaBackend::allocate_shared(size_t bytes) {
+  make_current();
   PROA_ASSIGN(Buffer device, allocate(bytes));
   void* memory = nullptr;
   if (const cudaError_t error = cudaHostAlloc(&memory, std::max<size_t>(bytes, 1), cudaHostAllocDefault);
@@ -141,6 +146,7 @@ Result<SharedBuffer> CudaBackend::allocate_shared(size_t bytes) {
 }
 
 Result<PlacedWeight> CudaBackend::place(const Tensor& tensor) {
+  make_current();
   PlacedWeight placed{wrap(tensor), {}};
   placed.weight.residency = Residency::device;
   if (reads_host_memory_) return placed;
@@ -171,15 +177,18 @@ Result<PlacedWeight> CudaBackend::place(const Tensor& tensor) {
 }
 
 void CudaBackend::upload(void* device, const void* host, size_t bytes) {
+  make_current();
   if (bytes > 0) launch_.keep(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_));
 }
 
 void CudaBackend::download(void* host, const void* device, size_t bytes) {
+  make_current();
   if (bytes > 0) launch_.keep(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_));
 }
 
 void CudaBackend::run(uint64_t key, FunctionRef<void()> step) {
   if (error_) return;
+  make_current();
   if (const auto found = graphs_.find(key); found != graphs_.end()) {
     launch_.keep(cudaGraphLaunch(found->second, stream_));
     return;
@@ -195,6 +204,10 @@ void CudaBackend::run(uint64_t key, FunctionRef<void()> step) {
   launch_.keep(cudaStreamEndCapture(stream_, &graph));
   if (graph) launch_.keep(cudaGraphInstantiate(&executable, graph, 0));
   if (graph) cudaGraphDestroy(graph);
+  if (executable && (error_ || launch_.error() != cudaSuccess)) {  // what an op left out is not to be replayed
+    cudaGraphExecDestroy(executable);
+    return;
+  }
   if (!executable) return;
   graphs_[key] = executable;
   launch_.keep(cudaGraphLaunch(executable, stream_));
@@ -208,6 +221,7 @@ void CudaBackend::forget_records() {
 }
 
 Result<void> CudaBackend::synchronize() {
+  make_current();
   launch_.keep(cudaStreamSynchronize(stream_));
   if (launch_.error() != cudaSuccess) return device_error(name_, launch_.error());
   if (!error_) return {};
@@ -217,6 +231,7 @@ Result<void> CudaBackend::synchronize() {
 }
 
 double CudaBackend::probe(Probe what, double seconds) {
+  make_current();
   return what == Probe::read ? cuda::read_probe(seconds, launch_) : 0;
 }
 
@@ -411,7 +426,8 @@ void CudaBackend::mlp(const Mlp& op) {
     const size_t bytes = front + 2 * Arena::padded<float>(count * width);
     std::byte* memory = scratch(bytes);
     if (!memory) return;
-    Arena arena(memory + front / Arena::kAlignment * Arena::kAlignment, bytes);
+    const size_t aligned = front / Arena::kAlignment * Arena::kAlignment;
+    Arena arena(memory + aligned, bytes - aligned);
     float* gate = arena.take<float>(count * width);
     float* h = arena.take<float>(count * width);
     float* x = op.x + int64_t{first} * op.hidden_size;

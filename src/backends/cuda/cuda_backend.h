@@ -67,6 +67,7 @@ class CudaBackend final : public Backend {
   std::byte* scratch(size_t bytes);
   // Counters that are 0, and are 0 again when an op is done.
   uint32_t* tickets(size_t count);
+  void make_current() const;
   bool fail(Error error);  // false; kept for synchronize()
   std::optional<cuda::Matrix> matrix(const Weight& weight);
   std::optional<cuda::Experts> experts(const ExpertWeights& weights);
