@@ -666,7 +666,7 @@ TEST(EngineConfig, EveryFailedAllocationIsAnError) {
     EXPECT_EQ(engine.error().doing, "allocate");
     ++failures;
   }
-  EXPECT_EQ(failures, 2 + 2 + 2);  // KV layers, state layers, workspace and arrays
+  EXPECT_EQ(failures, 2 + 2 + 5);  // KV layers, state layers; workspace, inputs, results, block table, what stays on the device
 }
 
 }  // namespace
