@@ -3,9 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <atomic>
 #include <chrono>
-#include <csignal>
 #include <cstdio>
 #include <fstream>
 #include <iterator>
@@ -17,8 +15,10 @@
 #include <vector>
 
 #include "apps/commands.h"
+#include "apps/interrupt.h"
 #include "apps/open_checkpoint.h"
 #include "apps/open_engine.h"
+#include "apps/progress_line.h"
 #include "backends/backends.h"
 #include "bench/answer.h"
 #include "bench/checks.h"
@@ -36,9 +36,6 @@ namespace proa {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-std::atomic<bool> interrupted{false};
-extern "C" void on_interrupt(int) { interrupted.store(true); }
 
 struct BenchOptions {
   OpenOptions open;
@@ -70,24 +67,9 @@ double process_age() {
   return uptime - std::stod(field) / static_cast<double>(sysconf(_SC_CLK_TCK));
 }
 
-class Progress {
- public:
-  explicit Progress(bool wanted) : on_(wanted && isatty(STDERR_FILENO)) {}
-  ~Progress() { clear(); }
-  void show(const std::string& text) {
-    if (on_) std::fprintf(stderr, "\r\033[K%s", text.c_str());
-  }
-  void clear() {
-    if (on_) std::fputs("\r\033[K", stderr);
-  }
-
- private:
-  bool on_;
-};
-
 class Bench {
  public:
-  explicit Bench(const BenchOptions& options) : options_(options), progress_(true) {}
+  explicit Bench(const BenchOptions& options) : options_(options) {}
 
   // What was measured before an error counts all the same: it is in report().
   Result<void> run();
@@ -109,7 +91,7 @@ class Bench {
   }
 
   const BenchOptions& options_;
-  Progress progress_;
+  ProgressLine progress_;
   BenchReport report_;
   std::optional<OpenedModel> opened_;
   std::string model_name_, quantization_, weights_, kv_cache_dtype_;
@@ -230,12 +212,12 @@ Result<void> Bench::run() {
                              .probe_seconds = options_.probe_seconds,
                              .arithmetic = arithmetic_for(*opened_->model, *opened_->backend),
                              .random_weights = opened_->checkpoint->dummy() != nullptr,
-                             .interrupted = &interrupted};
+                             .interrupted = &InterruptFlag::flag()};
   PROA_TRY(fits(config));
 
   report_.rows.push_back(named({.what = What::load, .seconds = {load_seconds}}));
   PROA_TRY(first_token());
-  if (interrupted.load()) return Error{"bench", "interrupted", "", "", ""};
+  if (InterruptFlag::interrupted()) return Error{"bench", "interrupted", "", "", ""};
   if (!options_.no_check) PROA_TRY(check());
 
   const OpenedModel& m = *opened_;
@@ -304,11 +286,11 @@ int fail(const Error& error) {
 }
 
 int run_bench(const BenchOptions& options) {
-  std::signal(SIGINT, on_interrupt);
+  const InterruptFlag ctrl_c;
   Bench bench(options);
   const Result<void> done = bench.run();
   BenchReport& report = bench.report();
-  report.interrupted = interrupted.load();
+  report.interrupted = InterruptFlag::interrupted();
   if (!done.ok() && !report.interrupted) {
     report.failures.push_back(done.error().message());
   }

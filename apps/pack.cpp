@@ -1,13 +1,12 @@
 // proa pack: a checkpoint as one file in the layout that this program likes best.
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
-#include <atomic>
 #include <csignal>
 #include <cstdio>
 #include <memory>
 
 #include "apps/commands.h"
+#include "apps/interrupt.h"
+#include "apps/progress_line.h"
 #include "checkpoint/packed.h"
 #include "checkpoint/printable.h"
 #include "core/mapped_file.h"
@@ -16,21 +15,15 @@
 namespace proa {
 namespace {
 
-std::atomic<bool> interrupted = false;
-
 struct PackOptions {
   std::string model, output, revision, download_dir;
   bool verify = false, force = false;
 };
 
-PackProgress progress_to(uint64_t total) {
-  return [total, done = uint64_t{0}](uint64_t bytes) mutable -> Result<void> {
-    if (interrupted) return Error{"pack", "", "", "interrupted", ""};
-    done += bytes;
-    if (isatty(STDERR_FILENO)) {
-      std::fprintf(stderr, "\r\033[K%.1f of %.1f GB%s", static_cast<double>(done) / 1e9,
-                   static_cast<double>(total) / 1e9, done >= total ? "\r\033[K" : "");
-    }
+PackProgress progress_to(ByteProgress& progress) {
+  return [&progress](uint64_t bytes) -> Result<void> {
+    if (InterruptFlag::interrupted()) return Error{"pack", "", "", "interrupted", ""};
+    progress.add(bytes);
     return {};
   };
 }
@@ -41,7 +34,10 @@ Result<void> run(const PackOptions& options) {
   if (!options.verify) {
     if (options.output.empty()) return Error{"pack", "-o", "the file to write", "none", ""};
     PROA_ASSIGN(const uint64_t bytes, source_bytes(source));
-    PROA_TRY(pack_checkpoint(source, options.output, options.force, progress_to(bytes)));
+    {
+      ByteProgress progress(bytes);
+      PROA_TRY(pack_checkpoint(source, options.output, options.force, progress_to(progress)));
+    }
     std::printf("%s\n", options.output.c_str());
     return {};
   }
@@ -56,7 +52,10 @@ Result<void> run(const PackOptions& options) {
                    printable(packed.source_name) + " (key " + printable(packed.source_key) + ")", "pack it again"};
     }
   }
-  PROA_TRY(verify_packed(path, progress_to(file.bytes().size())));
+  {
+    ByteProgress progress(file.bytes().size());
+    PROA_TRY(verify_packed(path, progress_to(progress)));
+  }
   std::printf("%s: whole, layout %s, of %s\n", path.c_str(), packed.layout.c_str(),
               printable(packed.source_name).c_str());
   return {};
@@ -80,15 +79,12 @@ void add_pack_command(CLI::App& app, int& exit_code) {
   command->add_option("--download-dir", options->download_dir, "the cache of models");
   command->add_flag("--force", options->force, "replace what is there");
   command->callback([options, &exit_code] {
-    std::signal(SIGINT, [](int) { interrupted = true; });
-    std::signal(SIGTERM, [](int) { interrupted = true; });
+    const InterruptFlag ctrl_c;
     std::signal(SIGXFSZ, SIG_IGN);
     const auto done = run(*options);
-    std::signal(SIGINT, SIG_DFL);
-    std::signal(SIGTERM, SIG_DFL);
     if (done.ok()) return;
     std::fprintf(stderr, "proa: %s\n", done.error().message().c_str());
-    exit_code = interrupted ? 130 : 1;
+    exit_code = InterruptFlag::interrupted() ? 130 : 1;
   });
 }
 

@@ -1,6 +1,4 @@
 // proa pull: a model from a Hugging Face-compatible hub into the cache that transformers and vLLM use too.
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <array>
 #include <atomic>
@@ -16,6 +14,7 @@
 
 #include "apps/commands.h"
 #include "apps/interrupt.h"
+#include "apps/progress_line.h"
 #include "checkpoint/printable.h"
 #include "registry/download.h"
 #include "registry/hub_cache.h"
@@ -56,17 +55,13 @@ std::string time_text(double seconds) {
   return text.data();
 }
 
-// One line on a terminal, drawn over itself; nothing elsewhere.
-class ProgressLine {
+// What is done and what is left, with a smoothed rate.
+class PullLine {
  public:
-  void note(const std::string& text) {
-    if (!shown_) return;
-    const std::lock_guard lock(mutex_);
-    std::fprintf(stderr, "\r\033[K%s\n", printable(text, 300).c_str());
-  }
+  void note(const std::string& text) { line_.note(printable(text, 300)); }
 
   void draw(const PullPlan& plan, const PullProgress& progress) {
-    if (!shown_) return;
+    if (!line_.on()) return;
     const auto now = std::chrono::steady_clock::now();
     const uint64_t bytes = progress.bytes;
     if (!started_) {
@@ -92,18 +87,13 @@ class ProgressLine {
       if (bytes < plan.missing) line += ", " + time_text(static_cast<double>(plan.missing - bytes) / rate_) + " left";
     }
     line += ", " + std::to_string(progress.files) + " of " + std::to_string(plan.files.size()) + " files";
-    const std::lock_guard lock(mutex_);
-    std::fprintf(stderr, "\r\033[K%s", line.c_str());
-    std::fflush(stderr);
+    line_.show(line);
   }
 
-  void clear() {
-    if (shown_) std::fprintf(stderr, "\r\033[K");
-  }
+  void clear() { line_.clear(); }
 
  private:
-  const bool shown_ = ::isatty(STDERR_FILENO) == 1;
-  std::mutex mutex_;
+  ProgressLine line_;
   bool started_ = false;
   std::chrono::steady_clock::time_point last_time_{};
   uint64_t last_bytes_ = 0;
@@ -161,7 +151,7 @@ Result<void> run(const PullCommand& command, std::atomic<bool>& cancelled) {
     std::printf("%s\n", command.json ? dump(json).c_str() : path->c_str());
     return {};
   }
-  ProgressLine line;
+  PullLine line;
   HubOptions options{.endpoint = command.endpoint,
                      .timeout_s = command.timeout_s,
                      .retries = command.retries,

@@ -1,22 +1,18 @@
 // proa synth: a checkpoint of dummy weights on disk, so that others can be measured on the same file.
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
-#include <atomic>
-#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
 
 #include "apps/commands.h"
+#include "apps/interrupt.h"
 #include "apps/open_checkpoint.h"
+#include "apps/progress_line.h"
 #include "core/output_path.h"
 
 namespace proa {
 namespace {
-
-std::atomic<bool> interrupted = false;
 
 struct SynthOptions {
   std::string model, quantization, output;
@@ -27,35 +23,12 @@ struct SynthOptions {
   bool force = false, json = false;
 };
 
-class Progress {
- public:
-  explicit Progress(uint64_t total) : total_(total) {}
-  ~Progress() {
-    if (shown_) std::fprintf(stderr, "\r\033[K");
-  }
-  void add(uint64_t bytes) {
-    done_ += bytes;
-    const auto now = std::chrono::steady_clock::now();
-    if (!isatty(STDERR_FILENO) || now - last_ < std::chrono::milliseconds(200)) return;
-    last_ = now;
-    shown_ = true;
-    const double seconds = std::chrono::duration<double>(now - started_).count();
-    std::fprintf(stderr, "\r\033[K%s of %s, %.2f GB/s", gigabytes(done_).c_str(), gigabytes(total_).c_str(),
-                 static_cast<double>(done_) / 1e9 / seconds);
-  }
-  double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count(); }
-
- private:
-  uint64_t total_, done_ = 0;
-  bool shown_ = false;
-  std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now(), last_ = started_;
-};
-
-Result<void> write_files(const DummyCheckpoint& dummy, const std::string& partial, int threads, Progress& progress) {
+Result<void> write_files(const DummyCheckpoint& dummy, const std::string& partial, int threads,
+                         ByteProgress& progress) {
   for (const DummyFile& file : dummy.files) {
     PROA_ASSIGN(OutputFile out, OutputFile::create(dummy.gguf() ? partial : partial + "/" + file.name));
     const auto write = [&](std::span<const std::byte> piece) -> Result<void> {
-      if (interrupted) return Error{"write", partial, "", "interrupted", ""};
+      if (InterruptFlag::interrupted()) return Error{"write", partial, "", "interrupted", ""};
       progress.add(piece.size());
       return out.write(piece);
     };
@@ -91,7 +64,7 @@ Result<void> synth(const SynthOptions& options) {
     return Error{"synth", options.output, gigabytes(dummy.bytes()) + " of free disk", gigabytes(free),
                  "another disk, --quantization q4_0, --layers or --scale-down"};
   }
-  Progress progress(dummy.bytes());
+  ByteProgress progress(dummy.bytes());
   PROA_TRY(write_files(dummy, out.partial(), options.threads, progress));
   PROA_TRY(out.commit());
 
@@ -147,15 +120,12 @@ void add_synth_command(CLI::App& app, int& exit_code) {
   command->add_flag("--json", options->json,
                     "one JSON object: path, model, quantization, seed, tensors, bytes, seconds");
   command->callback([options, &exit_code] {
-    std::signal(SIGINT, [](int) { interrupted = true; });
-    std::signal(SIGTERM, [](int) { interrupted = true; });
+    const InterruptFlag ctrl_c;
     std::signal(SIGXFSZ, SIG_IGN);  // a limit on file sizes is an error like a full disk
     const auto done = synth(*options);
-    std::signal(SIGINT, SIG_DFL);
-    std::signal(SIGTERM, SIG_DFL);
     if (done.ok()) return;
     std::fprintf(stderr, "proa: %s\n", done.error().message().c_str());
-    exit_code = interrupted ? 130 : 1;
+    exit_code = InterruptFlag::interrupted() ? 130 : 1;
   });
 }
 
