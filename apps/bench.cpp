@@ -30,6 +30,7 @@
 #include "checkpoint/checkpoint.h"
 #include "core/anonymous_memory.h"
 #include "core/checksum.h"
+#include "core/text.h"
 #include "models/step_cost.h"
 
 namespace proa {
@@ -162,9 +163,9 @@ Result<void> Bench::fits(const MeasureConfig& config) const {
     return plan.ok() ? weights + plan->total_bytes() : ~uint64_t{0};
   };
   const auto refuse = [&](const std::string& flags, uint64_t bytes, const std::string& hint) {
-    return Error{"bench", flags, "at most " + gigabytes(available) + " of memory",
+    return Error{"bench", flags, "at most " + bytes_text(available) + " of memory",
                  bytes == ~uint64_t{0} ? "more than can be addressed"
-                                       : gigabytes(bytes) + ", " + gigabytes(weights) + " of it mapped weights",
+                                       : bytes_text(bytes) + ", " + bytes_text(weights) + " of it mapped weights",
                  hint};
   };
   for (const int length : options_.input_lens) {

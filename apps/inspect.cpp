@@ -6,6 +6,7 @@
 
 #include "apps/commands.h"
 #include "apps/inspection.h"
+#include "core/text.h"
 
 namespace proa {
 namespace {
@@ -29,7 +30,7 @@ std::string grouped(int64_t value) {  // "131,072"
   return text;
 }
 
-// With three or four digits: "96.5 MB", "31.58 B".
+// With three or four digits: "31.58 B", "6.12 G".
 std::string scaled(double value, std::initializer_list<const char*> units, double two_digits_below) {
   auto unit = units.begin();
   while (value >= 999.5 && unit + 1 != units.end()) value /= 1000, ++unit;
@@ -37,7 +38,7 @@ std::string scaled(double value, std::initializer_list<const char*> units, doubl
   return format(pattern, value) + *unit;
 }
 
-std::string bytes(const Json& value) { return scaled(value.get<double>(), {" B", " kB", " MB", " GB", " TB"}, 10); }
+std::string bytes(const Json& value) { return bytes_text(value.get<double>()); }
 std::string bytes_or_none(const Json& value) { return value == 0 ? "-" : bytes(value); }
 std::string count(const Json& value) { return scaled(value.get<double>(), {"", " K", " M", " B", " T"}, 100); }
 

@@ -4,6 +4,7 @@
 
 #include "core/anonymous_memory.h"
 #include "core/mapped_file.h"
+#include "core/text.h"
 #include "models/family.h"
 #include "registry/hub_cache.h"
 
@@ -21,7 +22,7 @@ std::string command_that_fits(const DummyRequest& request, uint64_t available) {
       const auto precision = find_precision(quantization);
       const auto dummy = make_dummy(name, config, **precision);
       if (dummy.ok() && fits(dummy->bytes(), available)) {
-        return "--quantization " + std::string(quantization) + " takes " + gigabytes(dummy->bytes()) + ": " + name +
+        return "--quantization " + std::string(quantization) + " takes " + bytes_text(dummy->bytes()) + ": " + name +
                " --load-format dummy --quantization " + quantization;
       }
     }
@@ -38,12 +39,6 @@ std::string command_that_fits(const DummyRequest& request, uint64_t available) {
 }
 
 }  // namespace
-
-std::string gigabytes(uint64_t bytes) {
-  char text[32];
-  std::snprintf(text, sizeof text, bytes < 100'000'000 ? "%.3f GB" : "%.1f GB", static_cast<double>(bytes) / 1e9);
-  return text;
-}
 
 std::string dummy_name(const DummyRequest& request) {
   return request.name + "-" + std::string(request.precision->name) + "-dummy";
@@ -98,8 +93,8 @@ Result<Checkpoint> open_checkpoint(const OpenOptions& options) {
   const uint64_t available = available_memory();
   if (!fits(dummy.bytes(), available)) {
     return Error{"make dummy weights", request.name + " in " + std::string(request.precision->name),
-                 "at most " + gigabytes(available < kSpare ? 0 : available - kSpare) + " of memory that is free",
-                 gigabytes(dummy.bytes()), command_that_fits(request, available)};
+                 "at most " + bytes_text(available < kSpare ? 0 : available - kSpare) + " of memory that is free",
+                 bytes_text(dummy.bytes()), command_that_fits(request, available)};
   }
   return Checkpoint::dummy(dummy, options.threads);
 }

@@ -26,6 +26,4 @@ Result<DummyRequest> find_dummy(const std::string& model, const std::string& qua
 // What the checkpoint is called: "NVIDIA-Nemotron-3-Nano-30B-A3B-q4_0-dummy".
 std::string dummy_name(const DummyRequest& request);
 
-std::string gigabytes(uint64_t bytes);  // "18.0 GB"
-
 }  // namespace proa

@@ -9,7 +9,7 @@
 #include <mutex>
 #include <string>
 
-#include "apps/open_checkpoint.h"
+#include "core/text.h"
 
 namespace proa {
 
@@ -49,7 +49,7 @@ class ByteProgress {
     last_ = now;
     char rate[32];
     std::snprintf(rate, sizeof rate, ", %.2f GB/s", static_cast<double>(done_) / 1e9 / seconds());
-    line_.show(gigabytes(done_) + " of " + gigabytes(total_) + rate);
+    line_.show(bytes_text(done_) + " of " + bytes_text(total_) + rate);
   }
   double seconds() const { return std::chrono::duration<double>(Clock::now() - started_).count(); }
 

@@ -16,6 +16,7 @@
 #include "apps/interrupt.h"
 #include "apps/progress_line.h"
 #include "checkpoint/printable.h"
+#include "core/text.h"
 #include "registry/download.h"
 #include "registry/hub_cache.h"
 
@@ -30,17 +31,6 @@ struct PullCommand {
   int jobs = 4;
   bool dry_run = false, json = false, offline = false;
 };
-
-// "1.5 GB", in powers of ten as hubs count.
-std::string size_text(uint64_t bytes) {
-  static constexpr const char* kUnits[] = {"B", "kB", "MB", "GB", "TB"};
-  auto value = static_cast<double>(bytes);
-  size_t unit = 0;
-  for (; value >= 999.5 && unit + 1 < std::size(kUnits); ++unit) value /= 1000;
-  std::array<char, 32> text{};
-  std::snprintf(text.data(), text.size(), unit == 0 || value >= 99.5 ? "%.0f %s" : "%.1f %s", value, kUnits[unit]);
-  return text.data();
-}
 
 std::string time_text(double seconds) {
   std::array<char, 32> text{};
@@ -76,14 +66,14 @@ class PullLine {
       last_time_ = now;
       last_bytes_ = bytes;
     }
-    std::string line = size_text(bytes) + " of " + size_text(plan.missing);
+    std::string line = bytes_text(bytes) + " of " + bytes_text(plan.missing);
     if (plan.missing > 0) {
       line += " (" + std::to_string(100.0 * static_cast<double>(bytes) / static_cast<double>(plan.missing));
       line.resize(line.find('.', line.find('(')));
       line += "%)";
     }
     if (rate_ >= 1) {
-      line += ", " + size_text(static_cast<uint64_t>(rate_)) + "/s";
+      line += ", " + bytes_text(rate_) + "/s";
       if (bytes < plan.missing) line += ", " + time_text(static_cast<double>(plan.missing - bytes) / rate_) + " left";
     }
     line += ", " + std::to_string(progress.files) + " of " + std::to_string(plan.files.size()) + " files";
@@ -120,14 +110,15 @@ std::string dump(const nlohmann::ordered_json& json) {
 
 void print_plan(const PullPlan& plan) {
   for (const PullFile& file : plan.files) {
-    std::printf("%10s  %-8s  %s\n", size_text(*file.file.size).c_str(),
+    std::printf("%10s  %-8s  %s\n", bytes_text(*file.file.size).c_str(),
                 file.present       ? "present"
                 : file.partial > 0 ? "partial"
                                    : "missing",
                 printable(file.file.path, 512).c_str());
   }
-  std::printf("%10s  in %zu files of %s@%s, %s to download into %s\n", size_text(plan.bytes).c_str(), plan.files.size(),
-              plan.name.id.c_str(), plan.commit.c_str(), size_text(plan.missing).c_str(), plan.repository.c_str());
+  std::printf("%10s  in %zu files of %s@%s, %s to download into %s\n", bytes_text(plan.bytes).c_str(),
+              plan.files.size(), plan.name.id.c_str(), plan.commit.c_str(), bytes_text(plan.missing).c_str(),
+              plan.repository.c_str());
 }
 
 // What `proa run` would open; the snapshot where the files are not for it.

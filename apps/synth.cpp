@@ -10,6 +10,7 @@
 #include "apps/open_checkpoint.h"
 #include "apps/progress_line.h"
 #include "core/output_path.h"
+#include "core/text.h"
 
 namespace proa {
 namespace {
@@ -61,7 +62,7 @@ Result<void> synth(const SynthOptions& options) {
   PROA_ASSIGN(OutputPath out, OutputPath::create(options.output, !gguf, options.force));
   PROA_ASSIGN(const uint64_t free, free_disk_space(options.output));
   if (dummy.bytes() > free) {
-    return Error{"synth", options.output, gigabytes(dummy.bytes()) + " of free disk", gigabytes(free),
+    return Error{"synth", options.output, bytes_text(dummy.bytes()) + " of free disk", bytes_text(free),
                  "another disk, --quantization q4_0, --layers or --scale-down"};
   }
   ByteProgress progress(dummy.bytes());

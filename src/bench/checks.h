@@ -13,12 +13,9 @@
 
 namespace proa {
 
-// Experts that `batch` tokens hit together where each draws top_k of num_experts evenly and for itself:
-// E (1 - (1 - k/E)^B). For 128 and 6: 6 / 22.4 / 40.8 / 100.5 / 122 at batch 1 / 4 / 8 / 32 / 64.
-double expected_distinct_experts(int num_experts, int top_k, int batch);
-
-// Error: measured is more than 10 % off. A skewed router makes decode of a batch cheaper than it is.
-Result<void> check_distinct_experts(double measured, int num_experts, int top_k, int batch);
+// Error: the row's distinct experts are more than 10 % off those expected. A skewed router makes decode of a batch
+// cheaper than it is.
+Result<void> check_distinct_experts(const BenchRow& row);
 
 // Error: the row ran faster than its limit, beyond the spread of the probe: probe or count is wrong, or work was
 // skipped.
@@ -27,10 +24,6 @@ Result<void> check_share(const BenchRow& row);
 // token_ids[s]: what sequence s of a batch drew in the measured steps. Error: two sequences drew the same, which reads
 // fewer weights and caches than batch sequences do. Sequences of fewer than 4 tokens are not judged.
 Result<void> check_sequences_differ(std::span<const std::vector<int32_t>> token_ids);
-
-// step_hashes: a hash per step of what the step left behind (logits, or tokens where those are not at hand). Error:
-// steps left what the step before had left, so nothing was computed.
-Result<void> check_outputs_change(std::span<const uint64_t> step_hashes);
 
 // Error: tokens of a sequence that must go on changing (random weights) are one token, or a loop of fewer than
 // `shortest_loop` tokens, from some step to the end.

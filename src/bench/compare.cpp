@@ -4,7 +4,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "bench/text.h"
+#include "core/text.h"
 
 namespace proa {
 namespace {

@@ -5,7 +5,7 @@
 #include <cstdio>
 #include <map>
 
-#include "bench/text.h"
+#include "core/text.h"
 
 namespace proa {
 namespace {

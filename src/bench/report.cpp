@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cassert>
 
-#include "bench/text.h"
+#include "core/text.h"
 
 namespace proa {
 namespace {

@@ -46,7 +46,7 @@ struct BenchRow {
   std::optional<double> flops = {};             // a sample must compute; a multiplication and an addition are two
   std::optional<double> weight_bytes = {};      // of `bytes`, weights that one step touches
   std::optional<double> distinct_experts = {};  // per MoE layer and step, mean
-  std::optional<double> expected_experts = {};  // expected_distinct_experts() of checks.h
+  std::optional<double> expected_experts = {};  // expected_distinct_experts() of step_cost.h
   std::optional<double> kl = {};                // of this point to the reference path, where it was compared
   std::vector<int32_t> token_ids =
       {};  // drawn by the first sequence of a decode, for those who check by another program

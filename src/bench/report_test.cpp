@@ -9,7 +9,7 @@
 
 #include "backends/backends.h"
 #include "bench/machine.h"
-#include "bench/text.h"
+#include "core/text.h"
 
 namespace proa {
 namespace {

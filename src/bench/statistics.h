@@ -41,23 +41,4 @@ inline Summary summarize(std::span<const double> samples) {
   return s;
 }
 
-// An interval that holds the true median with the probability `confidence`, whatever the distribution of the samples.
-struct Interval {
-  double low = 0;
-  double high = 0;
-  double confidence = 0;  // 0 for a single sample
-};
-
-// The narrowest pair of order statistics that reaches `wanted`, else [min, max] with the confidence that it has: five
-// samples reach 93.75 %, six 96.9 %. `samples` is not empty.
-Interval median_interval(std::span<const double> samples, double wanted = 0.95);
-
-// a[i] / b[i] of two series measured in turns (A-B-A-B), so that each pair saw the same weather: the median of the
-// ratios and its interval. Both of the same length, not empty, b positive.
-struct Ratio {
-  double median = 0;
-  Interval interval;
-};
-Ratio paired_ratio(std::span<const double> a, std::span<const double> b);
-
 }  // namespace proa

@@ -78,10 +78,14 @@ double weight_bytes_per_token(const Model& model) {
   return weight_bytes_of_step(model, 1, model.info().num_experts_per_tok);
 }
 
-double expected_distinct_experts(const Model& model, int64_t num_tokens) {
-  const double all = model.info().n_routed_experts;
+double expected_distinct_experts(int n_routed_experts, int num_experts_per_tok, int64_t num_tokens) {
+  const double all = n_routed_experts;
   if (all == 0) return 0;
-  return all * (1 - std::pow(1 - model.info().num_experts_per_tok / all, static_cast<double>(num_tokens)));
+  return all * (1 - std::pow(1 - num_experts_per_tok / all, static_cast<double>(num_tokens)));
+}
+
+double expected_distinct_experts(const Model& model, int64_t num_tokens) {
+  return expected_distinct_experts(model.info().n_routed_experts, model.info().num_experts_per_tok, num_tokens);
 }
 
 StateBytes state_bytes(const Model& model) {

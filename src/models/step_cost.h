@@ -22,7 +22,9 @@ double weight_bytes_of_step(const Model& model, int64_t num_tokens, double disti
 // The same for one token.
 double weight_bytes_per_token(const Model& model);
 
-// Experts of a MoE layer that num_tokens tokens touch on average when each is as likely as another.
+// Experts of a MoE layer that num_tokens tokens touch on average when each is as likely as another: E (1 - (1 -
+// k/E)^n), for 128 and 6: 6 / 22.4 / 40.8 / 100.5 / 122 at 1 / 4 / 8 / 32 / 64 tokens. 0 without experts.
+double expected_distinct_experts(int n_routed_experts, int num_experts_per_tok, int64_t num_tokens);
 double expected_distinct_experts(const Model& model, int64_t num_tokens);
 
 // Recurrent state of one sequence, over all layers. A step reads and writes it once, however many tokens it has.

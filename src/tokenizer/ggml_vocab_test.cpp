@@ -72,8 +72,8 @@ TEST_P(GgmlVocab, EncodesTheVectorsAndDecodesThemBack) {
 INSTANTIATE_TEST_SUITE_P(All, GgmlVocab,
                          testing::Values(Row{"gpt-2", 50257, 50256, false}, Row{"llama-bpe", 128256, 128001, true},
                                          Row{"qwen2", 151936, 151643, false}, Row{"qwen35", 151936, 151643, false}),
-                         [](const auto& info) {
-                           std::string name = info.param.name;
+                         [](const auto& row) {
+                           std::string name = row.param.name;
                            for (char& c : name) c = c == '-' ? '_' : c;
                            return name;
                          });

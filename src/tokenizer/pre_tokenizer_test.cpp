@@ -194,8 +194,8 @@ TEST(AddedTokens, WhiteSpaceAndWords) {
     const AddedTokenMatcher::Run run{text.size(), true};
     const auto match = matcher->next(text, 0, std::span(&run, 1));
     ASSERT_EQ(match.has_value(), row.begin >= 0) << row.what;
-    if (match)
-      EXPECT_EQ(std::pair(match->begin, match->end), std::pair(size_t(row.begin), size_t(row.end))) << row.what;
+    if (!match) continue;
+    EXPECT_EQ(std::pair(match->begin, match->end), std::pair(size_t(row.begin), size_t(row.end))) << row.what;
   }
 }
 

@@ -86,7 +86,7 @@ INSTANTIATE_TEST_SUITE_P(All, TokenizerGolden,
                          testing::Values("gpt2", "nemotron", "nemotron_merging", "qwen", "prefix", "olmo",
                                          "merged_previous", "merged_next", "contiguous", "sentencepiece_llama",
                                          "sentencepiece_metaspace", "sentencepiece_gemma"),
-                         [](const auto& info) { return std::string(info.param); });
+                         [](const auto& row) { return std::string(row.param); });
 
 std::string from_hexadecimal(const std::string& digits) {
   std::string bytes;

@@ -144,7 +144,7 @@ class Layout(PullTest):
 
     def test_dry_run_and_json(self):
         hub = self.hub()
-        self.assertIn("3.1 MB  missing   model.safetensors", self.pulled(hub, hs.ID, "--dry-run"))
+        self.assertIn("3.15 MB  missing   model.safetensors", self.pulled(hub, hs.ID, "--dry-run"))
         self.assertFalse(self.cache.exists())
         plan = json.loads(self.pulled(hub, hs.ID, "--json", "--dry-run"))
         self.assertEqual((plan["commit"], plan["bytes"], plan["missing_bytes"]), (hs.COMMIT, len(BIG) + 7, len(BIG) + 7))

@@ -1,4 +1,4 @@
-#include "bench/text.h"
+#include "core/text.h"
 
 #include <algorithm>
 #include <cmath>
@@ -30,9 +30,11 @@ std::string seconds_text(double seconds) {
 }
 
 std::string bytes_text(double bytes) {
+  if (bytes >= 1e12) return digits(bytes * 1e-12) + " TB";
   if (bytes >= 1e9) return digits(bytes * 1e-9) + " GB";
   if (bytes >= 1e6) return digits(bytes * 1e-6) + " MB";
-  return digits(bytes * 1e-3) + " kB";
+  if (bytes >= 1e3) return digits(bytes * 1e-3) + " kB";
+  return print("%.0f B", bytes);
 }
 
 std::string percent_text(double part) { return print("%.1f %%", part * 100); }
