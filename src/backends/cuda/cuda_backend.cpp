@@ -16,6 +16,7 @@ using cuda::Output;
 constexpr size_t kSlabBytes = size_t{256} << 20;
 constexpr size_t kSmallWeight = size_t{16} << 20;
 constexpr size_t kStagingBytes = size_t{32} << 20;
+constexpr size_t kRecordedStages = 1024;
 constexpr int kMaxRows = 1024;  // tokens of one product: bounds the scratch memory
 
 std::string megabytes(size_t bytes) { return std::to_string((bytes + (1 << 20) - 1) >> 20) + " MiB"; }
@@ -178,50 +179,116 @@ Result<PlacedWeight> CudaBackend::place(const Tensor& tensor) {
 
 void CudaBackend::upload(void* device, const void* host, size_t bytes) {
   make_current();
+  run_stages();
   if (bytes > 0) launch_.keep(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_));
 }
 
 void CudaBackend::download(void* host, const void* device, size_t bytes) {
   make_current();
+  run_stages();
   if (bytes > 0) launch_.keep(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_));
 }
 
 void CudaBackend::run(uint64_t key, FunctionRef<void()> step) {
   if (error_) return;
   make_current();
-  if (const auto found = graphs_.find(key); found != graphs_.end()) {
-    launch_.keep(cudaGraphLaunch(found->second, stream_));
+  run_stages();
+  if (const auto found = records_.find(key); found != records_.end()) {
+    launch_.keep(cudaGraphLaunch(found->second.graph, stream_));
     return;
   }
-  routed_x_ = nullptr;
-  if (seen_.insert(key).second) return step();  // memory and code are in place afterwards
+  if (seen_.insert(key).second) {  // memory and code are in place afterwards
+    step();
+    return run_stages();
+  }
+  auto memory = allocate(kRecordedStages * sizeof(cuda::Stage));
+  if (!memory.ok()) return void(fail(memory.error()));
+  record_memory_ = *memory;
+  recorded_.clear();
   cudaGraph_t graph = nullptr;
-  cudaGraphExec_t executable = nullptr;
+  Record record;
   launch_.keep(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
   capturing_ = true;
   step();
+  run_stages();
   capturing_ = false;
   launch_.keep(cudaStreamEndCapture(stream_, &graph));
-  if (graph) launch_.keep(cudaGraphInstantiate(&executable, graph, 0));
+  if (graph) launch_.keep(cudaGraphInstantiate(&record.graph, graph, 0));
   if (graph) cudaGraphDestroy(graph);
-  if (executable && (error_ || launch_.error() != cudaSuccess)) {  // what an op left out is not to be replayed
-    cudaGraphExecDestroy(executable);
+  if (record.graph && (error_ || launch_.error() != cudaSuccess)) {  // what an op left out is not to be replayed
+    cudaGraphExecDestroy(record.graph);
     return;
   }
-  if (!executable) return;
-  graphs_[key] = executable;
-  launch_.keep(cudaGraphLaunch(executable, stream_));
+  if (!record.graph) return;
+  record.stage_memory = std::move(record_memory_);
+  upload(record.stage_memory.data(), recorded_.data(), recorded_.size() * sizeof(cuda::Stage));
+  records_[key] = record;
+  launch_.keep(cudaGraphLaunch(record.graph, stream_));
 }
 
 void CudaBackend::forget_records() {
-  if (!graphs_.empty()) cudaStreamSynchronize(stream_);
-  for (const auto& [key, graph] : graphs_) cudaGraphExecDestroy(graph);
-  graphs_.clear();
+  if (!records_.empty()) cudaStreamSynchronize(stream_);
+  for (const auto& [key, record] : records_) cudaGraphExecDestroy(record.graph);
+  records_.clear();
   seen_.clear();
+}
+
+void CudaBackend::add(cuda::Stage stage) {
+  for (const cuda::Stage& before : stages_) {
+    // Caches are read before the stages before are done, and so must be older than all of them.
+    if (stage.kind == cuda::Stage::Kind::conv_ssm_step && before.kind == stage.kind &&
+        before.ssm.cache.ssm == stage.ssm.cache.ssm) {
+      run_stages();
+      break;
+    }
+  }
+  if (stage.routes) {
+    stage.routed_before =
+        static_cast<int>(std::count_if(stages_.begin(), stages_.end(), [](const auto& s) { return s.routes; }));
+  }
+  stages_.push_back(stage);
+}
+
+void CudaBackend::run_stages() {
+  if (route_) {
+    const Route route = *route_;
+    route_.reset();
+    route_alone(route);
+  }
+  if (stages_.empty()) return;
+  const std::vector<cuda::Stage> stages = std::move(stages_);
+  stages_.clear();
+  if (error_) return;
+  if (!step_sync_.memory) {
+    if (capturing_) return void(fail({"compute", name_, "memory that was there before", "a larger step", ""}));
+    auto memory = allocate(sizeof(cuda::StepSync));
+    if (!memory.ok()) return void(fail(memory.error()));
+    step_sync_ = *memory;
+  }
+  const size_t bytes = stages.size() * sizeof(cuda::Stage);
+  const cuda::Stage* device = nullptr;
+  if (capturing_) {
+    if (recorded_.size() + stages.size() > kRecordedStages) {
+      return void(fail({"record a step", name_, std::to_string(kRecordedStages) + " stages", "more", ""}));
+    }
+    device = record_memory_.as<cuda::Stage>() + recorded_.size();
+    recorded_.insert(recorded_.end(), stages.begin(), stages.end());
+  } else {
+    if (bytes > stage_memory_.bytes) {
+      auto memory = allocate(std::max(bytes, 64 * sizeof(cuda::Stage)));
+      if (!memory.ok()) return void(fail(memory.error()));
+      cudaStreamSynchronize(stream_);  // the memory before may be in use
+      stage_memory_ = *memory;
+    }
+    launch_.keep(cudaMemcpyAsync(stage_memory_.data(), stages.data(), bytes, cudaMemcpyHostToDevice, stream_));
+    device = stage_memory_.as<cuda::Stage>();
+  }
+  cuda::run_step(device, stages, step_sync_.as<cuda::StepSync>(), launch_);
 }
 
 Result<void> CudaBackend::synchronize() {
   make_current();
+  run_stages();
   launch_.keep(cudaStreamSynchronize(stream_));
   if (launch_.error() != cudaSuccess) return device_error(name_, launch_.error());
   if (!error_) return {};
@@ -238,6 +305,7 @@ double CudaBackend::probe(Probe what, double seconds) {
 std::byte* CudaBackend::scratch(size_t bytes) {
   if (bytes <= scratch_.bytes) return scratch_.data();
   if (capturing_) return fail({"compute", name_, "memory that was there before", "a larger step", ""}), nullptr;
+  run_stages();
   cudaStreamSynchronize(stream_);
   forget_records();
   scratch_ = {};
@@ -251,6 +319,7 @@ uint32_t* CudaBackend::tickets(size_t count) {
   const size_t bytes = std::max<size_t>(count, 1 << 16) * sizeof(uint32_t);
   if (bytes > tickets_.bytes) {
     if (capturing_) return fail({"compute", name_, "memory that was there before", "a larger step", ""}), nullptr;
+    run_stages();
     cudaStreamSynchronize(stream_);
     forget_records();
     auto grown = allocate(bytes);
@@ -339,7 +408,7 @@ void CudaBackend::products(const cuda::Prepare& input, std::span<const Product> 
       if (!prepared || prepared->bf16 != form.bf16 || prepared->order != form.order) {
         some.bf16 = form.bf16;
         some.order = form.order;
-        cuda::prepare(some, launch_);
+        cuda::prepare(some, launch());
         prepared = form;
       }
       const auto m = matrix(product.weight);
@@ -354,7 +423,8 @@ void CudaBackend::products(const cuda::Prepare& input, std::span<const Product> 
       op.output = product.output;
       op.relu2 = product.relu2;
       op.gate = product.gate ? product.gate + offset : nullptr;
-      cuda::multiply_matrix(product.weight.format, op, (some.slots + cuda::kTokenTile - 1) / cuda::kTokenTile, launch_);
+      cuda::multiply_matrix(product.weight.format, op, (some.slots + cuda::kTokenTile - 1) / cuda::kTokenTile,
+                            launch());
     }
   }
 }
@@ -384,17 +454,17 @@ void CudaBackend::products_of_one(const cuda::Prepare& input, std::span<const Pr
       m->y = product.y;
       op.matrices[op.num_matrices++] = *m;
     }
-    cuda::multiply_vector(first.weight.format, op, launch_);
+    add(cuda::matvec_stage(first.weight.format, op, launch_));
   }
 }
 
 void CudaBackend::embed(const Embed& op) {
-  routed_x_ = nullptr;
-  cuda::embed(op, launch_);
+  if (route_) run_stages();
+  cuda::embed(op, launch());
 }
 
 void CudaBackend::norm_linear(const NormLinear& op) {
-  routed_x_ = nullptr;
+  if (route_) run_stages();
   std::vector<Product> outputs;
   for (const LinearOutput& output : op.outputs) outputs.push_back({output.weight, output.y});
   products({.slots = op.num_tokens,
@@ -408,14 +478,14 @@ void CudaBackend::norm_linear(const NormLinear& op) {
 }
 
 void CudaBackend::linear_residual(const LinearResidual& op) {
-  routed_x_ = nullptr;
+  if (route_) run_stages();
   const Product product[] = {{op.weight, op.residual, Output::add}};
   products({.slots = op.num_tokens, .cols = static_cast<int>(op.weight.cols), .x = op.x, .x_stride = op.weight.cols},
            product);
 }
 
 void CudaBackend::mlp(const Mlp& op) {
-  routed_x_ = nullptr;
+  if (route_) run_stages();
   const bool relu2 = op.activation == Activation::relu2;
   const int64_t width = op.up.rows;
   for (int first = 0; first < op.num_tokens; first += kMaxRows) {
@@ -452,10 +522,11 @@ void CudaBackend::mlp(const Mlp& op) {
 
 void CudaBackend::route(const Route& op) {
   if (op.num_tokens == 0) return;
-  routed_x_ = nullptr;
+  if (route_) run_stages();
   const size_t count = static_cast<size_t>(op.num_tokens) * static_cast<size_t>(op.n_routed_experts);
   if (count * sizeof(float) > route_logits_.bytes) {
     if (capturing_) return void(fail({"compute", name_, "memory that was there before", "a larger step", ""}));
+    run_stages();
     cudaStreamSynchronize(stream_);
     forget_records();
     auto grown = allocate(count * sizeof(float));
@@ -463,10 +534,18 @@ void CudaBackend::route(const Route& op) {
     route_logits_ = *grown;
   }
   // Not scratch: the next op may begin to write that while this one runs.
+  if (op.num_tokens == 1) {
+    route_ = op;
+    return;
+  }
+  route_alone(op);
+}
+
+void CudaBackend::route_alone(const Route& op) {
   float* logits = route_logits_.as<float>();
   uint32_t* counters = tickets(static_cast<size_t>(op.num_tokens));
   if (!counters) return;
-  if (!cuda::route_fused(op, logits, counters, launch_)) {
+  if (!cuda::route_fused(op, logits, counters, launch())) {
     const Product product[] = {{op.gate, logits}};
     products({.slots = op.num_tokens,
               .cols = op.hidden_size,
@@ -476,9 +555,8 @@ void CudaBackend::route(const Route& op) {
               .norm = op.norm,
               .eps = op.eps},
              product);
-    cuda::choose_experts(op, logits, launch_);
+    cuda::choose_experts(op, logits, launch());
   }
-  routed_x_ = op.x;
 }
 
 void CudaBackend::moe(const Moe& op) {
@@ -488,7 +566,6 @@ void CudaBackend::moe(const Moe& op) {
   } else {
     moe_of_many(op);
   }
-  routed_x_ = nullptr;
 }
 
 // What is computed where: h holds the shared expert's hidden values, then those of each chosen expert.
@@ -520,6 +597,18 @@ void CudaBackend::moe_of_one(const Moe& op) {
     v.experts.count = op.num_experts_per_tok;
   };
   const bool shared_with_up = shared && !latent && op.shared_up.format == op.up.format;
+  // The router has the same input and is a part of the product, where the product has other rows to begin with.
+  std::optional<Route> route;
+  if (route_ && shared_with_up && error_ == std::nullopt) {
+    cuda::MatVec same;
+    same.mode = cuda::MatVec::Mode::widen;
+    same.input = Input::normed;
+    same.num_matrices = 1;
+    same.x = op.x, same.norm = op.norm, same.eps = op.eps;
+    with_experts(same, *up);
+    if (cuda::can_route(*route_, same)) std::swap(route, route_);
+  }
+  if (route_) run_stages();
   if (latent) {
     const Product in[] = {{op.latent_in, z}};
     products_of_one(normed, in);
@@ -536,7 +625,6 @@ void CudaBackend::moe_of_one(const Moe& op) {
   widen.eps = op.eps;
   widen.output = Output::activate;
   widen.relu2 = relu2;
-  widen.input_is_old = shared_with_up && routed_x_ == op.x;
   if (shared_with_up) {
     auto m = matrix(op.shared_up);
     if (!m) return;
@@ -545,7 +633,13 @@ void CudaBackend::moe_of_one(const Moe& op) {
   }
   with_experts(widen, *up);
   widen.experts.shape.y = h + shared_rows;
-  cuda::multiply_vector(op.up.format, widen, launch_);
+  cuda::Stage stage = cuda::matvec_stage(op.up.format, widen, launch_);
+  if (route) {
+    stage.routes = true;
+    stage.route = *route;
+    stage.logits = route_logits_.as<float>();
+  }
+  add(stage);
 
   float* out = latent ? r : op.x;
   const bool shared_with_down = shared && !latent && op.shared_down.format == op.down.format;
@@ -565,7 +659,7 @@ void CudaBackend::moe_of_one(const Moe& op) {
   }
   with_experts(narrow, *down);
   narrow.experts.shape.y = out;
-  cuda::multiply_vector(op.down.format, narrow, launch_);
+  add(cuda::matvec_stage(op.down.format, narrow, launch_));
   if (latent) {
     const Product back[] = {{op.latent_out, op.x, Output::add}};
     products_of_one({.slots = 1, .cols = static_cast<int>(op.down.rows), .x = r, .x_stride = op.down.rows}, back);
@@ -630,7 +724,7 @@ void CudaBackend::moe_of_many(const Moe& op) {
       products(normed, shared);
     }
     cuda::sort_choices(op.topk_ids + int64_t{first} * per_token, tokens, per_token, op.n_routed_experts, tiles, sorted,
-                       launch_);
+                       launch());
     const auto multiply = [&](const ExpertWeights& weights, const cuda::Experts& which, cuda::Prepare input, float* to,
                               Output output) {
       const cuda::OperandForm form = cuda::operand_form(weights.format);
@@ -639,7 +733,7 @@ void CudaBackend::moe_of_many(const Moe& op) {
       input.order = form.order;
       input.tile_count = sorted.tile_count;
       input.out = operands;
-      cuda::prepare(input, launch_);
+      cuda::prepare(input, launch());
       cuda::MatMul product;
       product.matrix = which.shape;
       product.expert_data = which.data;
@@ -654,7 +748,7 @@ void CudaBackend::moe_of_many(const Moe& op) {
       product.y_stride = weights.rows;
       product.output = output;
       product.relu2 = relu2;
-      cuda::multiply_matrix(weights.format, product, tiles, launch_);
+      cuda::multiply_matrix(weights.format, product, tiles, launch());
     };
     cuda::Prepare routed = normed;
     routed.rows = sorted.token;
@@ -664,7 +758,7 @@ void CudaBackend::moe_of_many(const Moe& op) {
     multiply(op.up, *up, routed, h, Output::activate);
     multiply(op.down, *down, {.cols = static_cast<int>(width), .x = h, .x_stride = width}, y, Output::store);
     cuda::combine_experts(y, sorted.slot, op.topk_weights + int64_t{first} * per_token, tokens, per_token,
-                          static_cast<int>(out), !latent, latent ? r : x, launch_);
+                          static_cast<int>(out), !latent, latent ? r : x, launch());
     if (latent) {
       const Product back[] = {{op.latent_out, x, Output::add}};
       products({.slots = tokens, .cols = static_cast<int>(out), .x = r, .x_stride = out}, back);
@@ -678,7 +772,15 @@ void CudaBackend::moe_of_many(const Moe& op) {
 }
 
 void CudaBackend::conv_ssm_step(const ConvSsmStep& op) {
-  routed_x_ = nullptr;
+  if (route_) run_stages();
+  if (cuda::is_stage(op)) {
+    cuda::Stage stage;
+    stage.kind = cuda::Stage::Kind::conv_ssm_step;
+    stage.ssm = op;
+    stage.tickets = tickets(static_cast<size_t>(op.shape.n_groups));
+    if (stage.tickets) add(stage);
+    return;
+  }
   const int64_t tokens = int64_t{op.num_seqs} * op.tokens_per_seq;
   auto* activated =
       reinterpret_cast<float*>(scratch(static_cast<size_t>(tokens * op.shape.conv_dim()) * sizeof(float)));
@@ -688,11 +790,11 @@ void CudaBackend::conv_ssm_step(const ConvSsmStep& op) {
     fail({"advance SSM state", name_, "ssm_state_size up to 256", std::to_string(op.shape.ssm_state_size), ""});
     return;
   }
-  cuda::conv_ssm_step(op, activated, counters, launch_);
+  cuda::conv_ssm_step(op, activated, counters, launch());
 }
 
 void CudaBackend::ssd_chunk(const SsdChunk& op) {
-  routed_x_ = nullptr;
+  if (route_) run_stages();
   auto* activated =
       reinterpret_cast<float*>(scratch(static_cast<size_t>(op.num_tokens) * op.shape.conv_dim() * sizeof(float)));
   if (error_) return;
@@ -700,11 +802,11 @@ void CudaBackend::ssd_chunk(const SsdChunk& op) {
     fail({"advance SSM state", name_, "ssm_state_size up to 256", std::to_string(op.shape.ssm_state_size), ""});
     return;
   }
-  cuda::ssd_chunk(op, activated, launch_);
+  cuda::ssd_chunk(op, activated, launch());
 }
 
 void CudaBackend::gated_norm_linear_residual(const GatedNormLinearResidual& op) {
-  routed_x_ = nullptr;
+  if (route_) run_stages();
   const Product product[] = {{op.weight, op.residual, Output::add}};
   products({.slots = op.num_tokens,
             .cols = op.inner,
@@ -720,12 +822,12 @@ void CudaBackend::gated_norm_linear_residual(const GatedNormLinearResidual& op) 
 }
 
 void CudaBackend::rope(const Rope& op) {
-  routed_x_ = nullptr;
-  cuda::rope(op, launch_);
+  if (route_) run_stages();
+  cuda::rope(op, launch());
 }
 
 void CudaBackend::attend(const Attend& op) {
-  routed_x_ = nullptr;
+  if (route_) run_stages();
   if (op.head_dim > 256) {
     fail({"attend", name_, "head_dim up to 256", std::to_string(op.head_dim), ""});
     return;
@@ -734,11 +836,11 @@ void CudaBackend::attend(const Attend& op) {
   auto* partial = reinterpret_cast<float*>(scratch(cuda::attend_partial_floats(op, splits) * sizeof(float)));
   uint32_t* counters = tickets(splits > 1 ? cuda::attend_tickets(op) : 0);
   if (error_) return;
-  cuda::attend(op, splits, partial, counters, launch_);
+  cuda::attend(op, splits, partial, counters, launch());
 }
 
 void CudaBackend::lm_head(const LmHead& op) {
-  routed_x_ = nullptr;
+  if (route_) run_stages();
   const Product product[] = {{op.weight, op.logits}};
   products({.slots = op.num_rows,
             .cols = op.hidden_size,
@@ -752,11 +854,11 @@ void CudaBackend::lm_head(const LmHead& op) {
 }
 
 void CudaBackend::sample(const Sample& op) {
-  routed_x_ = nullptr;
+  if (route_) run_stages();
   auto* partial = reinterpret_cast<cuda::SamplePart*>(
       scratch(static_cast<size_t>(op.num_rows) * cuda::kSampleParts * sizeof(cuda::SamplePart)));
   if (error_) return;
-  cuda::sample(op, partial, launch_);
+  cuda::sample(op, partial, launch());
 }
 
 }  // namespace proa

@@ -13,6 +13,7 @@
 
 #include "backends/cuda/launch.h"
 #include "backends/cuda/matmul.h"
+#include "backends/cuda/step.h"
 #include "core/arena.h"
 #include "ops/backend.h"
 
@@ -58,7 +59,6 @@ class CudaBackend final : public Backend {
   void sample(const Sample& op) override;
 
   int64_t num_launches() const { return launch_.count(); }  // kernels asked for so far; a replay counts as none
-  const cuda::Launch& launch() const { return launch_; }
 
  private:
   CudaBackend(int ordinal, const cudaDeviceProp& properties, cudaStream_t stream);
@@ -83,6 +83,14 @@ class CudaBackend final : public Backend {
   // gate move on by rows.
   void products(const cuda::Prepare& input, std::span<const Product> products);
   void products_of_one(const cuda::Prepare& input, std::span<const Product> products);
+  // Ops of one token gather as stages, and become a kernel when anything else is asked for.
+  void add(cuda::Stage stage);
+  void route_alone(const Route& op);
+  void run_stages();
+  const cuda::Launch& launch() {
+    run_stages();
+    return launch_;
+  }
   void moe_of_one(const Moe& op);
   void moe_of_many(const Moe& op);
 
@@ -102,12 +110,20 @@ class CudaBackend final : public Backend {
   } staging_[2];
   int next_staging_ = 0;
 
-  Buffer scratch_, tickets_, route_logits_;
+  Buffer scratch_, tickets_, route_logits_, step_sync_;
+  std::vector<cuda::Stage> stages_;  // asked for and not yet launched
+  std::optional<Route> route_;       // likewise: waits for the product that it is to be a part of
+  Buffer stage_memory_;              // of the kernel launched last; of a record:
+  struct Record {
+    cudaGraphExec_t graph = nullptr;
+    Buffer stage_memory;
+  };
+  Buffer record_memory_;
+  std::vector<cuda::Stage> recorded_;
   bool capturing_ = false;
   std::optional<Error> error_;
-  std::map<uint64_t, cudaGraphExec_t> graphs_;
+  std::map<uint64_t, Record> records_;
   std::set<uint64_t> seen_;
-  const float* routed_x_ = nullptr;  // what the last op, a route, has read
 };
 
 }  // namespace proa

@@ -46,6 +46,25 @@ class Launch {
     ++count_;
   }
 
+  // A kernel whose blocks wait for each other: all of them run at once, after all that was launched before.
+  template <typename... Parameters, typename... Arguments>
+  void together(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared_bytes,
+                const Arguments&... arguments) const {
+    keep(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = blocks;
+    config.blockDim = threads;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream_;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    keep(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+    ++count_;
+  }
+
  private:
   cudaStream_t stream_;
   int num_sms_;

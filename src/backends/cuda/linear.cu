@@ -2,20 +2,13 @@
 
 #include "backends/cuda/linear.h"
 #include "backends/cuda/matmul.cuh"
-#include "backends/cuda/matvec.cuh"
 
 namespace proa::cuda {
 
 // Each format's kernels are compiled in a file of their own, so that builds run side by side: linear_formats_*.cu.
-#define PROA_FORMAT(F)                                                  \
-  extern template void matvec::launch<F>(const MatVec&, const Launch&); \
-  extern template void matmul::launch<F>(const MatMul&, int tiles, const Launch&);
+#define PROA_FORMAT(F) extern template void matmul::launch<F>(const MatMul&, int tiles, const Launch&);
 PROA_FORMATS(PROA_FORMAT)
 #undef PROA_FORMAT
-
-void multiply_vector(Format format, const MatVec& op, const Launch& launch) {
-  visit_format(format, [&](auto f) { matvec::launch<decltype(f)>(op, launch); });
-}
 
 void multiply_matrix(Format format, const MatMul& op, int tiles, const Launch& launch) {
   visit_format(format, [&](auto f) { matmul::launch<decltype(f)>(op, tiles, launch); });

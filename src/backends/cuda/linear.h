@@ -1,13 +1,11 @@
-// Products of a weight of any format with one vector or several, and what they need before.
+// Products of a weight of any format with several vectors, and what they need before. One vector: step.h.
 #pragma once
 
 #include "backends/cuda/launch.h"
 #include "backends/cuda/matmul.h"
-#include "backends/cuda/matvec.h"
 
 namespace proa::cuda {
 
-void multiply_vector(Format format, const MatVec& op, const Launch& launch);
 void multiply_matrix(Format format, const MatMul& op, int tiles, const Launch& launch);
 void prepare(const Prepare& op, const Launch& launch);
 

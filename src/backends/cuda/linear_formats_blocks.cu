@@ -1,21 +1,13 @@
 #include "backends/cuda/matmul.cuh"
-#include "backends/cuda/matvec.cuh"
 
 namespace proa::cuda {
 
-template void matvec::launch<IQ4_NL>(const MatVec&, const Launch&);
 template void matmul::launch<IQ4_NL>(const MatMul&, int tiles, const Launch&);
-template void matvec::launch<IQ4_XS>(const MatVec&, const Launch&);
 template void matmul::launch<IQ4_XS>(const MatMul&, int tiles, const Launch&);
-template void matvec::launch<Q2_K>(const MatVec&, const Launch&);
 template void matmul::launch<Q2_K>(const MatMul&, int tiles, const Launch&);
-template void matvec::launch<Q3_K>(const MatVec&, const Launch&);
 template void matmul::launch<Q3_K>(const MatMul&, int tiles, const Launch&);
-template void matvec::launch<Q4_K>(const MatVec&, const Launch&);
 template void matmul::launch<Q4_K>(const MatMul&, int tiles, const Launch&);
-template void matvec::launch<Q5_K>(const MatVec&, const Launch&);
 template void matmul::launch<Q5_K>(const MatMul&, int tiles, const Launch&);
-template void matvec::launch<Q6_K>(const MatVec&, const Launch&);
 template void matmul::launch<Q6_K>(const MatMul&, int tiles, const Launch&);
 
 }  // namespace proa::cuda

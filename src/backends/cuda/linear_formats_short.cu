@@ -1,21 +1,13 @@
 #include "backends/cuda/matmul.cuh"
-#include "backends/cuda/matvec.cuh"
 
 namespace proa::cuda {
 
-template void matvec::launch<E2M1>(const MatVec&, const Launch&);
 template void matmul::launch<E2M1>(const MatMul&, int tiles, const Launch&);
-template void matvec::launch<MXFP4>(const MatVec&, const Launch&);
 template void matmul::launch<MXFP4>(const MatMul&, int tiles, const Launch&);
-template void matvec::launch<NVFP4>(const MatVec&, const Launch&);
 template void matmul::launch<NVFP4>(const MatMul&, int tiles, const Launch&);
-template void matvec::launch<F16>(const MatVec&, const Launch&);
 template void matmul::launch<F16>(const MatMul&, int tiles, const Launch&);
-template void matvec::launch<F32>(const MatVec&, const Launch&);
 template void matmul::launch<F32>(const MatMul&, int tiles, const Launch&);
-template void matvec::launch<Q4_1>(const MatVec&, const Launch&);
 template void matmul::launch<Q4_1>(const MatMul&, int tiles, const Launch&);
-template void matvec::launch<Q5_1>(const MatVec&, const Launch&);
 template void matmul::launch<Q5_1>(const MatMul&, int tiles, const Launch&);
 
 }  // namespace proa::cuda

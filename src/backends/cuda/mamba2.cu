@@ -2,6 +2,7 @@
 // the update of the convolution's state, and a scan that keeps the SSM state in registers, token by token.
 #include "backends/cuda/device.cuh"
 #include "backends/cuda/kernels.h"
+#include "backends/cuda/mamba2.cuh"
 
 namespace proa::cuda {
 namespace {
@@ -10,11 +11,6 @@ constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarp;
 constexpr int kRows = 4;                    // state rows of a warp
 constexpr int kBlockRows = kWarps * kRows;  // of a block
-
-__device__ __forceinline__ float time_step(float v, const TimeStepLimit& limit) {
-  const float delta = v > 20.0f ? v : log1pf(expf(v));
-  return fminf(fmaxf(delta, limit.min), limit.max);
-}
 
 // Per lane kLanes values of each of kRows rows: columns lane, lane + 32, ...
 template <int kLanes>
@@ -60,12 +56,6 @@ struct State {
     }
   }
 };
-
-__device__ __forceinline__ float* head_state(const StateCacheView& cache, const Mamba2Shape& shape, int32_t slot,
-                                             int head) {
-  if (slot < 0) return nullptr;
-  return cache.ssm + (static_cast<int64_t>(slot) * shape.num_heads + head) * shape.head_dim * shape.ssm_state_size;
-}
 
 constexpr int kFusedTaps = 4;
 constexpr int kMaxChannels = 5;  // of a thread: (16 + 2 · 256) / 128

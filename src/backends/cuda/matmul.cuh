@@ -5,7 +5,6 @@
 #include "backends/cuda/fragment.cuh"
 #include "backends/cuda/launch.h"
 #include "backends/cuda/matmul.h"
-#include "backends/cuda/matvec.cuh"
 
 namespace proa::cuda::matmul {
 
@@ -13,14 +12,17 @@ constexpr int kWarps = 8;
 constexpr int kStages = 3;
 constexpr int kSteps = kTokenTile / kTokenStep;
 
+// 16-byte chunks that a run of bytes at any address may touch.
+constexpr int chunks_of(int bytes) { return bytes < 2 ? 2 : (bytes + 30) / 16; }
+
 template <class F>
 constexpr int kPieceCols = kUnit<F> > 128 ? kUnit<F> : 128;
 template <class F>
 constexpr int kPieceBytes = kPieceCols<F> / F::block_elements * static_cast<int>(sizeof(typename F::Block));
 template <class F>
-constexpr int kPitch = (matvec::chunks_of(kPieceBytes<F>) | 1) * 16;
+constexpr int kPitch = (chunks_of(kPieceBytes<F>) | 1) * 16;
 template <class F>
-constexpr int kScalesPitch = Fragment<F>::kGroupScales ? matvec::chunks_of(kPieceCols<F> / 16) * 16 : 0;
+constexpr int kScalesPitch = Fragment<F>::kGroupScales ? chunks_of(kPieceCols<F> / 16) * 16 : 0;
 template <class F>
 constexpr int kStageBytes = 8 * (kPitch<F> + kScalesPitch<F>);
 

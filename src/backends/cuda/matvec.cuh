@@ -1,384 +1,541 @@
-// The kernel of matvec.h, a template over the format.
+// Matrix times vector as a stage of a step (step.h): how one warp of a block fetches weights, and how the others
+// multiply.
 //
-// A block takes tiles of eight rows. One warp, the producer, fetches: stage after stage of a ring in shared memory, a
-// stage being a tile's bytes, or a part of its columns where rows are long. Fifteen warps consume: they share the
-// columns of each stage in turn, wait for nothing but its arrival, and leave their sums of a tile to the last of them,
-// which writes it. Two groups of 32 columns go through one product of the tensor cores: rows 0-7 of its left side are
-// the tile's rows in the first group, rows 8-15 the same rows in the second; columns 0-3 of its right side are the
-// short parts of the input of the first group, columns 4-7 of the second. Of the result the two corners count.
+// Every block takes an equal share of the rows, so that all have as many bytes to fetch. A piece, rows by columns, goes
+// to a place of the ring; the warps share its columns, wait for nothing but its arrival, and leave their sums of a
+// tile to the last of them, which writes it.
+// A product of the tensor cores takes two groups of 32 columns: rows 0-7 of its left side are eight rows of the tile in
+// the first group, rows 8-15 the same rows in the second; columns 0-3 of its right side are what makes the input of the
+// first group (operands.cuh), columns 4-7 the second. Of the result the two corners count.
 #pragma once
 
-#include "backends/cuda/fragment.cuh"
-#include "backends/cuda/launch.h"
-#include "backends/cuda/matvec.h"
+#include "backends/cuda/operands.cuh"
+#include "backends/cuda/step.h"
 
 namespace proa::cuda {
 
-constexpr int kConsumers = 15;  // warps
-constexpr int kConsumerThreads = kConsumers * kWarp;
-constexpr int kMatVecThreads = kConsumerThreads + kWarp;
-constexpr int kTileRows = 8;
-constexpr int kMaxStages = 7;
-constexpr int kSums = 8;  // tiles whose sums may be open: more than stages
+constexpr int kSlots = 12;  // pieces in the ring at most
+constexpr int kMaxTileRows = 24;
+constexpr int kMaxOctets = kMaxTileRows / 8;
+constexpr int kSums = kSlots + 1;  // tiles whose sums may be open
 
-// How the ring is cut; made on the host by plan().
-struct MatVecPlan {
-  int stages = 0;
-  int stage_bytes = 0;
-  int total_groups = 0;  // of 32 columns, all parts of the input
-  int matrix_tiles = 0;  // of all matrices
-  int items = 0;         // tiles to do
-  // 0: matrices, 1: experts
-  int part_cols[2] = {};     // columns of a stage
-  int parts[2] = {};         // stages of a row
-  int part_bytes[2] = {};    // of a row
-  int pitch[2] = {};         // bytes from row to row of a stage
-  int scales_bytes[2] = {};  // of a row in a stage
-  int scales_pitch[2] = {};  // 0: none
+// What consumers need to know of a piece.
+struct Piece {
+  uint32_t row[kMaxTileRows];     // where the row's first byte is in the ring
+  uint32_t scales[kMaxTileRows];  // of its group scales
+  int rows;
+  int groups;       // -1: nothing; the block has no rows in this stage
+  int first_group;  // of the input
+  int cols;         // of the row from here on
+  int list;         // whose: matrices, then experts
+  int first_row;
+  bool last;           // of its tile
+  int tiles_of_stage;  // in the very last piece: how many this block has; else 0
 };
-
-namespace matvec {
-
-__host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
-// 16-byte chunks that a run of bytes at any address may touch.
-__host__ __device__ constexpr int chunks_of(int bytes) { return bytes < 2 ? 2 : (bytes + 30) / 16; }
-
-// What consumers need to know of a stage.
-struct Stage {
-  uint32_t row[kTileRows];     // where the row's first byte is in the ring
-  uint32_t scales[kTileRows];  // of its group scales
-  int groups;                  // -1: there are no more stages
-  int first_group;             // of the input
-  int cols;                    // of the row from here on
-  int list, tile;              // whose
-  int last;                    // of its tile
-};
-
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-constexpr int kFullArrivals = kWarp;  // of the producer's lanes, once their copies are there
-#else
-constexpr int kFullArrivals = 1;
-#endif
 
 struct Shared {
-  uint64_t full[kMaxStages], empty[kMaxStages];  // barriers
-  Stage stages[kMaxStages];
+  uint64_t full[kSlots], empty[kSlots];  // barriers
+  Piece pieces[kSlots];
   float room[2 * kWarp];
-  float sums[kSums][kConsumers][kTileRows];
+  float sums[kSums][kConsumers][kMaxTileRows];
   uint32_t arrived[kSums];
-  const uint8_t* data[kMaxExperts];
-  const uint8_t* scales[kMaxExperts];
-  float expert_scale[kMaxExperts];
-  float unscale;  // what undoes the power of two of the input
+  int tiles_left;          // 0 when all tiles of the stage are written
+  float old[kMaxOldRows];  // what the stage adds to
+  float unscale;           // what undoes the power of two of the input
+  // Of the chosen experts, by the producer: of the product that widens and of the one that sums.
+  const uint8_t* data[2][kMaxExperts];
+  const uint8_t* scales[2][kMaxExperts];
+  float expert_scale[2][kMaxExperts];
+  float expert_weight[kMaxExperts];
+  int32_t expert_id[kMaxExperts];
+  float choice[2 * kMaxRoutedExperts];
 };
 
-__device__ __forceinline__ void init_barrier(uint64_t* barrier, uint32_t count) {
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
+struct Range {
+  int begin, end;
+};
+// This block's share of `count` things in a row.
+__device__ __forceinline__ Range share_of(int count) {
+  const auto blocks = static_cast<int64_t>(gridDim.x);
+  return {static_cast<int>(count * static_cast<int64_t>(blockIdx.x) / blocks),
+          static_cast<int>(count * (static_cast<int64_t>(blockIdx.x) + 1) / blocks)};
 }
-__device__ __forceinline__ void arrive(uint64_t* barrier) {
-  asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(shared_address(barrier))
-               : "memory");
-}
-__device__ __forceinline__ void wait(uint64_t* barrier, uint32_t parity) {
-  uint32_t done = 0;
-  while (!done) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-#else
-    asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-#endif
-                 : "=r"(done)
-                 : "r"(shared_address(barrier)), "r"(parity)
-                 : "memory");
-  }
-}
-// A barrier among the consumers.
-__device__ __forceinline__ void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(kConsumerThreads) : "memory"); }
 
-// A stage of the sequence a block works through. Matrices and experts are counted on as one list of parts.
-struct Position {
-  int item = 0;   // tile, of all parts together; narrow: of each part
-  int list = 0;   // number of the part: matrices first, then the experts
-  int tile = 0;   // of that part
-  int piece = 0;  // of the tile's columns
+__device__ __forceinline__ bool narrow(const MatVec& a) { return a.mode == MatVec::Mode::narrow; }
+// Rows of all matrices, one behind the other; of a sum, of the one result.
+__device__ inline int matrix_rows(const MatVec& a) {
+  if (narrow(a)) return a.num_matrices > 0 ? a.matrices[0].rows : a.experts.shape.rows;
+  int rows = 0;
+  for (int i = 0; i < a.num_matrices; ++i) rows += a.matrices[i].rows;
+  return rows;
+}
+
+// The place a ring piece has, and the turn it is in.
+struct RingPosition {
+  int slot = 0;
+  uint32_t parity = 0;
+  __device__ void next() {
+    if (++slot < kSlots) return;
+    slot = 0;
+    parity ^= 1;
+  }
 };
 
-template <class F>
-struct Kernel {
-  using Frag = Fragment<F>;
-  static constexpr int kS = kSplits<F>;
+// The warp that fetches. It keeps its state from stage to stage.
+class Producer {
+ public:
+  __device__ Producer(Shared& shared, uint8_t* ring, int ring_bytes)
+      : shared_(shared), ring_(ring), ring_bytes_(ring_bytes) {}
 
-  const MatVec& a;
-  const MatVecPlan& plan;
-  Shared& shared;
-  uint4* fragments;   // [total_groups, kS * 4]
-  float* group_sums;  // [total_groups, 2] of the input, where the format has minima
-  uint8_t* ring;
-
-  __device__ bool narrow() const { return a.mode == MatVec::Mode::narrow; }
-  __device__ int kind_of(const Position& at) const { return at.list >= a.num_matrices; }
-  __device__ const Matrix& shape_of(const Position& at) const {
-    return at.list < a.num_matrices ? a.matrices[at.list] : a.experts.shape;
-  }
-  __device__ const uint8_t* data_of(const Position& at) const {
-    return at.list < a.num_matrices ? a.matrices[at.list].data : shared.data[at.list - a.num_matrices];
-  }
-  __device__ const uint8_t* scales_of(const Position& at) const {
-    return at.list < a.num_matrices ? a.matrices[at.list].group_scales : shared.scales[at.list - a.num_matrices];
-  }
-
-  // Moves `tile` on to the part it falls into.
-  __device__ void settle(Position& at) const {
-    const int parts = a.num_matrices + a.experts.count;
-    while (at.list < parts) {
-      const int tiles = ceil_div(shape_of(at).rows, kTileRows);
-      if (at.tile < tiles) return;
-      at.tile -= tiles;
-      ++at.list;
+  // `wait_for_experts` returns when ids and weights are in `shared`; called once between matrices and experts.
+  template <typename F>
+  __device__ void produce(const MatVec& a, const MatVecPlan& plan, bool group_scales, int unit_elements, int unit_bytes,
+                          F&& wait_for_experts) {
+    unit_elements_ = unit_elements, unit_bytes_ = unit_bytes, group_scales_ = group_scales;
+    tiles_ = 0;
+    if (narrow(a)) return produce_sum(a, plan);
+    const bool experts = a.mode == MatVec::Mode::widen;
+    const Range mine = share_of(matrix_rows(a));
+    const Range mine_of_experts = experts ? share_of(a.experts.count * a.experts.shape.rows) : Range{0, 0};
+    int first = 0;  // row of the first matrix in the list of all
+    for (int i = 0; i < a.num_matrices; ++i) {
+      const Matrix& m = a.matrices[i];
+      tiles(m, m.data, m.group_scales, i, 0, max(mine.begin - first, 0), min(mine.end - first, m.rows), plan,
+            !experts && mine.end <= first + m.rows);
+      first += m.rows;
     }
-  }
-  __device__ Position position(int item) const {
-    Position at{item, 0, item, 0};
-    if (!narrow()) settle(at);
-    return at;
-  }
-  __device__ void advance(Position& at) const {
-    if (++at.piece < plan.parts[kind_of(at)]) return;
-    at.piece = 0;
-    const int step = static_cast<int>(gridDim.x);
-    if (narrow()) {
-      if (++at.list < a.num_matrices + a.experts.count) return;
-      at.list = 0;
-      at.item = at.tile += step;
+    if (!experts) {
+      if (mine.begin == mine.end) nothing();
       return;
     }
-    at.item += step;
-    at.tile += step;
-    settle(at);
+    wait_for_experts();
+    const Matrix& shape = a.experts.shape;
+    first = 0;
+    for (int e = 0; e < a.experts.count; ++e, first += shape.rows) {
+      if (first + shape.rows <= mine_of_experts.begin || first >= mine_of_experts.end) continue;
+      tiles(shape, shared_.data[0][e], shared_.scales[0][e], a.num_matrices + e, 1,
+            max(mine_of_experts.begin - first, 0), min(mine_of_experts.end - first, shape.rows), plan,
+            mine_of_experts.end <= first + shape.rows);
+    }
+    if (mine_of_experts.begin == mine_of_experts.end) nothing();
   }
 
-  // Rows past the last are the last once more: memory that is there.
-  __device__ static int row_of(const Matrix& shape, int tile, int r) {
-    return min(tile * kTileRows + r, shape.rows - 1);
+ private:
+  // Rows [begin, end) of one matrix; `final`: the stage ends with them.
+  __device__ void tiles(const Matrix& m, const uint8_t* data, const uint8_t* scales, int list, int kind, int begin,
+                        int end, const MatVecPlan& plan, bool final) {
+    for (int row = begin; row < end; row += plan.tile_rows) {
+      const int rows = min(plan.tile_rows, end - row);
+      ++tiles_;
+      for (int part = 0; part < plan.parts[kind]; ++part) {
+        const bool last = part + 1 == plan.parts[kind];
+        piece(m, data, scales, list, kind, row, rows, part, part * (plan.part_cols[kind] / 32), plan, last,
+              final && last && row + rows == end);
+      }
+    }
+  }
+  __device__ void produce_sum(const MatVec& a, const MatVecPlan& plan) {
+    const Range mine = share_of(matrix_rows(a));
+    if (mine.begin == mine.end) return nothing();
+    const int lists = a.num_matrices + a.experts.count;
+    const int matrix_groups = a.num_matrices > 0 ? (a.matrices[0].cols + 31) / 32 : 0;
+    for (int row = mine.begin; row < mine.end; row += plan.tile_rows) {
+      const int rows = min(plan.tile_rows, mine.end - row);
+      ++tiles_;
+      for (int list = 0; list < lists; ++list) {
+        const int e = list - a.num_matrices, kind = e >= 0;
+        const Matrix& m = kind ? a.experts.shape : a.matrices[0];
+        const int first_group = kind ? matrix_groups + e * ((m.cols + 31) / 32) : 0;
+        for (int part = 0; part < plan.parts[kind]; ++part) {
+          const bool last = list + 1 == lists && part + 1 == plan.parts[kind];
+          piece(m, kind ? shared_.data[1][e] : m.data, kind ? shared_.scales[1][e] : m.group_scales, list, kind, row,
+                rows, part, first_group + part * (plan.part_cols[kind] / 32), plan, last,
+                last && row + rows == mine.end);
+        }
+      }
+    }
   }
 
-  // A run of bytes of one row into the ring, with its distance from 16 bytes kept: where it begins there. The warp's
-  // lanes 0-7 fetch a row each.
-  __device__ uint32_t fetch_row(const uint8_t* row, int bytes, uint32_t to, uint64_t* full) const {
+  // Room for `bytes` in a row, given back in the order it was taken.
+  __device__ uint32_t make_room(uint32_t bytes) {
+    for (;;) {
+      if (open_ == 0) {
+        end_ = 0;
+        break;
+      }
+      if (open_ < kSlots) {
+        const uint32_t first = begin_of(tail_.slot);
+        if (first > end_) {
+          if (first - end_ >= bytes) break;
+        } else if (first < end_) {
+          if (ring_bytes_ - end_ >= bytes) break;
+          if (first >= bytes) {
+            end_ = 0;
+            break;
+          }
+        }
+      }
+      wait_barrier(&shared_.empty[tail_.slot], tail_.parity);
+      tail_.next();
+      --open_;
+    }
+    const uint32_t begin = end_;
+    if (lane_id() == head_.slot) begin_ = begin;
+    end_ += bytes;
+    return begin;
+  }
+  __device__ uint32_t begin_of(int slot) const { return __shfl_sync(~0u, begin_, slot); }
+
+  // A run of bytes of one row into the ring, with its distance from 16 bytes kept: where it begins there.
+  __device__ uint32_t fetch(const uint8_t* row, int bytes, uint32_t to, uint64_t* full) const {
     const auto shift = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(row) & 15);
 #if __CUDA_ARCH__ >= 900
     const uint32_t size = (shift + bytes + 15) / 16 * 16;
     asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(full)), "r"(size)
                  : "memory");
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                     shared_address(ring + to)),
+                     shared_address(ring_ + to)),
                  "l"(row - shift), "r"(size), "r"(shared_address(full))
                  : "memory");
 #else
     for (int c = 0; 16 * c < static_cast<int>(shift) + bytes; ++c) {
-      copy_async(ring + to + 16 * c, row - shift + 16 * c);
+      copy_async(ring_ + to + 16 * c, row - shift + 16 * c);
     }
 #endif
     return to + shift;
   }
 
-  __device__ void fetch(const Position& at, int slot) const {
-    const Matrix& shape = shape_of(at);
-    const int kind = kind_of(at), lane = lane_id();
-    Stage& stage = shared.stages[slot];
-    uint64_t* full = &shared.full[slot];
-    const int cols = shape.cols - at.piece * plan.part_cols[kind];
-    const int here = min(cols, plan.part_cols[kind]);
-    if (lane < kTileRows) {
-      const int bytes =
-          (here + F::block_elements - 1) / F::block_elements * static_cast<int>(sizeof(typename F::Block));
-      const int64_t row = row_of(shape, at.tile, lane);
-      stage.row[lane] = fetch_row(data_of(at) + row * shape.stride + at.piece * plan.part_bytes[kind], bytes,
-                                  slot * plan.stage_bytes + lane * plan.pitch[kind], full);
-      if constexpr (Frag::kGroupScales) {
-        stage.scales[lane] = fetch_row(
-            scales_of(at) + row * shape.scales_stride + at.piece * plan.scales_bytes[kind], ceil_div(here, 16),
-            slot * plan.stage_bytes + kTileRows * plan.pitch[kind] + lane * plan.scales_pitch[kind], full);
+  __device__ void piece(const Matrix& m, const uint8_t* data, const uint8_t* scales, int list, int kind, int first_row,
+                        int rows, int part, int first_group, const MatVecPlan& plan, bool last, bool final) {
+    const int lane = lane_id();
+    const auto pitch = static_cast<uint32_t>(plan.pitch[kind]);
+    const auto scales_pitch = static_cast<uint32_t>(plan.scales_pitch[kind]);
+    const uint32_t begin = make_room(rows * (pitch + scales_pitch));
+    Piece& piece = shared_.pieces[head_.slot];
+    uint64_t* full = &shared_.full[head_.slot];
+    const int cols = m.cols - part * plan.part_cols[kind], here = min(cols, plan.part_cols[kind]);
+    const int bytes = (here + unit_elements_ - 1) / unit_elements_ * unit_bytes_;
+    if (lane < kMaxTileRows) {
+      uint32_t at = begin, scales_at = 0;
+      if (lane < rows) {
+        const int64_t row = first_row + lane;
+        at = fetch(data + row * m.stride + part * plan.part_bytes[kind], bytes, begin + lane * pitch, full);
+        if (group_scales_) {
+          scales_at = fetch(scales + row * m.scales_stride + part * plan.scales_bytes[kind], (here + 15) / 16,
+                            begin + rows * pitch + lane * scales_pitch, full);
+        }
       }
+      piece.row[lane] = at, piece.scales[lane] = scales_at;
     }
     if (lane == 0) {
-      int first_group = at.piece * (plan.part_cols[kind] / 32);
-      if (kind && narrow()) {
-        if (a.num_matrices > 0) first_group += ceil_div(a.matrices[0].cols, 32);
-        first_group += (at.list - a.num_matrices) * ceil_div(shape.cols, 32);
-      }
-      stage.groups = ceil_div(here, 32);
-      stage.first_group = first_group;
-      stage.cols = cols;
-      stage.list = at.list;
-      stage.tile = at.tile;
-      stage.last = at.piece + 1 == plan.parts[kind] && (!narrow() || at.list + 1 == a.num_matrices + a.experts.count);
+      piece.rows = rows, piece.groups = (here + 31) / 32, piece.first_group = first_group, piece.cols = cols;
+      piece.list = list, piece.first_row = first_row, piece.last = last;
+      piece.tiles_of_stage = final ? tiles_ : 0;
     }
     announce(full);
   }
-
-  // The stage's descriptor is written and its copies are under way.
-  __device__ void announce(uint64_t* full) const {
+  __device__ void nothing() {
+    make_room(0);
+    if (lane_id() == 0) {
+      shared_.pieces[head_.slot].groups = -1;
+      shared_.pieces[head_.slot].tiles_of_stage = tiles_;
+    }
+    announce(&shared_.full[head_.slot]);
+  }
+  // The piece is described and its copies are under way.
+  __device__ void announce(uint64_t* full) {
     __syncwarp();
 #if __CUDA_ARCH__ >= 900
     if (lane_id() == 0) arrive(full);
 #else
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(full)) : "memory");
 #endif
+    head_.next();
+    ++open_;
   }
 
-  struct Ring {
-    int slot = 0;
-    uint32_t parity = 0;
-    __device__ void next(int stages) {
-      if (++slot < stages) return;
-      slot = 0;
-      parity ^= 1;
-    }
-  };
+  Shared& shared_;
+  uint8_t* ring_;
+  uint32_t ring_bytes_;
+  uint32_t end_ = 0;    // where the next piece may begin
+  uint32_t begin_ = 0;  // in lane n: of slot n
+  int open_ = 0;        // slots taken and not yet given back
+  RingPosition head_, tail_;
+  int tiles_ = 0;  // of this stage
+  int unit_elements_ = 0, unit_bytes_ = 0;
+  bool group_scales_ = false;
+};
 
-  // Tiles first, first + grid, ... below `end`; returns the tile after.
-  __device__ int produce(int first, int end, Ring& ring_at) const {
-    Position at = position(first);
-    while (at.item < end) {
-      wait(&shared.empty[ring_at.slot], ring_at.parity ^ 1);
-      fetch(at, ring_at.slot);
-      advance(at);
-      ring_at.next(plan.stages);
-    }
-    return at.item;
-  }
-  __device__ void end_production(Ring& ring_at) const {
-    wait(&shared.empty[ring_at.slot], ring_at.parity ^ 1);
-    if (lane_id() == 0) shared.stages[ring_at.slot].groups = -1;
-    announce(&shared.full[ring_at.slot]);
-#if __CUDA_ARCH__ < 900
-    wait_for_copies<0>();
-#endif
-  }
+// What one warp does with a piece: its share of the columns, for all rows; the sums of octets of rows.
+struct PieceWork {
+  const Piece* piece;
+  uint32_t operands, group_sums, ring;  // shared memory
+  int turn;
+};
 
-  // One pair of groups for this warp; beyond the last it repeats that one with an input of zeros.
-  __device__ __forceinline__ void multiply_pair(uint32_t row, uint32_t scales, uint32_t input, const Stage& stage,
-                                                int p, int groups, int cols, float (&running)[4], float& sum) const {
-    const int lane = lane_id(), j = lane % 4, part = lane / 4 % 4, second = lane / 16;
-    const int g0 = min(2 * p, groups - 1), g1 = min(2 * p + 1, groups - 1);
-    const int mine = j < 2 ? g0 : g1;  // the group of this lane's corner of the result
-    uint4 x = {};
-    if (part < kS && 2 * p + second < groups) x = load_vector(input + (2 * p + second) * (64 * kS));
-    if constexpr (Frag::kScaleGroup == 0) {
+template <class F, bool kAligned, int kOctets>
+__device__ __forceinline__ void multiply_octets(const PieceWork& work, int octet, float* sum) {
+  const Piece& piece = *work.piece;
+  const int lane = lane_id(), j = lane % 4, second = lane / 16;
+  uint32_t row[kOctets], scales[kOctets];
 #pragma unroll
-      for (int pass = 0; pass < Frag::kPasses; ++pass) {
-        uint32_t u[4], v[4];
-        Frag::decode(row, scales, g0, j, cols - 32 * g0, pass, u);
-        Frag::decode(row, scales, g1, j, cols - 32 * g1, pass, v);
-        multiply<Frag::kBf16>(running, u[0], v[0], u[1], v[1], x.x, x.y);
-        multiply<Frag::kBf16>(running, u[2], v[2], u[3], v[3], x.z, x.w);
+  for (int o = 0; o < kOctets; ++o) {
+    row[o] = work.ring + piece.row[8 * (octet + o) + lane / 4];
+    scales[o] = work.ring + piece.scales[8 * (octet + o) + lane / 4];
+  }
+  const int groups = piece.groups, pairs = (groups + 1) / 2;
+  if constexpr (kHasCodes<F>) {
+    using C = Codes<F>;
+    for (int p = work.turn; p < pairs; p += kConsumers) {
+      uint2 x = {};
+      if (2 * p + second < groups) {
+        x = load_two(work.operands + digits_at(piece.first_group + 2 * p + second, lane / 4 % 4, j));
       }
-    } else {
-      uint32_t u[4], v[4];
-      Frag::decode(row, scales, g0, j, cols - 32 * g0, 0, u);
-      Frag::decode(row, scales, g1, j, cols - 32 * g1, 0, v);
-      float c[4] = {};
-      multiply<Frag::kBf16>(c, u[0], v[0], u[1], v[1], x.x, x.y);
-      if constexpr (Frag::kScaleGroup == 16) {
-        sum += Frag::scale(row, mine, 0) * (j < 2 ? c[0] + c[1] : c[2] + c[3]);
-        c[0] = c[1] = c[2] = c[3] = 0;
+      const int mine = min(2 * p + (j >= 2), groups - 1);  // the group of this lane's corner
+      float halves[2];
+      if constexpr (C::kMin) {
+        const uint32_t sums = work.group_sums + 8 * (piece.first_group + mine);
+        halves[0] = __uint_as_float(load_word(sums)), halves[1] = __uint_as_float(load_word(sums + 4));
       }
-      multiply<Frag::kBf16>(c, u[2], v[2], u[3], v[3], x.z, x.w);
-      sum += Frag::scale(row, mine, 1) * (j < 2 ? c[0] + c[1] : c[2] + c[3]);
-      if constexpr (Frag::kMin) {
-        if ((j == 0 && 2 * p < groups) || (j == 2 && 2 * p + 1 < groups)) {
-          const float* halves = group_sums + 2 * (stage.first_group + mine);
-          if constexpr (Frag::kScaleGroup == 16) {
-            sum += Frag::minimum(row, mine, 0) * halves[0] + Frag::minimum(row, mine, 1) * halves[1];
-          } else {
-            sum += Frag::minimum(row, mine, 0) * (halves[0] + halves[1]);
+#pragma unroll
+      for (int o = 0; o < kOctets; ++o) {
+        uint32_t u[2], v[2];
+        C::template pair<kAligned>(row[o], p, j, u, v);
+        if constexpr (C::kScaleGroup == 32) {
+          int c[4] = {};
+          multiply_int8(c, u[0], v[0], u[1], v[1], x.x, x.y);
+          const int t = j < 2 ? c[0] * 256 + c[1] : c[2] * 256 + c[3];
+          sum[o] += C::scale(row[o], scales[o], mine, 0) * static_cast<float>(t);
+          if constexpr (C::kMin) {
+            if (j % 2 == 1 && 2 * p + j / 2 < groups) sum[o] += C::minimum(row[o], mine, 0) * (halves[0] + halves[1]);
+          }
+        } else {
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            int c[4] = {};
+            multiply_int8(c, u[h], v[h], h ? x.y : x.x);
+            const int t = j < 2 ? c[0] * 256 + c[1] : c[2] * 256 + c[3];
+            sum[o] += C::scale(row[o], scales[o], mine, h) * static_cast<float>(t);
+            if constexpr (C::kMin) {
+              if (j % 2 == 1 && 2 * p + j / 2 < groups) sum[o] += C::minimum(row[o], mine, h) * halves[h];
+            }
           }
         }
       }
     }
-  }
-
-  __device__ void consume(const Stage& stage, int first_pair, float& sum) const {
-    const int lane = lane_id(), j = lane % 4, part = lane / 4 % 4;
-    const uint32_t ring_address = shared_address(ring);
-    const uint32_t row = ring_address + stage.row[lane / 4];
-    const uint32_t scales = Frag::kGroupScales ? ring_address + stage.scales[lane / 4] : 0;
-    const int groups = stage.groups, cols = stage.cols;
-    const uint32_t input = shared_address(fragments) + (stage.first_group * 4 * kS + part * 4 + j) * 16;
-    const int pairs = (groups + 1) / 2;
-    float running[4] = {};
-    // Two at once, so that one's loads go on while the other's products are formed.
-    for (int p = first_pair; p < pairs; p += 2 * kConsumers) {
-      multiply_pair(row, scales, input, stage, p, groups, cols, running, sum);
-      if (p + kConsumers < pairs) multiply_pair(row, scales, input, stage, p + kConsumers, groups, cols, running, sum);
+  } else {
+    using Frag = Fragment<F>;
+    constexpr int kS = kSplits<F>;
+    const int part = lane / 4 % 4;
+    const uint32_t input = work.operands + (piece.first_group * 4 * kS + part * 4 + j) * 16;
+    float running[kOctets][4] = {};
+    for (int p = work.turn; p < pairs; p += kConsumers) {
+      const int g0 = min(2 * p, groups - 1), g1 = min(2 * p + 1, groups - 1);
+      uint4 x = {};
+      if (part < kS && 2 * p + second < groups) x = load_vector(input + (2 * p + second) * (64 * kS));
+#pragma unroll
+      for (int o = 0; o < kOctets; ++o) {
+#pragma unroll
+        for (int pass = 0; pass < Frag::kPasses; ++pass) {
+          uint32_t u[4], v[4];
+          Frag::decode(row[o], 0, g0, j, piece.cols - 32 * g0, pass, u);
+          Frag::decode(row[o], 0, g1, j, piece.cols - 32 * g1, pass, v);
+          multiply<Frag::kBf16>(running[o], u[0], v[0], u[1], v[1], x.x, x.y);
+          multiply<Frag::kBf16>(running[o], u[2], v[2], u[3], v[3], x.z, x.w);
+        }
+      }
     }
-    if constexpr (Frag::kScaleGroup == 0) sum += j < 2 ? running[0] + running[1] : running[2] + running[3];
+#pragma unroll
+    for (int o = 0; o < kOctets; ++o) sum[o] += j < 2 ? running[o][0] + running[o][1] : running[o][2] + running[o][3];
+  }
+}
+
+// Formats that decode speed has been measured for; the others take one octet at a time.
+template <class F>
+inline constexpr bool kTuned = false;
+template <>
+inline constexpr bool kTuned<Q4_0> = true;
+template <>
+inline constexpr bool kTuned<Q5_0> = true;
+template <>
+inline constexpr bool kTuned<Q8_0> = true;
+template <>
+inline constexpr bool kTuned<MXFP4> = true;
+template <>
+inline constexpr bool kTuned<E2M1> = true;
+
+// A function of its own for each format: one after the other the compiler can manage them.
+template <class F, bool kAligned>
+__device__ __noinline__ float3 sums_of_piece(PieceWork work) {
+  float sum[kMaxOctets] = {};
+  const int octets = (work.piece->rows + 7) / 8;
+  if constexpr (kTuned<F>) {
+    if (octets == 1) {
+      multiply_octets<F, kAligned, 1>(work, 0, sum);
+    } else if (octets == 2) {
+      multiply_octets<F, kAligned, 2>(work, 0, sum);
+    } else {
+      multiply_octets<F, kAligned, 3>(work, 0, sum);
+    }
+  } else {
+#pragma unroll
+    for (int o = 0; o < kMaxOctets; ++o) {
+      if (o < octets) multiply_octets<F, kAligned, 1>(work, o, sum + o);
+    }
+  }
+  return {sum[0], sum[1], sum[2]};
+}
+
+// The warps that multiply.
+struct Consumer {
+  Shared& shared;
+  const uint8_t* operands;
+  const uint8_t* group_sums;  // floats, [total_groups, 2]
+  const uint8_t* ring;
+  RingPosition at;
+  int turn;             // pairs of groups go round among the warps, on from piece to piece
+  int tile_number = 0;  // modulo kSums
+
+  // One stage. `done` is called by one warp of the block, after the last tile is written.
+  template <typename F>
+  __device__ void multiply_stage(const Stage& stage, F&& done) {
+    const MatVec& a = stage.matvec;
+    float sum[kMaxOctets] = {};
+    for (;;) {
+      wait_barrier(&shared.full[at.slot], at.parity);
+      const Piece& piece = shared.pieces[at.slot];
+      if (piece.groups < 0) {
+        if (warp_id() == 0) tiles_written(-piece.tiles_of_stage, done);
+        release();
+        return;
+      }
+      const bool final = piece.tiles_of_stage > 0;
+      if (narrow(a) && (a.experts.row_scales || (a.num_matrices > 0 && a.matrices[0].row_scales))) {
+        float part[kMaxOctets] = {};
+        multiply_piece(stage, piece, part);
+#pragma unroll
+        for (int o = 0; o < kMaxOctets; ++o) sum[o] += part[o] * row_scale(a, piece, o);
+      } else {
+        multiply_piece(stage, piece, sum);
+      }
+      const int pairs = (piece.groups + 1) / 2;
+      turn = (turn + kConsumers - pairs % kConsumers) % kConsumers;
+      if (piece.last) finish(stage, piece, sum, done);
+      release();
+      if (final) return;
+    }
   }
 
-  // Row scales of a part that is one of a sum.
-  __device__ float row_scale(const Stage& stage) const {
-    const Position at{0, stage.list, stage.tile, 0};
-    const Matrix& shape = shape_of(at);
-    const float* scales = kind_of(at) ? (a.experts.row_scales ? reinterpret_cast<const float*>(scales_of(at)) : nullptr)
-                                      : shape.row_scales;
-    return scales ? scales[row_of(shape, stage.tile, lane_id() / 4)] : 1.0f;
+ private:
+  __device__ void release() {
+    __syncwarp();
+    if (lane_id() == 0) arrive(&shared.empty[at.slot]);
+    at.next();
+  }
+
+  __device__ void multiply_piece(const Stage& stage, const Piece& piece, float (&sum)[kMaxOctets]) const {
+    const PieceWork work = {&piece, shared_address(operands), shared_address(group_sums), shared_address(ring), turn};
+    const bool aligned = stage.aligned;
+    float3 more = {};
+    switch (stage.format) {
+#define PROA_FORMAT(F)                                                                         \
+  case Format::F:                                                                              \
+    more = aligned ? sums_of_piece<F, kPairsOfWords<F>>(work) : sums_of_piece<F, false>(work); \
+    break;
+      PROA_FORMATS(PROA_FORMAT)
+#undef PROA_FORMAT
+    }
+    sum[0] += more.x, sum[1] += more.y, sum[2] += more.z;
+  }
+
+  __device__ static const float* row_scales_of(const MatVec& a, const Shared& shared, int list) {
+    if (list < a.num_matrices) return a.matrices[list].row_scales;
+    return a.experts.row_scales ? reinterpret_cast<const float*>(shared.scales[narrow(a)][list - a.num_matrices])
+                                : nullptr;
+  }
+  // Of a part that is one of a sum, for this lane's row of octet o.
+  __device__ float row_scale(const MatVec& a, const Piece& piece, int o) const {
+    const float* scales = row_scales_of(a, shared, piece.list);
+    const int r = 8 * o + lane_id() / 4;
+    return scales && r < piece.rows ? scales[piece.first_row + r] : 1.0f;
   }
 
   // The last warp to leave its sums of a tile writes it.
-  __device__ void finish(const Stage& stage, float& sum, int tile_number) const {
-    const int lane = lane_id(), warp = warp_id(), buffer = tile_number % kSums;
-    sum += __shfl_xor_sync(~0u, sum, 1);
-    sum += __shfl_xor_sync(~0u, sum, 2);
-    if (lane % 4 == 0) shared.sums[buffer][warp][lane / 4] = sum;
-    sum = 0;
+  template <typename F>
+  __device__ void finish(const Stage& stage, const Piece& piece, float (&sum)[kMaxOctets], F&& done) {
+    const int lane = lane_id(), j = lane % 4;
+    // The sums of four lanes, of octet 0 to lane 0, 1 to lane 2, 2 to lane 1.
+    const float weight = has_codes(stage.format) && j % 2 == 0 ? kHighDigits : 1.0f;
+    const float first = sum[0] * weight, second = sum[1] * weight;
+    float a = j < 2 ? first : second, b = sum[2] * weight;
+    a += __shfl_xor_sync(~0u, j < 2 ? second : first, 2);
+    b += __shfl_xor_sync(~0u, b, 2);
+    float mine = j % 2 ? b : a;
+    mine += __shfl_xor_sync(~0u, j % 2 ? a : b, 1);
+#pragma unroll
+    for (int o = 0; o < kMaxOctets; ++o) sum[o] = 0;
+    const int octet = j % 2 * 2 + j / 2;
+    if (octet < kMaxOctets) shared.sums[tile_number][warp_id()][8 * octet + lane / 4] = mine;
     __syncwarp();
     uint32_t before = 0;
     if (lane == 0) {
       __threadfence_block();
-      before = atomicAdd(&shared.arrived[buffer], 1u);
-      if (before == kConsumers - 1) shared.arrived[buffer] = 0;
+      before = atomicAdd(&shared.arrived[tile_number], 1u);
+      if (before == kConsumers - 1) shared.arrived[tile_number] = 0;
       __threadfence_block();
     }
-    if (__shfl_sync(~0u, before, 0) != kConsumers - 1) return;
-    __syncwarp();
-    write(stage, buffer);
+    const bool last = __shfl_sync(~0u, before, 0) == kConsumers - 1;
+    if (last) {
+      write(stage, piece);
+      __syncwarp();
+      tiles_written(1 - piece.tiles_of_stage, done);
+    }
+    tile_number = tile_number + 1 == kSums ? 0 : tile_number + 1;
   }
 
-  __device__ void write(const Stage& stage, int buffer) const {
-    const int r = lane_id() % kTileRows, quarter = lane_id() / kTileRows;
+  // The count goes up with each tile, and down by all of them with the last piece.
+  template <typename F>
+  __device__ void tiles_written(int change, F&& done) {
+    int left = 0;
+    if (lane_id() == 0) {
+      __threadfence_block();
+      left = atomicAdd(&shared.tiles_left, change) + change;
+      __threadfence_block();
+    }
+    if (__shfl_sync(~0u, left, 0) == 0) done();
+  }
+
+  __device__ void write(const Stage& stage, const Piece& piece) const {
+    const MatVec& a = stage.matvec;
+    const int r = lane_id();
+    if (r >= piece.rows) return;
     float total = 0;
 #pragma unroll
-    for (int w = 0; w < (kConsumers + 3) / 4; ++w) {
-      if (4 * w + quarter < kConsumers) total += shared.sums[buffer][4 * w + quarter][r];
-    }
-    total += __shfl_xor_sync(~0u, total, 8);
-    total += __shfl_xor_sync(~0u, total, 16);
-    const Position at{0, stage.list, stage.tile, 0};
-    const Matrix& shape = shape_of(at);
-    const int row = stage.tile * kTileRows + r;
-    if (quarter > 0 || row >= shape.rows) return;
-    total *= shared.unscale * Frag::kFactor;
-    float* y = shape.y + row;
-    if (!narrow()) {
-      if (kind_of(at)) {
-        const int expert = at.list - a.num_matrices;
-        total *= shared.expert_scale[expert];
-        if (a.experts.row_scales) total *= reinterpret_cast<const float*>(scales_of(at))[row];
-        y += static_cast<int64_t>(expert) * shape.rows;
+    for (int w = 0; w < kConsumers; ++w) total += shared.sums[tile_number][w][r];
+    total *= shared.unscale * factor_of(stage.format);
+    const int row = piece.first_row + r, expert = piece.list - a.num_matrices;
+    float* y = a.experts.shape.y + row;
+    if (narrow(a)) {
+      if (a.num_matrices > 0) y = a.matrices[0].y + row;
+    } else {
+      if (const float* scales = row_scales_of(a, shared, piece.list)) total *= scales[row];
+      if (expert >= 0) {
+        total *= shared.expert_scale[0][expert];
+        y += static_cast<int64_t>(expert) * a.experts.shape.rows;
       } else {
-        total *= shape.scale;
-        if (shape.row_scales) total *= shape.row_scales[row];
+        total *= a.matrices[piece.list].scale;
+        y = a.matrices[piece.list].y + row;
       }
     }
     switch (a.output) {
       case Output::store:
         *y = total;
         break;
-      case Output::add:
-        *y = __ldcg(y) + total;
+      case Output::add: {
+        const int in_share = row - share_of(matrix_rows(a)).begin;
+        *y = (in_share < kMaxOldRows ? shared.old[in_share] : __ldcg(y)) + total;
         break;
+      }
       case Output::activate:
         *y = activated(a.relu2, total);
         break;
@@ -387,449 +544,6 @@ struct Kernel {
         break;
     }
   }
-
-  __device__ float input_value(const float* x, const float* rms, int k) const {
-    float v = __ldcg(x + k);
-    if (a.input == Input::normed) v *= a.norm[k];
-    if (a.input == Input::gated) {
-      const int width = a.matrices[0].cols / a.n_groups;
-      v = v * silu(__ldcg(a.z + k)) * rms[k / width] * a.norm[k];
-    }
-    return v;
-  }
-
-  // The factor of part k of a narrow product: 1 for the matrix, the router's weight for an expert.
-  __device__ float part_factor(int part) const {
-    const int skip = a.num_matrices > 0;
-    if (part < skip) return a.matrices[0].scale;
-    return __ldcg(a.experts.weights + part - skip) * shared.expert_scale[part - skip];
-  }
-
-  __device__ float2 consumers_sum_max(float sum, float most) const {
-    sum = warp_sum(sum);
-    most = warp_max(most);
-    if (lane_id() == 0) {
-      shared.room[warp_id()] = sum;
-      shared.room[kWarp + warp_id()] = most;
-    }
-    consumers_sync();
-    const bool there = lane_id() < kConsumers;
-    return {warp_sum(there ? shared.room[lane_id()] : 0.0f), warp_max(there ? shared.room[kWarp + lane_id()] : 0.0f)};
-  }
-
-  // An item is the eight values of one lane j of one group of 32 columns, in the order of the format.
-  __device__ static void load_item(const float* values, int j, float (&v)[8], bool old) {
-    const auto four = [&](int k) {
-      const auto* p = reinterpret_cast<const float4*>(values + k);
-      return old ? __ldg(p) : __ldcg(p);
-    };
-    constexpr Order kOrder = Frag::kOrder;
-    if constexpr (kOrder == Order::nvfp4) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const auto* p = reinterpret_cast<const float2*>(values + 8 * i + 2 * j);
-        const float2 two = old ? __ldg(p) : __ldcg(p);
-        v[i / 2 * 4 + i % 2] = two.x;
-        v[i / 2 * 4 + i % 2 + 2] = two.y;
-      }
-    } else {
-      constexpr bool kApart = kOrder == Order::nibbles || kOrder == Order::parts;
-      constexpr int kSecond = kApart ? 16 : 4;
-      const int first = kApart ? 4 * j : 8 * j;
-      const float4 a = four(first), b = four(first + kSecond);
-      const float both[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const int k = column_of(kOrder, 0, i);
-        v[i] = both[k < kSecond ? k : k - kSecond + 4];
-      }
-    }
-  }
-  __device__ void put_item(int item, float (&v)[8], float factor) const {
-    const int group = item / 4, j = item % 4;
-    uint32_t packed[4][kS];
-#pragma unroll
-    for (int n = 0; n < 4; ++n) split_pair<Frag::kBf16>(v[2 * n] * factor, v[2 * n + 1] * factor, packed[n]);
-#pragma unroll
-    for (int p = 0; p < kS; ++p) {
-      fragments[(group * kS + p) * 4 + j] = {packed[0][p], packed[1][p], packed[2][p], packed[3][p]};
-    }
-    if constexpr (Frag::kMin) {
-      const uint32_t mask = __activemask();
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        float half = ((v[4 * h] + v[4 * h + 1]) + (v[4 * h + 2] + v[4 * h + 3])) * factor;
-        half += __shfl_xor_sync(mask, half, 1);
-        half += __shfl_xor_sync(mask, half, 2);
-        if (j == 0) group_sums[2 * group + h] = half;
-      }
-    }
-  }
-
-  __device__ void begin_after_predecessor() const {
-    if (a.input_is_old) return;
-    wait_for_predecessor();
-    if (a.mode != MatVec::Mode::widen && threadIdx.x == 0) start_successor();
-  }
-
-  // The input of sizes as models have them: kItems items a thread, all of them loaded at once.
-  template <int kItems, Input kInput>
-  __device__ void load_whole_input(float* rms) const {
-    const int tid = static_cast<int>(threadIdx.x), items = plan.total_groups * 4;
-    const int matrix_cols = a.num_matrices > 0 ? a.matrices[0].cols : narrow() ? 0 : a.experts.shape.cols;
-    const int matrix_groups = matrix_cols / 32, expert_groups = narrow() ? a.experts.shape.cols / 32 : 0;
-    float v[kItems][8];
-    float norm[kInput == Input::plain ? 1 : kItems][8];
-    if constexpr (kInput != Input::plain) {
-#pragma unroll
-      for (int i = 0; i < kItems; ++i) {
-        const int item = tid + i * kConsumerThreads;
-        if (item < items) load_item(a.norm + item / 4 * 32, item % 4, norm[i], true);
-      }
-    }
-    begin_after_predecessor();
-    const float* x = a.x + (a.x_row ? static_cast<int64_t>(__ldcg(a.x_row)) * matrix_cols : 0);
-    float squares = 0, largest = 0;
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      const int item = tid + i * kConsumerThreads;
-#pragma unroll
-      for (int n = 0; n < 8; ++n) v[i][n] = 0;
-      if (item < items) load_item(x + item / 4 * 32, item % 4, v[i], false);
-    }
-    if constexpr (kInput == Input::plain) {
-#pragma unroll
-      for (int i = 0; i < kItems; ++i) {
-        const int item = tid + i * kConsumerThreads, group = item / 4;
-        float factor = 1;
-        if (narrow() && item < items) {
-          const int expert = group < matrix_groups ? -1 : (group - matrix_groups) / expert_groups;
-          factor = part_factor(expert < 0 ? 0 : expert + (a.num_matrices > 0));
-        }
-#pragma unroll
-        for (int n = 0; n < 8; ++n) {
-          v[i][n] *= factor;
-          largest = fmaxf(largest, fabsf(v[i][n]));
-        }
-      }
-    }
-    if constexpr (kInput == Input::gated) {
-      const int groups_of_norm = matrix_groups / a.n_groups;
-#pragma unroll
-      for (int i = 0; i < kItems; ++i) {
-        const int item = tid + i * kConsumerThreads;
-        float z[8] = {};
-        if (item < items) load_item(a.z + item / 4 * 32, item % 4, z, false);
-        float sum = 0;
-#pragma unroll
-        for (int n = 0; n < 8; ++n) {
-          v[i][n] *= silu(z[n]);
-          sum += v[i][n] * v[i][n];
-        }
-        sum += __shfl_xor_sync(~0u, sum, 1);
-        sum += __shfl_xor_sync(~0u, sum, 2);
-        if (item < items && item % 4 == 0) rms[item / 4] = sum;
-      }
-      consumers_sync();
-#pragma unroll
-      for (int i = 0; i < kItems; ++i) {
-        const int item = tid + i * kConsumerThreads;
-        if (item >= items) continue;
-        const float* sums = rms + item / 4 / groups_of_norm * groups_of_norm;
-        float sum = 0;
-        for (int g = 0; g < groups_of_norm; ++g) sum += sums[g];
-        const float scale = 1.0f / sqrtf(sum / static_cast<float>(32 * groups_of_norm) + a.eps);
-#pragma unroll
-        for (int n = 0; n < 8; ++n) {
-          v[i][n] = v[i][n] * scale * norm[i][n];
-          largest = fmaxf(largest, fabsf(v[i][n]));
-        }
-      }
-    }
-    if constexpr (kInput == Input::normed) {
-#pragma unroll
-      for (int i = 0; i < kItems; ++i) {
-        if (tid + i * kConsumerThreads >= items) continue;
-#pragma unroll
-        for (int n = 0; n < 8; ++n) {
-          squares += v[i][n] * v[i][n];
-          v[i][n] *= norm[i][n];
-          largest = fmaxf(largest, fabsf(v[i][n]));
-        }
-      }
-    }
-    const float2 total = consumers_sum_max(squares, largest);
-    const float scale =
-        kInput == Input::normed ? 1.0f / sqrtf(total.x / static_cast<float>(matrix_cols) + a.eps) : 1.0f;
-    const float power = Frag::kBf16 ? 1.0f : half_scale(total.y * scale);
-    if (tid == 0) shared.unscale = 1.0f / power;
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      const int item = tid + i * kConsumerThreads;
-      if (item < items) put_item(item, v[i], scale * power);
-    }
-  }
-
-  __device__ void load_input(float* rms) const {
-    const auto vectors = [](const float* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
-    const int matrix_cols = a.num_matrices > 0 ? a.matrices[0].cols : narrow() ? 0 : a.experts.shape.cols;
-    const int expert_cols = narrow() ? a.experts.shape.cols : 0;
-    const bool whole =
-        matrix_cols % 32 == 0 && expert_cols % 32 == 0 && vectors(a.x) && vectors(a.z) && vectors(a.norm);
-    const int items = plan.total_groups * 4;
-    if (whole && a.input == Input::normed && items <= 2 * kConsumerThreads) {
-      load_whole_input<2, Input::normed>(rms);
-    } else if (whole && a.input == Input::gated && items <= 2 * kConsumerThreads &&
-               matrix_cols / 32 % a.n_groups == 0) {
-      load_whole_input<2, Input::gated>(rms);
-    } else if (whole && a.input == Input::plain && items <= 4 * kConsumerThreads) {
-      load_whole_input<4, Input::plain>(rms);
-    } else {
-      begin_after_predecessor();
-      load_any_input(rms);
-    }
-  }
-
-  // The input as operands: for each group of 32 columns and each lane j, four registers of either short part.
-  __device__ void load_any_input(float* rms) const {
-    const bool sum_of_parts = narrow();
-    const int tid = static_cast<int>(threadIdx.x);
-    const int matrix_cols = a.num_matrices > 0 ? a.matrices[0].cols : sum_of_parts ? 0 : a.experts.shape.cols;
-    const int cols = matrix_cols;  // of the first part
-    const int expert_cols = sum_of_parts ? a.experts.shape.cols : 0;
-    const float* x = a.x + (a.x_row ? static_cast<int64_t>(__ldcg(a.x_row)) * cols : 0);
-
-    float squares = 0, largest = 0, norm_scale = 1;
-    if (a.input == Input::gated) {
-      const int width = cols / a.n_groups;
-      for (int group = warp_id(); group < a.n_groups; group += kConsumers) {
-        float sum = 0, most = 0;
-        for (int i = lane_id(); i < width; i += kWarp) {
-          const int k = group * width + i;
-          const float v = __ldcg(x + k) * silu(__ldcg(a.z + k));
-          sum += v * v;
-          most = fmaxf(most, fabsf(v * a.norm[k]));
-        }
-        sum = warp_sum(sum);
-        const float r = 1.0f / sqrtf(sum / static_cast<float>(width) + a.eps);
-        if (lane_id() == 0) rms[group] = r;
-        largest = fmaxf(largest, most * r);
-      }
-    } else {
-      for (int k = tid; k < cols; k += kConsumerThreads) {
-        const float v = __ldcg(x + k);
-        squares += v * v;
-        largest = fmaxf(largest, fabsf(a.input == Input::normed ? v * a.norm[k]
-                                       : sum_of_parts           ? v * part_factor(0)
-                                                                : v));
-      }
-      for (int e = 0; sum_of_parts && e < a.experts.count; ++e) {
-        const float factor = part_factor(e + (a.num_matrices > 0));
-        const float* part = x + matrix_cols + static_cast<int64_t>(e) * expert_cols;
-        for (int k = tid; k < expert_cols; k += kConsumerThreads)
-          largest = fmaxf(largest, fabsf(__ldcg(part + k) * factor));
-      }
-    }
-    const float2 total = consumers_sum_max(squares, largest);
-    if (a.input == Input::normed) norm_scale = 1.0f / sqrtf(total.x / static_cast<float>(cols) + a.eps);
-    const float power = Frag::kBf16 ? 1.0f : half_scale(total.y * norm_scale);
-    if (tid == 0) shared.unscale = 1.0f / power;
-
-    const int matrix_groups = ceil_div(matrix_cols, 32), expert_groups = ceil_div(expert_cols, 32);
-    for (int i = tid; i < plan.total_groups * 4; i += kConsumerThreads) {
-      const int group = i / 4, j = i % 4;
-      int in_part = group, part = 0, part_cols = cols;
-      const float* values = x;
-      if (group >= matrix_groups) {
-        part = (group - matrix_groups) / expert_groups;
-        in_part = (group - matrix_groups) % expert_groups;
-        values = x + matrix_cols + static_cast<int64_t>(part) * expert_cols;
-        part += a.num_matrices > 0;
-        part_cols = expert_cols;
-      }
-      const float factor = sum_of_parts ? part_factor(part) : 1.0f;
-      float v[8];
-      float halves[2] = {};
-#pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        const int k = 32 * in_part + column_of(Frag::kOrder, j, n);
-        v[n] = k < part_cols ? input_value(values, rms, k) * norm_scale * factor * power : 0.0f;
-        halves[n / 4] += v[n];
-      }
-      uint32_t packed[4][kS];
-#pragma unroll
-      for (int n = 0; n < 4; ++n) split_pair<Frag::kBf16>(v[2 * n], v[2 * n + 1], packed[n]);
-#pragma unroll
-      for (int p = 0; p < kS; ++p) {
-        fragments[(group * kS + p) * 4 + j] = {packed[0][p], packed[1][p], packed[2][p], packed[3][p]};
-      }
-      if constexpr (Frag::kMin) {  // the four lanes of a group stand side by side; whole groups leave the loop together
-        const uint32_t mask = __activemask();
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          halves[h] += __shfl_xor_sync(mask, halves[h], 1);
-          halves[h] += __shfl_xor_sync(mask, halves[h], 2);
-          if (j == 0) group_sums[2 * group + h] = halves[h];
-        }
-      }
-    }
-  }
-
-  // By the producer.
-  __device__ void load_experts() const {
-    for (int k = lane_id(); k < a.experts.count; k += kWarp) {
-      const int id = __ldcg(a.experts.ids + k);
-      shared.data[k] = reinterpret_cast<const uint8_t*>(a.experts.data[id]);
-      shared.scales[k] = a.experts.scales ? reinterpret_cast<const uint8_t*>(a.experts.scales[id]) : nullptr;
-      shared.expert_scale[k] = a.experts.scale ? a.experts.scale[id] : 1.0f;
-    }
-    __syncwarp();
-  }
-
-  __device__ void producer() const {
-    const int first = static_cast<int>(blockIdx.x);
-    Ring at;
-    if (a.mode == MatVec::Mode::widen) {
-      // Tiles of the matrix do not depend on the router, which is the predecessor.
-      const int next = produce(first, plan.matrix_tiles, at);
-      wait_for_predecessor();
-      if (lane_id() == 0) start_successor();
-      load_experts();
-      produce(next, plan.items, at);
-    } else {
-      produce(first, plan.items, at);
-    }
-    end_production(at);
-  }
-
-  __device__ void consumer(float* rms) const {
-    load_input(rms);
-    consumers_sync();
-    Ring at;
-    float sum = 0;
-    int tile_number = 0, turn = warp_id();  // pairs of columns go round among the warps, on from stage to stage
-    for (;;) {
-      wait(&shared.full[at.slot], at.parity);
-      const Stage& stage = shared.stages[at.slot];
-      if (stage.groups < 0) return;
-      if (narrow()) {
-        float part = 0;
-        consume(stage, turn, part);
-        sum += part * row_scale(stage);
-      } else {
-        consume(stage, turn, sum);
-      }
-      const int pairs = (stage.groups + 1) / 2;
-      turn = (turn + kConsumers - pairs % kConsumers) % kConsumers;
-      if (stage.last) finish(stage, sum, tile_number++);
-      __syncwarp();
-      if (lane_id() == 0) arrive(&shared.empty[at.slot]);
-      at.next(plan.stages);
-    }
-  }
 };
 
-// Room for sums of a gated norm: of each group of 32 columns, or of each group of the norm.
-__host__ __device__ inline int rms_floats(const MatVec& a, const MatVecPlan& plan) {
-  if (a.input != Input::gated) return 0;
-  const int most = a.n_groups > plan.total_groups ? a.n_groups : plan.total_groups;
-  return (most + 3) / 4 * 4;
-}
-
-template <class F>
-__global__ void __launch_bounds__(kMatVecThreads, 2)
-    matvec_kernel(const __grid_constant__ MatVec a, const __grid_constant__ MatVecPlan plan) {
-  extern __shared__ uint4 memory[];
-  __shared__ Shared shared;
-  constexpr bool kMin = Fragment<F>::kMin;
-  uint4* fragments = memory;
-  auto* group_sums = reinterpret_cast<float*>(fragments + plan.total_groups * 4 * kSplits<F>);
-  auto* rms = group_sums + (kMin ? (2 * plan.total_groups + 3) / 4 * 4 : 0);
-  auto* ring = reinterpret_cast<uint8_t*>(rms + rms_floats(a, plan));
-  const Kernel<F> kernel{a, plan, shared, fragments, group_sums, ring};
-
-  const bool produces = warp_id() == kConsumers;
-  if (threadIdx.x == kConsumerThreads) {
-    for (int i = 0; i < plan.stages; ++i) {
-      init_barrier(&shared.full[i], kFullArrivals);
-      init_barrier(&shared.empty[i], kConsumers);
-    }
-#if __CUDA_ARCH__ >= 900
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-#endif
-  }
-  if (threadIdx.x < kSums) shared.arrived[threadIdx.x] = 0;
-  // The router is not the predecessor of a narrow product, so its choice is known, and consumers need it too.
-  if (produces && a.mode == MatVec::Mode::narrow) kernel.load_experts();
-  __syncthreads();
-  if (produces) {
-    kernel.producer();
-  } else {
-    kernel.consumer(rms);
-  }
-}
-
-// A row pitch at which eight rows fall into different banks.
-template <class F>
-int pitch_of(int bytes) {
-  int units = chunks_of(bytes);
-  const bool wide = sizeof(typename F::Block) * 32 / F::block_elements >= 64;  // lanes read 16 bytes
-  while (wide ? units % 8 != 4 : units % 2 == 0) ++units;
-  return units * 16;
-}
-
-constexpr int kStageBytes = 25600;  // at most, unless the least part of a row is larger
-
-template <class F>
-MatVecPlan plan_of(const MatVec& op) {
-  MatVecPlan plan;
-  const bool narrow = op.mode == MatVec::Mode::narrow;
-  const int expert_count = op.mode == MatVec::Mode::plain ? 0 : op.experts.count;
-  const int cols[2] = {op.num_matrices > 0 ? op.matrices[0].cols : 0, expert_count > 0 ? op.experts.shape.cols : 0};
-  for (int kind = 0; kind < 2; ++kind) {
-    if (cols[kind] == 0) continue;
-    int bytes = 0;
-    for (int parts = 1;; ++parts) {
-      const int part = ceil_div(ceil_div(cols[kind], parts), kUnit<F>) * kUnit<F>;
-      plan.part_cols[kind] = part;
-      plan.parts[kind] = ceil_div(cols[kind], part);
-      plan.part_bytes[kind] = part / F::block_elements * static_cast<int>(sizeof(typename F::Block));
-      plan.pitch[kind] = pitch_of<F>(plan.part_bytes[kind]);
-      if (Fragment<F>::kGroupScales) {
-        plan.scales_bytes[kind] = part / 16;
-        plan.scales_pitch[kind] = (chunks_of(part / 16) | 1) * 16;
-      }
-      bytes = kTileRows * (plan.pitch[kind] + plan.scales_pitch[kind]);
-      if (bytes <= kStageBytes || part == kUnit<F>) break;
-    }
-    plan.stage_bytes = bytes > plan.stage_bytes ? bytes : plan.stage_bytes;
-  }
-  const auto tiles = [](const Matrix& matrix) { return ceil_div(matrix.rows, kTileRows); };
-  for (int i = 0; i < op.num_matrices; ++i) plan.matrix_tiles += tiles(op.matrices[i]);
-  plan.items = narrow ? tiles(op.num_matrices > 0 ? op.matrices[0] : op.experts.shape)
-                      : plan.matrix_tiles + expert_count * (expert_count > 0 ? tiles(op.experts.shape) : 0);
-  plan.total_groups = narrow ? ceil_div(cols[0], 32) + expert_count * ceil_div(cols[1], 32)
-                             : ceil_div(op.num_matrices > 0 ? cols[0] : cols[1], 32);
-  return plan;
-}
-
-template <class F>
-void launch(const MatVec& op, const Launch& launch) {
-  MatVecPlan plan = plan_of<F>(op);
-  if (plan.items == 0) return;
-  const int input_bytes =
-      plan.total_groups * (64 * kSplits<F> + (Fragment<F>::kMin ? 8 : 0)) + 16 + 4 * rms_floats(op, plan);
-  // Half of an SM's shared memory, so that the successor can fill its own ring meanwhile.
-  int ring = 112 * 1024 - input_bytes;
-  ring = ring < 40 * 1024 ? 40 * 1024 : ring > 80 * 1024 ? 80 * 1024 : ring;
-  plan.stages = ring / plan.stage_bytes < 2            ? 2
-                : ring / plan.stage_bytes > kMaxStages ? kMaxStages
-                                                       : ring / plan.stage_bytes;
-  while (plan.stages > 2 && input_bytes + plan.stages * plan.stage_bytes + 16 > launch.shared_limit()) --plan.stages;
-  const int blocks = plan.items < launch.num_sms() ? plan.items : launch.num_sms();
-  launch(matvec_kernel<F>, dim3(blocks), dim3(kMatVecThreads), input_bytes + plan.stages * plan.stage_bytes + 16, op,
-         plan);
-}
-
-}  // namespace matvec
 }  // namespace proa::cuda

@@ -1,5 +1,4 @@
-// Matrix times one vector, by which decode lives: the weights of a stage pass once from memory to the tensor cores, by
-// way of a ring in shared memory that fills while the predecessor still runs.
+// Matrix times one vector, by which decode lives: a stage of a step (step.h).
 #pragma once
 
 #include <cstdint>
@@ -61,7 +60,6 @@ struct MatVec {
   Input input = Input::plain;
   Output output = Output::store;
   bool relu2 = false;
-  bool input_is_old = false;  // x was not written by the predecessor: matrices begin before it is done
   const float* x = nullptr;
   const int32_t* x_row = nullptr;  // x begins at row *x_row of `cols` values; null: at 0
   const float* z = nullptr;

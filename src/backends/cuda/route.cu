@@ -1,102 +1,16 @@
 #include "backends/cuda/device.cuh"
 #include "backends/cuda/kernels.h"
+#include "backends/cuda/route.cuh"
 
 namespace proa::cuda {
 namespace {
 
 constexpr int kRouteThreads = 128;
 
-struct Best {
-  float value;
-  int index;
-};
-__device__ Best warp_best(Best best) {  // the larger value, of equals the lower index
-#pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    const float value = __shfl_xor_sync(~0u, best.value, step);
-    const int index = __shfl_xor_sync(~0u, best.index, step);
-    if (value > best.value || (value == best.value && index < best.index)) best = {value, index};
-  }
-  return best;
-}
-
-// The experts of one token, by one warp. `room` holds 2 n_routed_experts floats of shared memory.
+// Of token `token`.
 __device__ void choose(const Route& op, const float* logits, int64_t token, float* room) {
-  const int n = op.n_routed_experts, lane = lane_id();
-  float* score = room;
-  float* choice = room + n;
-  for (int e = lane; e < n; e += kWarp) {
-    score[e] = 1.0f / (1.0f + expf(-__ldcg(logits + e)));
-    choice[e] = score[e] + op.bias[e];
-  }
-  __syncwarp();
-  const float never = -INFINITY;
-  if (op.n_group > 1) {
-    // Groups that may be chosen from are marked by turns; the others' experts then drop out.
-    const int size = n / op.n_group;
-    const auto group_score = [&](int g) {
-      float first = never, second = never;
-      for (int e = g * size; e < (g + 1) * size; ++e) {
-        const float v = choice[e];
-        if (v > first) {
-          second = first;
-          first = v;
-        } else if (v > second) {
-          second = v;
-        }
-      }
-      return size > 1 ? first + second : first;
-    };
-    // A group is out when topk_group others come before it.
-    for (int g = lane; g < op.n_group; g += kWarp) {
-      const float mine = group_score(g);
-      int before = 0;
-      for (int other = 0; other < op.n_group; ++other) {
-        if (other == g) continue;
-        const float theirs = group_score(other);
-        if (theirs > mine || (theirs == mine && other < g)) ++before;
-      }
-      // Marked in a bit of the score's sign, which is never negative.
-      if (before >= op.topk_group) {
-        for (int e = g * size; e < (g + 1) * size; ++e) score[e] = -score[e];
-      }
-    }
-    __syncwarp();
-    for (int e = lane; e < n; e += kWarp) {
-      if (signbit(score[e])) choice[e] = never;
-    }
-    __syncwarp();
-  }
-
-  float sum = 0;
-  int32_t* ids = op.topk_ids + token * op.num_experts_per_tok;
-  float* weights = op.topk_weights + token * op.num_experts_per_tok;
-  float mine[2] = {};  // weights of choices `lane` and `lane` + 32
-  for (int k = 0; k < op.num_experts_per_tok; ++k) {
-    Best best = {never, n};
-    for (int e = lane; e < n; e += kWarp) {
-      if (choice[e] > best.value) best = {choice[e], e};
-    }
-    best = warp_best(best);
-    if (best.index >= n) best.index = n - 1;  // only NaN is left
-    const float weight = score[best.index];
-    sum += weight;
-    if (k % kWarp == lane && k < 2 * kWarp) mine[k / kWarp] = weight;
-    if (lane == 0) {
-      ids[k] = best.index;
-      if (k >= 2 * kWarp) weights[k] = weight;
-      if (op.expert_tokens) atomicAdd(op.expert_tokens + best.index, 1);
-    }
-    __syncwarp();
-    if (lane == 0) choice[best.index] = never;
-    __syncwarp();
-  }
-  const float factor = op.routed_scaling_factor;
-  for (int k = lane; k < op.num_experts_per_tok; k += kWarp) {
-    float weight = k < 2 * kWarp ? mine[k / kWarp] : weights[k];
-    if (op.norm_topk_prob) weight = weight / (sum + 1e-20f);
-    weights[k] = weight * factor;
-  }
+  const int64_t first = token * op.num_experts_per_tok;
+  cuda::choose(op, logits, op.topk_ids + first, op.topk_weights + first, true, room);
 }
 
 __global__ void __launch_bounds__(kWarp) choose_kernel(const __grid_constant__ Route op, const float* logits) {

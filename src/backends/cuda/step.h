@@ -1,0 +1,63 @@
+// The ops of one token as stages of one kernel, which all SMs run together from the first to the last. Weights do not
+// depend on activations: in each block one warp fetches them, stage after stage, as far ahead as shared memory holds
+// them, while the others compute and wait for each other between stages. So memory never idles where a step is a chain
+// of many small products.
+#pragma once
+
+#include <vector>
+
+#include "backends/cuda/launch.h"
+#include "backends/cuda/matvec.h"
+#include "ops/mamba2.h"
+#include "ops/route.h"
+
+namespace proa::cuda {
+
+// How a product is cut into pieces, a piece being what one place of the ring holds; made on the host.
+struct MatVecPlan {
+  int tile_rows = 0;     // of a piece at most, a multiple of 8
+  int total_groups = 0;  // of 32 columns, all parts of the input
+  // 0: matrices, 1: experts
+  int part_cols[2] = {};     // columns of a piece
+  int parts[2] = {};         // pieces of a row
+  int part_bytes[2] = {};    // of a row
+  int pitch[2] = {};         // bytes from row to row of a piece
+  int scales_bytes[2] = {};  // of a row in a piece
+  int scales_pitch[2] = {};  // 0: none
+};
+
+struct Stage {
+  enum class Kind : uint8_t { matvec, conv_ssm_step } kind = Kind::matvec;
+
+  // matvec. With a router (widen) its blocks compute a logit each on the way and all choose the experts.
+  Format format{};
+  bool aligned = false;  // every row begins at a multiple of four bytes
+  MatVec matvec;
+  MatVecPlan plan;
+  bool routes = false;
+  int routed_before = 0;  // such stages
+  Route route;
+  float* logits = nullptr;  // [n_routed_experts]
+
+  ConvSsmStep ssm;
+  uint32_t* tickets = nullptr;  // [n_groups] zeros, and zeros again afterwards
+};
+
+// What blocks wait on. Zeros before and after a step.
+struct StepSync {
+  uint32_t stages;  // arrivals: blocks that have done a stage
+  uint32_t logits;  // arrivals: blocks that have written their logits
+  uint32_t done;    // blocks
+};
+
+constexpr int kMaxRoutedExperts = 512;  // that a stage can choose from
+
+// Whether a stage can do this route within `matvec`, the product that comes next.
+bool can_route(const Route& route, const MatVec& matvec);
+Stage matvec_stage(Format format, const MatVec& op, const Launch& launch);
+bool is_stage(const ConvSsmStep& op);  // else kernels.h has it
+
+// `stages` on the device, `host` the same.
+void run_step(const Stage* stages, const std::vector<Stage>& host, StepSync* sync, const Launch& launch);
+
+}  // namespace proa::cuda
