@@ -29,6 +29,25 @@ TEST(Backends, ErrorsNameTheFlagAndTheChoices) {
   EXPECT_NE(target.error().message().find("found MMX"), std::string::npos);
 }
 
+// No device of today is outside, and tensor cores are there for a reason.
+TEST(Backends, ProbesOfADeviceAreOfThisWorld) {
+  for (const auto& backend : all_backends()) {
+    if (backend->shares_memory()) continue;  // the CPU's: cpu/probe_test.cpp
+    double rates[std::size(kProbes)] = {};
+    for (const Probe what : kProbes) {
+      double& rate = rates[static_cast<size_t>(what)] = backend->probe(what, 0.05);
+      EXPECT_GT(rate, 1e9) << to_string(what);
+      EXPECT_LT(rate, 1e16) << to_string(what);
+      RecordProperty(to_string(what), std::to_string(rate));
+    }
+    EXPECT_GT(rates[static_cast<size_t>(Probe::bf16)], rates[static_cast<size_t>(Probe::f32)]);
+    EXPECT_GT(rates[static_cast<size_t>(Probe::int8)], rates[static_cast<size_t>(Probe::f32)]);
+    EXPECT_TRUE(backend->synchronize().ok());
+    return;
+  }
+  GTEST_SKIP() << "no device with memory of its own";
+}
+
 TEST(Backends, MemoryIsZeroedAlignedAndRefusedWhenThereIsNone) {
   for (const auto& backend : all_backends()) {
     for (size_t bytes : {size_t{0}, size_t{1}, size_t{1000}}) {

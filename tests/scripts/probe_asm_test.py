@@ -1,12 +1,13 @@
-"""The probes of the CPU count what their machine code does.
+"""The probes of CPU and GPU count what their machine code does.
 
 A compiler may merge sums that are alike, hoist a product out of the loop or spill a register, and a limit that is then too
 high or too low makes every share wrong. So each loop of src/backends/cpu/probe_loops.cpp is looked up in the program and its hot
 loop must hold exactly the loads or products that the table of that file counts, each product with a sum of its own, no
-stack, no call and little else.
+stack, no call and little else. The same for src/backends/cuda/probe_loops.cu, for every architecture in the program.
 
 PROA_BINARY names the program (default build/release/apps/proa). Skipped without nm and objdump (OBJDUMP, NM name others),
-and for builds that are not of type Release or have sanitizers.
+and for builds that are not of type Release or have sanitizers; the part for GPUs without cuobjdump (CUOBJDUMP names another) or
+in a program without CUDA.
 """
 import os
 import pathlib
@@ -19,6 +20,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROA = pathlib.Path(os.environ.get("PROA_BINARY", ROOT / "build/release/apps/proa"))
 SOURCE = ROOT / "src/backends/cpu/probe_loops.cpp"
 OBJDUMP, NM = os.environ.get("OBJDUMP", "objdump"), os.environ.get("NM", "nm")
+CUDA_SOURCE = ROOT / "src/backends/cuda/probe_loops.cu"
+CUOBJDUMP = os.environ.get("CUOBJDUMP", "cuobjdump")
 
 # name: the instructions that an iteration must hold equally often, their operations, and how many others there may be beside
 # the counter and the jump
@@ -38,6 +41,15 @@ PRODUCTS = {
     "bf16_mmla": (("bfmmla",), 32, 0),
 }
 COUNTER = 3  # subtract, compare, jump
+# The same of a warp, and whether the sums are one: products of a warpgroup write all its registers, in order. Products of
+# tensor cores take 8 to 128 cycles, so others between them cost nothing.
+CUDA_PRODUCTS = {
+    "f32_ffma": ("FFMA", 2 * 32, 2, False),
+    "bf16_mma": ("HMMA.16816.F32.BF16", 2 * 16 * 8 * 16, 24, False),
+    "int8_mma": ("IMMA.16832.S8.S8", 2 * 16 * 8 * 32, 24, False),
+    "bf16_wgmma": ("HGMMA.64x256x16.F32.BF16", 2 * 64 * 256 * 16 // 4, 64, True),
+    "int8_wgmma": ("IGMMA.64x256x32.S8.S8", 2 * 64 * 256 * 32 // 4, 64, True),
+}
 WIDTHS = {"zmm": 64, "ymm": 32, "xmm": 16}
 
 
@@ -178,6 +190,77 @@ class ProbeLoops(unittest.TestCase):
                 vectors = sum(line[2].count("q") if "%" not in line[2] else 1 for line in loads)
                 self.assertLessEqual(len(hot), 2 * vectors + fetches + 3 * streams + COUNTER, shown)
         self.assertGreaterEqual(seen, 3)
+
+
+def cuda_symbol(kernel):
+    """f32_ffma<8, 32>, as the compiler spells it"""
+    name, arguments = re.fullmatch(r"(\w+)<(.*)>", kernel).groups()
+    codes = "".join({"true": "Lb1E", "false": "Lb0E"}.get(a, f"Li{a}E") for a in arguments.split(", "))
+    return f"_ZN4proa4cuda10probe_loop{len(name)}{name}I{codes}EEviPj"
+
+
+def cuda_code(symbols):
+    """{(architecture, symbol): [(address, mnemonic, operands)]}"""
+    text = subprocess.run([CUOBJDUMP, "-sass", "-fun", ",".join(symbols), PROA], capture_output=True, text=True, check=True).stdout
+    found, architecture, code = {}, "", []
+    for line in text.splitlines():
+        if match := re.match(r"\s*code for (sm_\w+)|arch = (sm_\w+)", line):
+            architecture = match.group(1) or match.group(2)
+        elif match := re.match(r"\s*Function : (\w+)", line):
+            code = found[architecture, match.group(1)] = []
+        elif match := re.match(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\d+ )?(\S+)\s*(.*?) *;", line):
+            code.append((int(match.group(1), 16), match.group(2), match.group(3)))
+    return found
+
+
+def cuda_loops(code):
+    """Innermost loops, as loops() finds them."""
+    at = {address: i for i, (address, _, _) in enumerate(code)}
+    spans = []
+    for i, (_, name, operands) in enumerate(code):
+        target = re.search(r"0x([0-9a-f]+)$", operands) if name.startswith("BRA") else None
+        first = at.get(int(target.group(1), 16)) if target else None
+        if first is not None and first < i:  # code ends with a jump to itself
+            spans.append((first, i + 1))
+    return [code[a:b] for a, b in spans if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in spans)]
+
+
+class CudaProbeLoops(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        if not PROA.exists():
+            raise AssertionError(f"{PROA} is not there: build it, or set PROA_BINARY")
+        if b".nv_fatbin" not in PROA.read_bytes():
+            raise unittest.SkipTest("built without CUDA")
+        if not shutil.which(CUOBJDUMP):
+            raise unittest.SkipTest("cuobjdump is not installed")
+        cls.rows = re.findall(r"\{Probe::\w+, (\w+<[\w, ]+>), (\d+), ([\d* ]+), \d+\}", CUDA_SOURCE.read_text())
+        cls.code = cuda_code([cuda_symbol(kernel) for kernel, _, _ in cls.rows])
+
+    def test_products(self):
+        self.assertEqual({kernel.split("<")[0] for kernel, _, _ in self.rows}, set(CUDA_PRODUCTS))
+        architectures = {architecture for architecture, _ in self.code}
+        self.assertTrue(architectures)
+        for architecture in architectures:
+            for kernel, products, operations in self.rows:
+                instruction, each, others, one_sum = CUDA_PRODUCTS[kernel.split("<")[0]]
+                if instruction[1:].startswith("GMMA") and architecture != "sm_90a":
+                    continue
+                with self.subTest(kernel, architecture=architecture):
+                    found = cuda_loops(self.code[architecture, cuda_symbol(kernel)])
+                    self.assertTrue(found, "no loop")
+                    hot = max(found, key=lambda loop: sum(line[1] == instruction for line in loop))
+                    shown = "\n".join(f"  {address:x}: {name} {operands}" for address, name, operands in hot)
+                    mine = [line for line in hot if line[1] == instruction]
+                    self.assertEqual((len(mine), each), (int(products), eval(operations)), shown)
+                    sums, apart = [written(line) for line in mine], 1 if one_sum else int(re.search(r"\d+", kernel.split("<")[1])[0])
+                    for i in range(len(sums) - apart + 1):
+                        self.assertEqual(len(set(sums[i:i + apart])), apart, f"sums are shared:\n{shown}")
+                    registers = [re.findall(r"\bR\d+", operands) for _, _, operands in mine]
+                    if instruction != "FFMA":  # it grows by what it was
+                        self.assertFalse([r for r in registers if r[0] != r[-1]], shown)
+                    self.assertFalse([line for line in hot if re.match(r"LD|ST", line[1])], f"memory is used:\n{shown}")
+                    self.assertLessEqual(len(hot), int(products) + others + COUNTER, shown)
 
 
 if __name__ == "__main__":

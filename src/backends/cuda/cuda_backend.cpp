@@ -299,7 +299,7 @@ Result<void> CudaBackend::synchronize() {
 
 double CudaBackend::probe(Probe what, double seconds) {
   make_current();
-  return what == Probe::read ? cuda::read_probe(seconds, launch_) : 0;
+  return what == Probe::read ? cuda::read_probe(seconds, launch_) : cuda::arithmetic_probe(what, seconds, launch_);
 }
 
 std::byte* CudaBackend::scratch(size_t bytes) {

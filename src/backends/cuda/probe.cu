@@ -1,7 +1,7 @@
 #include <algorithm>
 
-#include "backends/cuda/device.cuh"
 #include "backends/cuda/probe.h"
+#include "backends/cuda/stopwatch.h"
 
 namespace proa::cuda {
 namespace {
@@ -47,27 +47,18 @@ double read_probe(double seconds, const Launch& launch) {
   auto* sink = reinterpret_cast<uint32_t*>(reinterpret_cast<std::byte*>(data) + kBytes);
   constexpr int64_t kCount = kBytes / sizeof(uint4);
   fill_kernel<<<launch.num_sms() * 4, 512, 0, launch.stream()>>>(data, kCount);
-  cudaEvent_t before, after;
-  cudaEventCreate(&before);
-  cudaEventCreate(&after);
+  const Stopwatch stopwatch(launch);
   double best = 0, spent = 0;
   for (int round = 0; spent < seconds || round < 8; ++round) {
-    cudaEventRecord(before, launch.stream());
-    const int blocks = launch.num_sms() * (round % 2 ? 4 : 2);
-    if (round % 4 < 2) {
-      read_kernel<4><<<blocks, 512, 0, launch.stream()>>>(data, kCount, sink);
-    } else {
-      read_kernel<8><<<blocks, 512, 0, launch.stream()>>>(data, kCount, sink);
-    }
-    cudaEventRecord(after, launch.stream());
-    if (cudaEventSynchronize(after) != cudaSuccess) break;
-    float milliseconds = 0;
-    cudaEventElapsedTime(&milliseconds, before, after);
-    if (round >= 2) best = std::max(best, static_cast<double>(kBytes) / (milliseconds * 1e-3));
-    spent += milliseconds * 1e-3;
+    const double elapsed = stopwatch.seconds([&] {
+      const int blocks = launch.num_sms() * (round % 2 ? 4 : 2);
+      const auto kernel = round % 4 < 2 ? read_kernel<4> : read_kernel<8>;
+      kernel<<<blocks, 512, 0, launch.stream()>>>(data, kCount, sink);
+    });
+    if (elapsed <= 0) break;
+    if (round >= 2) best = std::max(best, static_cast<double>(kBytes) / elapsed);
+    spent += elapsed;
   }
-  cudaEventDestroy(before);
-  cudaEventDestroy(after);
   cudaFree(data);
   launch.keep(cudaGetLastError());
   return best;
