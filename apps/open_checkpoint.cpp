@@ -12,6 +12,8 @@ namespace proa {
 namespace {
 
 constexpr uint64_t kSpare = 512u << 20;  // for caches, tables and the program itself
+// Of dummy weights for a device: scales of matrices, which are read where a checkpoint is opened, are smaller.
+constexpr uint64_t kMaxTensorOnHost = 4096;
 
 bool fits(uint64_t bytes, uint64_t available) { return available == 0 || bytes + kSpare <= available; }
 
@@ -68,7 +70,7 @@ Result<DummyRequest> find_dummy(const std::string& model, const std::string& qua
   return request;
 }
 
-Result<Checkpoint> open_checkpoint(const OpenOptions& options) {
+Result<Checkpoint> open_checkpoint(const OpenOptions& options, bool for_device) {
   if (options.load_format != "dummy") {
     if (options.load_format != "auto") {
       return Error{"open model", "--load-format", "auto or dummy", options.load_format, ""};
@@ -90,6 +92,7 @@ Result<Checkpoint> open_checkpoint(const OpenOptions& options) {
   PROA_ASSIGN(const DummyRequest request, find_dummy(options.model, options.quantization));
   PROA_ASSIGN(const DummyCheckpoint dummy,
               make_dummy(dummy_name(request), request.config, *request.precision, {.seed = options.seed.value_or(0)}));
+  if (for_device) return Checkpoint::dummy(dummy, options.threads, kMaxTensorOnHost);
   const uint64_t available = available_memory();
   if (!fits(dummy.bytes(), available)) {
     return Error{"make dummy weights", request.name + " in " + std::string(request.precision->name),

@@ -11,7 +11,8 @@ namespace proa {
 
 // What --load-format, --quantization and --seed ask for. Errors beside those of the readers: an unknown model or
 // precision, with the known ones; dummy weights that do not fit in memory, with both sizes and a command that fits.
-Result<Checkpoint> open_checkpoint(const OpenOptions& options);
+// Dummy weights for a device with memory of its own are left for it to make: none of them takes memory here.
+Result<Checkpoint> open_checkpoint(const OpenOptions& options, bool for_device = false);
 
 struct DummyRequest {
   std::string name;               // for people: the model's, or the folder's

@@ -135,7 +135,7 @@ Result<OpenedModel> open_model(const OpenOptions& options) {
   PROA_ASSIGN(const Format kv_cache_dtype, parse_kv_cache_dtype(options.kv_cache_dtype));
   PROA_ASSIGN(auto made, make_backend(options.device, {.num_threads = options.threads}));
   const std::shared_ptr<Backend> backend = std::move(made);
-  PROA_ASSIGN(auto opened, open_checkpoint(options));
+  PROA_ASSIGN(auto opened, open_checkpoint(options, !backend->shares_memory()));
   const auto checkpoint = std::make_shared<const Checkpoint>(std::move(opened));
   PROA_ASSIGN(auto owned_model, open_model(checkpoint, *backend));
   const std::shared_ptr<const Model> model = std::move(owned_model);

@@ -7,6 +7,7 @@
 
 #include <set>
 
+#include "engine/teacher_forcing.h"
 #include "models/family.h"
 #include "models/step_cost.h"
 #include "sparse_checkpoint.h"
@@ -177,6 +178,40 @@ TEST(Dummy, LargeTensorsCanBeLeftToADevice) {
     EXPECT_EQ(place->on_host, entry.bytes <= 4096) << name;
     const bool zero = std::all_of(entry.data, entry.data + entry.bytes, [](std::byte b) { return b == std::byte{0}; });
     EXPECT_EQ(zero, !place->on_host || name.ends_with("exp_probs_b.bias")) << name;
+  }
+}
+
+// As far as a model can tell it has memory of its own; its ops are the plain loops.
+class Apart final : public Backend {
+ public:
+  std::string_view name() const override { return "apart"; }
+  std::string_view description() const override { return ""; }
+  std::string_view on_reference() const override { return ""; }
+  bool shares_memory() const override { return false; }
+  Result<Buffer> allocate(size_t bytes) override { return host_->allocate(bytes); }
+
+ private:
+  std::unique_ptr<Backend> host_ = must(make_backend("reference"));
+};
+
+// Experts in one tensor (GGUF) and in one each, scales of matrices, of groups and none.
+TEST(Dummy, ADeviceHoldsWhatTheHostLeftOut) {
+  for (const auto& [precision, gguf] : {std::pair("q4_0", true), {"nvfp4", false}, {"fp8", false}, {"bf16", true}}) {
+    const DummyCheckpoint dummy = make("tiny", tiny_config(), precision, {.gguf = gguf});
+    const auto logits = [&](Backend& backend, uint64_t max_tensor_bytes) {
+      const auto checkpoint = std::make_shared<const Checkpoint>(must(Checkpoint::dummy(dummy, 1, max_tensor_bytes)));
+      const auto model = must(open_model(checkpoint, backend));
+      auto result =
+          must(forced_logits(*model, backend, std::vector<int32_t>{1, 700, 3001}, std::vector<int32_t>{0, 2}));
+      for (const auto& [name, entry] : checkpoint->tensors()) {
+        if (entry.bytes <= max_tensor_bytes) continue;
+        EXPECT_TRUE(std::all_of(entry.data, entry.data + entry.bytes, [](std::byte b) { return b == std::byte{0}; }))
+            << name;
+      }
+      return result;
+    };
+    Apart device;
+    EXPECT_EQ(logits(device, 64), logits(*must(make_backend("reference")), UINT64_MAX)) << precision;
   }
 }
 

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "quant/dummy.h"
+
 namespace proa {
 namespace {
 
@@ -61,6 +63,46 @@ TEST(Backends, MemoryIsZeroedAlignedAndRefusedWhenThereIsNone) {
       EXPECT_EQ(content, std::vector<std::byte>(bytes));
     }
     EXPECT_FALSE(backend->allocate(SIZE_MAX).ok());
+  }
+}
+
+// The host's own bits, wherever a part begins and ends and whichever device makes them.
+TEST(Backends, DummyWeightsHaveTheBitsOfTheHost) {
+  constexpr struct {
+    const char* name;
+    uint64_t begin, units;  // begin in units
+    double bytes;           // of one more unit, as a share of it
+  } kParts[] = {
+      {"one unit", 0, 1, 0},
+      {"less than one", 7, 0, 0.5},
+      {"from an odd place to an odd one", 13, 1001, 0.5},
+      {"several tiles", 1, 10'000, 0.25},
+      {"beyond 2^32 words", (uint64_t{1} << 32) / 5 - 3, 1000, 0},
+      {"beyond 2^32 words of a plain format", (uint64_t{1} << 32) - 1000, 3000, 0},
+  };
+  for (const auto& backend : all_backends()) {
+    for (const Format format : kFormats) {
+      const size_t unit = dummy_unit_bytes(format);
+      std::vector<DummyFill> fills = {dummy_fill(format, 3, "a.weight", -0.03, 0.03)};
+      if (format == Format::F32 || format == Format::BF16 || format == Format::F16) {
+        fills.push_back(dummy_fill(format, 3, "dt_bias", -6.9, -2.25));  // contraction would show where a centre is
+      }
+      if (format == Format::F8_E4M3) fills.push_back(dummy_group_scales(3, "a.weight_scale"));
+      for (const DummyFill& fill : fills) {
+        for (const auto& [name, begin, units, rest] : kParts) {
+          std::vector<std::byte> expected(units * unit + static_cast<size_t>(rest * static_cast<double>(unit)));
+          fill_dummy(fill, begin * unit, expected);
+          // What the tensor is called does not matter here, its bytes do.
+          const Tensor tensor{nullptr, {1, static_cast<int64_t>(expected.size())}, Format::F8_E4M3, expected.size()};
+          const auto placed = backend->place_dummy(tensor, fill, begin * unit);
+          ASSERT_TRUE(placed.ok()) << placed.error().message();
+          std::vector<std::byte> actual(expected.size());
+          backend->download(actual.data(), placed->weight.data, actual.size());
+          ASSERT_TRUE(backend->synchronize().ok());
+          EXPECT_TRUE(actual == expected) << backend->name() << ", " << info(format).name << ": " << name;
+        }
+      }
+    }
   }
 }
 

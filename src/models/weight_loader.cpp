@@ -28,6 +28,7 @@ Result<CheckedTensors> checked_tensors(const Checkpoint& checkpoint, std::span<c
   for (const Ignored& each : ignored) patterns.push_back(each.pattern);
   PROA_ASSIGN(checked.tensors, check_tensors(stored.entries, checkpoint.path(), table, patterns));
   checked.scaling = std::move(stored.scaling);
+  checked.dummy = checkpoint.dummy();
 
   for (const auto& [name, entry] : checkpoint.tensors()) {
     const auto covers = [&](const Ignored& each) { return is_ignored(each.pattern, name); };
@@ -53,8 +54,17 @@ void WeightLoader::fail(Error error) {
   if (status_.ok()) status_ = std::move(error);
 }
 
+std::optional<DummyIndex::Place> WeightLoader::missing(const Tensor& tensor) const {
+  auto place = dummy_ ? dummy_->find(tensor.data) : std::nullopt;
+  assert((!place || place->bytes >= tensor.bytes) && "a tensor is a part of one of the checkpoint's");
+  if (place && place->on_host) place.reset();
+  return place;
+}
+
 Weight WeightLoader::place(const Tensor& tensor) {
-  auto placed = backend_.place(tensor);
+  // Where the host's memory is the device's, what the checkpoint left out is not wanted: sizes are being asked for.
+  const auto dummy = backend_.shares_memory() ? std::nullopt : missing(tensor);
+  auto placed = dummy ? backend_.place_dummy(tensor, dummy->fill, dummy->begin) : backend_.place(tensor);
   if (!placed.ok()) return fail(placed.error()), Weight{};
   if (placed->memory.data()) buffers_.push_back(placed->memory);
   return placed->weight;
@@ -137,7 +147,12 @@ std::vector<float> WeightLoader::values(const std::string& name, bool optional) 
                    .parameters = tensor->shape.elements(),
                    .bytes = tensor->shape.elements() * static_cast<int64_t>(sizeof(float))});
   std::vector<float> decoded(static_cast<size_t>(tensor->shape.elements()));
-  decode_row(tensor->format, tensor->data, tensor->shape.elements(), decoded.data());
+  std::vector<std::byte> made;
+  if (const auto dummy = missing(*tensor)) {
+    made.resize(tensor->bytes);
+    fill_dummy(dummy->fill, dummy->begin, made);
+  }
+  decode_row(tensor->format, made.empty() ? tensor->data : made.data(), tensor->shape.elements(), decoded.data());
   return decoded;
 }
 

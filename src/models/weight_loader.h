@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -30,6 +31,7 @@ struct CheckedTensors {
   TensorMap tensors;
   std::map<const std::byte*, Scaling> scaling;
   std::vector<UnusedTensors> unused;  // ignored ones, and scales that only other arithmetic would need
+  const DummyIndex* dummy = nullptr;  // the checkpoint's
 };
 Result<CheckedTensors> checked_tensors(const Checkpoint& checkpoint, std::span<const TensorSpec> table,
                                        std::span<const Ignored> ignored);
@@ -38,7 +40,10 @@ Result<CheckedTensors> checked_tensors(const Checkpoint& checkpoint, std::span<c
 class WeightLoader {
  public:
   WeightLoader(CheckedTensors checked, Backend& backend)
-      : tensors_(std::move(checked.tensors)), scaling_(std::move(checked.scaling)), backend_(backend) {}
+      : tensors_(std::move(checked.tensors)),
+        scaling_(std::move(checked.scaling)),
+        dummy_(checked.dummy),
+        backend_(backend) {}
 
   // Every name must be in the table, except where `optional` says that an empty result will do.
   Weight matrix(WeightKind kind, const std::string& name, bool optional = false);
@@ -63,6 +68,8 @@ class WeightLoader {
  private:
   const Tensor* find(const std::string& name, bool optional);
   void fail(Error error);
+  // How to make the bytes of a tensor that are nowhere; none: they are where they should be.
+  std::optional<DummyIndex::Place> missing(const Tensor& tensor) const;
   Weight place(const Tensor& tensor);
   // The matrices of a tensor [matrices, rows, cols], or the one it is.
   std::vector<Weight> place_each(const Tensor& tensor, bool stacked);
@@ -73,6 +80,7 @@ class WeightLoader {
 
   TensorMap tensors_;
   std::map<const std::byte*, Scaling> scaling_;
+  const DummyIndex* dummy_;
   Backend& backend_;
   std::vector<Buffer> buffers_;
   Result<void> status_;

@@ -27,6 +27,8 @@
 
 namespace proa {
 
+struct DummyFill;  // quant/dummy.h
+
 // Device memory, zeroed, aligned to 64 bytes; freed with the last owner.
 struct Buffer {
   std::shared_ptr<std::byte> memory;
@@ -77,6 +79,9 @@ class Backend {
   // A tensor of a checkpoint as a weight of this device: used where it lies if the device can read it there, and then
   // the tensor must outlive the weight. Error: the tensor does not fit.
   virtual Result<PlacedWeight> place(const Tensor& tensor) { return PlacedWeight{wrap(tensor), {}}; }
+  // A tensor of dummy weights whose bytes exist nowhere yet: made in memory of this device, those of `fill` from byte
+  // `begin` on, a multiple of dummy_unit_bytes(). tensor.data is not read. Error: it does not fit.
+  virtual Result<PlacedWeight> place_dummy(const Tensor& tensor, const DummyFill& fill, uint64_t begin);
   // Ops that run on the reference here, by name, comma-separated; empty when none does.
   virtual std::string_view on_reference() const = 0;
 

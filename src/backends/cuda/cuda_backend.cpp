@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "backends/cuda/dummy.h"
 #include "backends/cuda/kernels.h"
 #include "backends/cuda/linear.h"
 #include "backends/cuda/probe.h"
@@ -146,11 +147,9 @@ Result<SharedBuffer> CudaBackend::allocate_shared(size_t bytes) {
   return SharedBuffer{{std::shared_ptr<std::byte>(static_cast<std::byte*>(memory), free_pinned), bytes}, device};
 }
 
-Result<PlacedWeight> CudaBackend::place(const Tensor& tensor) {
-  make_current();
+Result<PlacedWeight> CudaBackend::reserve(const Tensor& tensor) {
   PlacedWeight placed{wrap(tensor), {}};
   placed.weight.residency = Residency::device;
-  if (reads_host_memory_) return placed;
   // Rows are read 16 bytes at a time: the last ones end within the padding.
   const size_t bytes = (tensor.bytes + 255) / 256 * 256;
   if (bytes > kSmallWeight) {
@@ -163,6 +162,18 @@ Result<PlacedWeight> CudaBackend::place(const Tensor& tensor) {
     placed.memory = {std::shared_ptr<std::byte>(slab_.memory, slab_.memory.get() + slab_.used), bytes};
     slab_.used += bytes;
   }
+  placed.weight.data = placed.memory.data();
+  return placed;
+}
+
+Result<PlacedWeight> CudaBackend::place(const Tensor& tensor) {
+  make_current();
+  if (reads_host_memory_) {
+    PlacedWeight wrapped{wrap(tensor), {}};
+    wrapped.weight.residency = Residency::device;
+    return wrapped;
+  }
+  PROA_ASSIGN(PlacedWeight placed, reserve(tensor));
   // Through pinned memory, so that the copy out of the file and the one to the device overlap.
   for (size_t at = 0; at < tensor.bytes; at += kStagingBytes) {
     Staging& staging = staging_[next_staging_];
@@ -173,7 +184,13 @@ Result<PlacedWeight> CudaBackend::place(const Tensor& tensor) {
     launch_.keep(cudaMemcpyAsync(placed.memory.data() + at, staging.memory, count, cudaMemcpyHostToDevice, stream_));
     launch_.keep(cudaEventRecord(staging.done, stream_));
   }
-  placed.weight.data = placed.memory.data();
+  return placed;
+}
+
+Result<PlacedWeight> CudaBackend::place_dummy(const Tensor& tensor, const DummyFill& fill, uint64_t begin) {
+  make_current();
+  PROA_ASSIGN(PlacedWeight placed, reserve(tensor));
+  cuda::fill_dummy(fill, begin, placed.memory.data(), tensor.bytes, launch_);
   return placed;
 }
 

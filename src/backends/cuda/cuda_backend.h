@@ -37,6 +37,7 @@ class CudaBackend final : public Backend {
   Result<Buffer> allocate(size_t bytes) override;
   Result<SharedBuffer> allocate_shared(size_t bytes) override;
   Result<PlacedWeight> place(const Tensor& tensor) override;
+  Result<PlacedWeight> place_dummy(const Tensor& tensor, const DummyFill& fill, uint64_t begin) override;
   void upload(void* device, const void* host, size_t bytes) override;
   void download(void* host, const void* device, size_t bytes) override;
   void run(uint64_t key, FunctionRef<void()> step) override;
@@ -63,6 +64,8 @@ class CudaBackend final : public Backend {
  private:
   CudaBackend(int ordinal, const cudaDeviceProp& properties, cudaStream_t stream);
 
+  // The weight with memory of its own, not yet filled.
+  Result<PlacedWeight> reserve(const Tensor& tensor);
   // Memory of one op, its content undefined. Grows until the largest step has been seen; null after an error.
   std::byte* scratch(size_t bytes);
   // Counters that are 0, and are 0 again when an op is done.
