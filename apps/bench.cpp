@@ -195,6 +195,7 @@ Result<void> Bench::run() {
   const auto began = Clock::now();
   PROA_ASSIGN(auto opened, open_model(options_.open));
   opened_.emplace(std::move(opened));
+  PROA_TRY(opened_->backend->synchronize());  // weights may still be on their way
   const double load_seconds = std::chrono::duration<double>(Clock::now() - began).count();
   report_ = describe_machine(
       *opened_->backend,
@@ -263,7 +264,19 @@ Result<void> Bench::first_token() {
 Result<void> Bench::check() {
   progress_.show("checking the answer on the reference path");
   PROA_ASSIGN(const auto reference, make_backend("reference", {}));
-  PROA_ASSIGN(const auto reference_model, open_model(opened_->checkpoint, *reference));
+  auto checkpoint = opened_->checkpoint;
+  if (checkpoint->dummy() && !opened_->backend->shares_memory()) {
+    // The device made its own weights. The host's are made apart from them, and go when the answer is known.
+    auto made = open_checkpoint(options_.open);
+    if (!made.ok()) {
+      Error error = std::move(made).error();
+      error.doing = "check the answer";
+      error.hint = "--no-check needs no weights on the host" + (error.hint.empty() ? "" : "; " + error.hint);
+      return error;
+    }
+    checkpoint = std::make_shared<const Checkpoint>(std::move(made).value());
+  }
+  PROA_ASSIGN(const auto reference_model, open_model(checkpoint, *reference));
   PROA_ASSIGN(report_.answer,
               check_answer(*opened_->model, *opened_->backend, *reference_model, *reference,
                            {.num_tokens = options_.check_tokens, .kv_cache_dtype = opened_->config.kv_cache_dtype}));
