@@ -8,7 +8,7 @@ precision=$2
 out=${OUT:-.}
 export LD_LIBRARY_PATH="$PWD/$folder/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 timeout 120 ncu --clock-control none --csv --metrics gpu__time_duration.sum,dram__bytes_read.sum,launch__grid_size \
-  -k 'regex:matvec_kernel|fused|attend_kernel|embed_kernel|draw_kernel' --launch-count 420 \
+  -k 'regex:matvec_kernel|fused|attend_kernel|attend_one_kernel|embed_kernel|draw_kernel' --launch-count 420 \
   "$folder/proa" bench NVIDIA-Nemotron-3-Nano-30B-A3B --load-format dummy --quantization "$precision" --device cuda:0 --no-check \
   --input-len 8 --output-len 4 --num-iters 1 --max-model-len 2048 >"$out/ncu-$precision.csv" 2>&1
 python3 - "$out/ncu-$precision.csv" <<'P' | tee "$out/profile-$precision.csv"

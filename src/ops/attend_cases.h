@@ -35,6 +35,54 @@ struct AttendCase {
   std::vector<AttendSequence> sequences = {{20, 1}};
 };
 
+// One token, BF16: the step of a single sequence, for which a backend may have another kernel. Keys are worked on in
+// tiles and shared out: lengths meet borders of 16, of 128, and of shares of many keys.
+inline void add_one_token_cases(std::vector<AttendCase>& cases) {
+  const auto add = [&](const std::string& name, const std::function<void(AttendCase&)>& change) {
+    AttendCase c;
+    c.name = "one token, " + name;
+    c.format = Format::BF16, c.num_heads = 8, c.head_dim = 128, c.scale = 0.088388f, c.sequences = {{200, 1}};
+    change(c);
+    cases.push_back(c);
+  };
+  add("base", [](auto&) {});
+  for (int length : {1, 2, 15, 16, 17, 127, 128, 129, 144, 145, 255, 256, 257, 385}) {
+    add("keys " + std::to_string(length), [&](auto& c) { c.sequences = {{length - 1, 1}}; });
+  }
+  for (int group = 1; group <= 17; ++group) {
+    add("heads per KV head " + std::to_string(group), [&](auto& c) { c.num_heads = 2 * group; });
+  }
+  for (int head_dim : {16, 32, 48, 64, 80, 96, 112, 128, 144, 72}) {
+    add("head_dim " + std::to_string(head_dim), [&](auto& c) { c.head_dim = head_dim; });
+  }
+  for (int block_size : {1, 7, 16, 32, 100, 256}) {
+    add("block_size " + std::to_string(block_size), [&](auto& c) {
+      c.block_size = block_size, c.sequences = {{300, 1}};
+    });
+  }
+  for (int num_kv_heads : {1, 3, 8, 66, 140}) {
+    add("KV heads " + std::to_string(num_kv_heads), [&](auto& c) {
+      c.num_kv_heads = num_kv_heads, c.num_heads = 2 * num_kv_heads, c.head_dim = 32, c.sequences = {{600, 1}};
+    });
+  }
+  for (int window : {1, 5, 16, 100, 128, 1000}) {
+    add("window " + std::to_string(window), [&](auto& c) { c.window = window, c.sequences = {{700, 1}}; });
+  }
+  add("depth 3,000", [](auto& c) { c.num_heads = 32, c.sequences = {{2999, 1}}; });
+  add("depth 3,001, blocks of 7", [](auto& c) { c.block_size = 7, c.sequences = {{3000, 1}}; });
+  add("depth 20,000, several rounds", [](auto& c) {
+    c.num_heads = 4, c.head_dim = 64, c.block_size = 32, c.sequences = {{19999, 1}};
+  });
+  add("16 KV heads at depth 5,003, several rounds", [](auto& c) {
+    c.num_heads = c.num_kv_heads = 16, c.head_dim = 16, c.block_size = 32, c.sequences = {{5002, 1}};
+  });
+  add("one key takes all", [](auto& c) { c.q_scale = 100, c.sequences = {{700, 1}}; });
+  add("all keys alike", [](auto& c) { c.q_scale = 0, c.sequences = {{700, 1}}; });
+  add("negative scale", [](auto& c) { c.scale = -0.3f; });
+  add("its key is stored already", [](auto& c) { c.stored_until = 12; });
+  add("a padded row", [](auto& c) { c.padded_sequences = 1, c.sequences = {}; });
+}
+
 inline std::vector<AttendCase> attend_cases() {
   std::vector<AttendCase> cases;
   const auto add = [&](const char* name, const std::function<void(AttendCase&)>& change) {
@@ -91,6 +139,7 @@ inline std::vector<AttendCase> attend_cases() {
   add("negative scale", [](auto& c) { c.scale = -0.3f, c.sequences = {{80, 1}}; });
   add("keys of some tokens are stored already", [](auto& c) { c.stored_until = 12, c.sequences = {{0, 20}, {30, 1}}; });
   add("padded rows", [](auto& c) { c.padded_sequences = 3, c.sequences = {{9, 1}, {25, 1}}; });
+  add_one_token_cases(cases);
   return cases;
 }
 

@@ -1,6 +1,9 @@
 // attend: a block takes 16 rows, a row being one query head of one token, over one KV head and a share of the keys.
 // Keys and values are decoded to F32 in shared memory, 32 at a time. Where several blocks share the keys of a row, the
-// last one to end joins their parts.
+// last one to end joins their parts. One token with BF16 keys and values is attend_one.cuh's.
+#include <algorithm>
+
+#include "backends/cuda/attend_one.cuh"
 #include "backends/cuda/device.cuh"
 #include "backends/cuda/kernels.h"
 
@@ -288,6 +291,45 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const __grid_constant_
   }
 }
 
+// The registers that 17 warps leave to each thread of theirs: the same code is a stage of a kernel of that size.
+constexpr int kOneBound = kAttendThreads + kWarp;
+
+template <int kSteps>
+__global__ void __launch_bounds__(kOneBound) attend_one_kernel(const __grid_constant__ AttendOne a, uint32_t* tickets) {
+  extern __shared__ __align__(128) uint8_t one_memory[];
+  __shared__ bool last;
+  const auto barrier = [] { __syncthreads(); };
+  attend_begin<kSteps>(a, static_cast<int>(blockIdx.x), one_memory);
+  wait_for_predecessor();
+  start_successor();
+  attend_finish<kSteps>(a, one_memory, barrier);
+  const AttendShare& share = reinterpret_cast<AttendShared<kSteps>*>(one_memory)->share[warp_id()];
+  if (share.shares == 1 || share.split >= share.shares) return;
+  __threadfence();
+  barrier();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(tickets + share.kv_head, 1u) == static_cast<uint32_t>(share.shares - 1);
+    if (last) tickets[share.kv_head] = 0;
+  }
+  barrier();
+  if (!last) return;
+  __threadfence();
+  const int group = a.num_heads / a.num_kv_heads, pieces = a.head_dim / kAttendPiece;
+  for (int item = warp_id(); item < group * pieces; item += kAttendWarps) {
+    attend_join_piece(a, share.shares, share.kv_head * group + item / pieces, item % pieces);
+  }
+}
+
+template <int kSteps>
+void launch_one(const AttendOne& one, uint32_t* tickets, const Launch& launch) {
+  launch(attend_one_kernel<kSteps>, dim3(one.num_kv_heads * one.splits), dim3(kAttendThreads),
+         sizeof(AttendShared<kSteps>), one, tickets);
+}
+
+bool is_one(const Attend& op, const Launch& launch) {
+  return takes_attend_one(op) && launch.shared_limit() >= static_cast<int>(sizeof(AttendShared<8>));
+}
+
 int tiles_of(const Attend& op) {
   const int group = op.num_heads / op.num_kv_heads;
   const int64_t rows = static_cast<int64_t>(op.batch->num_tokens) * group;
@@ -313,6 +355,7 @@ void launch_format(const Attend& op, const Args& args, const Launch& launch) {
 }  // namespace
 
 int attend_splits(const Attend& op, const Launch& launch) {
+  if (is_one(op, launch)) return std::max(1, launch.num_sms() / op.num_kv_heads);
   const int64_t blocks = static_cast<int64_t>(tiles_of(op)) * op.num_kv_heads;
   if (blocks == 0) return 1;
   const int64_t wanted = 2 * launch.num_sms() / blocks;
@@ -327,6 +370,10 @@ size_t attend_partial_floats(const Attend& op, int splits) {
 
 void attend(const Attend& op, int splits, float* partial, uint32_t* tickets, const Launch& launch) {
   if (op.batch->num_tokens == 0) return;
+  if (is_one(op, launch)) {
+    const AttendOne one = make_attend_one(op, splits, partial);
+    return op.head_dim <= 64 ? launch_one<4>(one, tickets, launch) : launch_one<8>(one, tickets, launch);
+  }
   const Args args{*op.batch,
                   op.num_heads,
                   op.num_kv_heads,

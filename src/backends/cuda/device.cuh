@@ -27,8 +27,8 @@ __device__ __forceinline__ void start_successor() {
 #endif
 }
 
-__device__ __forceinline__ int lane_id() { return static_cast<int>(threadIdx.x) % kWarp; }
-__device__ __forceinline__ int warp_id() { return static_cast<int>(threadIdx.x) / kWarp; }
+__device__ __forceinline__ int lane_id() { return static_cast<int>(threadIdx.x % kWarp); }
+__device__ __forceinline__ int warp_id() { return static_cast<int>(threadIdx.x / kWarp); }
 
 template <typename T>
 __device__ __forceinline__ T warp_sum(T value) {
@@ -67,6 +67,11 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global)
                : "memory");
 }
+// The same to an address in shared memory, or 16 zeros there; `global` is then not read.
+__device__ __forceinline__ void copy_async_or_zero(uint32_t shared, const void* global, bool there) {
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(there ? 16 : 0)
+               : "memory");
+}
 __device__ __forceinline__ void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until all but the last `kLeft` closed groups have arrived, for the copies of this thread.
 template <int kLeft>
@@ -87,6 +92,35 @@ __device__ __forceinline__ void multiply(float (&c)[4], uint32_t a0, uint32_t a1
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
   }
+}
+
+__device__ __forceinline__ uint4 load_shared(uint32_t address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address));
+  return v;
+}
+// Four 8x8 matrices of 16-bit values as operands of that product: lane l gives the address of row l % 8 of matrix l / 8
+// and gets values 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of each; transposed: of column l / 4.
+__device__ __forceinline__ uint4 load_matrices(uint32_t address) {
+  uint4 m;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(m.x), "=r"(m.y), "=r"(m.z), "=r"(m.w)
+               : "r"(address));
+  return m;
+}
+__device__ __forceinline__ uint4 load_matrices_transposed(uint32_t address) {
+  uint4 m;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(m.x), "=r"(m.y), "=r"(m.z), "=r"(m.w)
+               : "r"(address));
+  return m;
+}
+
+// 2^x within 2^-22 of itself; 2^0 is 1, 2^-inf is 0.
+__device__ __forceinline__ float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
 
 __device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }

@@ -1,0 +1,523 @@
+// attend for one token: the keys of a KV head are shared out among blocks, those of a share among warps.
+//
+// Eight warps of a block take 16 keys at a time, each with one buffer for keys and one for values that it fills and
+// waits for alone: 64 KiB of copies in flight on an SM, which is more than the memory's latency asks for, and no
+// barrier inside the loop. The keys of the next tile are asked for when those of this one have been multiplied, the
+// values likewise. All query heads of the KV head (up to 16) are the rows of one product of the tensor cores.
+//
+// Accuracy, with u = 2^-24. Cached values are bfloat16; queries (times scale · log2 e, off by 2 u) and weights are
+// split into three bfloat16 each, which hold all 24 bits, so products are exact. The tensor cores cut the F32 sum that
+// a product of 16 columns ends in and do not round it: off by at most 2 u of that sum. A score is 3 head_dim / 16 of
+// these, so it is off by less than (3 head_dim / 8 + 2) u Σ|q k|; the sum of n keys, at most 3 n / 16 of these, by less
+// than 3 n / 8 u; 2^x by 4 u. That is within the bound of attend_cases.h, which is for sums that are rounded.
+//
+// Three stages, for a kernel of its own (attend.cu) or as a part of another. The first `num_kv_heads * splits` blocks
+// take part, each with the first kAttendThreads threads; Barrier is called without arguments and joins those.
+//   begin   asks for the first keys and values; reads nothing of this step but positions, seq_lens, slot_mapping and
+//           the block table. `memory` must be free.
+//   finish  q, k and v must be there. Leaves the share's part in `partial`, or the result in `out` where a KV head
+//           has one share. `memory` is free again after the next barrier.
+//   join    from the parts of all blocks, which must have been seen to be complete.
+#pragma once
+
+#include <cmath>
+
+#include "backends/cuda/device.cuh"
+#include "core/half.h"
+#include "ops/attend.h"
+
+namespace proa::cuda {
+
+constexpr int kAttendThreads = 512;
+constexpr int kAttendWarps = kAttendThreads / kWarp;
+constexpr int kAttendHeads = 16;  // query heads of a KV head, at most
+constexpr int kAttendTile = 16;   // keys of a warp at a time
+constexpr int kAttendKeyWarps = 8;
+constexpr int kAttendRound = kAttendKeyWarps * kAttendTile;  // keys of a block at a time, and of a share at least
+constexpr int kAttendParts = 3;                              // of a query, and of a weight
+constexpr int kAttendPiece = 8;                              // values of a head that a warp joins at a time
+
+struct AttendOne {
+  int num_heads = 0;         // a multiple of num_kv_heads, up to kAttendHeads times that
+  int num_kv_heads = 0;      // up to the number of blocks
+  int head_dim = 0;          // a multiple of 16
+  int window = 0;            // 0: none
+  int splits = 0;            // blocks of a KV head
+  float scale = 0;           // times log2 e
+  const float* q = nullptr;  // [num_heads, head_dim], 16-byte aligned
+  const float* k = nullptr;  // [num_kv_heads, head_dim]
+  const float* v = nullptr;  // [num_kv_heads, head_dim]
+  const int32_t* position = nullptr;
+  const int32_t* seq_len = nullptr;
+  const int32_t* slot = nullptr;         // of this token, or -1
+  const int32_t* block_table = nullptr;  // of this sequence
+  KvCacheView cache;                     // BF16, 16-byte aligned, fewer than 2^31 rows
+  float* out = nullptr;                  // [num_heads, head_dim], 16-byte aligned
+  float* partial = nullptr;              // attend_partial_size() floats, 16-byte aligned
+};
+
+// [num_kv_heads, splits, 16, head_dim] sums, then [num_kv_heads, 16, splits, 2] the largest score and the sum of
+// weights
+inline size_t attend_partial_size(const AttendOne& a) {
+  return static_cast<size_t>(a.num_kv_heads) * a.splits * kAttendHeads * (a.head_dim + 2);
+}
+
+inline bool takes_attend_one(const Attend& op) {
+  const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
+  return op.batch->num_tokens == 1 && op.batch->num_seqs == 1 && op.cache.format == Format::BF16 &&
+         op.num_heads <= kAttendHeads * op.num_kv_heads && op.head_dim % 16 == 0 && op.head_dim <= 128 &&
+         int64_t{op.cache.num_blocks} * op.cache.block_size * op.num_kv_heads < int64_t{1} << 31 && aligned(op.q) &&
+         aligned(op.out) && aligned(op.cache.k) && aligned(op.cache.v);
+}
+
+inline AttendOne make_attend_one(const Attend& op, int splits, float* partial) {
+  return {.num_heads = op.num_heads,
+          .num_kv_heads = op.num_kv_heads,
+          .head_dim = op.head_dim,
+          .window = op.window,
+          .splits = splits,
+          .scale = static_cast<float>(op.scale * M_LOG2E),
+          .q = op.q,
+          .k = op.k,
+          .v = op.v,
+          .position = op.batch->positions,
+          .seq_len = op.batch->seq_lens,
+          .slot = op.batch->slot_mapping,
+          .block_table = op.batch->block_table,
+          .cache = op.cache,
+          .out = op.out,
+          .partial = partial};
+}
+
+// A block's share of the keys. Every warp has its own copy, in shared memory because registers are few.
+struct AttendShare {
+  int kv_head;
+  int split;       // number of the share; not below `shares`: nothing to do
+  int shares;      // of this KV head
+  int begin, end;  // keys
+  int fresh;       // position of the token where its key is not in the cache yet, or -1
+  int slot;
+  int row[kAttendTile];  // of the cache, for the keys of this warp's next tile; -1: not there
+};
+
+// kSteps: products of 16 columns that head_dim takes; 4 or 8. Rows end in room that nobody uses, so that eight rows'
+// chunks of 16 bytes, and four rows' pairs of sums, lie in different banks.
+template <int kSteps>
+struct AttendShared {
+  union {
+    uint8_t tile[2][kAttendTile][kSteps * 32 + 16];  // keys, values: bfloat16 [16, kSteps * 16]
+    float sums[kAttendHeads][kSteps * 16 + 8];       // at the end
+  } warp[kAttendKeyWarps];
+  uint4 query[kAttendParts][kSteps][kWarp];      // as operands
+  float2 totals[kAttendKeyWarps][kAttendHeads];  // the largest score and the sum of weights
+  AttendShare share[kAttendWarps];
+};
+static_assert(sizeof(AttendShared<8>) <= 96 * 1024);
+
+// How the keys of every KV head are shared out.
+struct AttendShares {
+  int begin, end;  // keys that the token sees
+  int size;        // keys of a share
+  int count;       // at least one
+};
+
+__device__ __forceinline__ AttendShares attend_shares(const AttendOne& a) {
+  const int position = __ldcg(a.position);
+  AttendShares s;
+  s.end = min(position + 1, __ldcg(a.seq_len));
+  s.begin = a.window > 0 ? max(0, position + 1 - a.window) : 0;
+  const int keys = max(0, s.end - s.begin);
+  s.size = max(kAttendRound, ((keys + a.splits - 1) / a.splits + kAttendTile - 1) / kAttendTile * kAttendTile);
+  s.count = max(1, (keys + s.size - 1) / s.size);
+  return s;
+}
+
+namespace attend_one {
+
+// Where chunk `chunk` (16 bytes) of a key lies in its tile.
+template <int kSteps>
+__device__ __forceinline__ uint32_t place_of(int key, int chunk) {
+  return static_cast<uint32_t>(key * (kSteps * 32 + 16) + chunk * 16);
+}
+
+// Looks up where the cache has the tile that begins at key `first`. Ends with the warp in step.
+__device__ __forceinline__ void find_rows(const AttendOne& a, AttendShare& s, int first) {
+  if (lane_id() < kAttendTile) {
+    const int p = first + lane_id();
+    int row = -1;
+    if (p < s.end && p != s.fresh) {
+      const auto size = static_cast<uint32_t>(a.cache.block_size);
+      const uint32_t entry = static_cast<uint32_t>(p) / size;
+      row = (__ldcg(a.block_table + entry) * a.num_kv_heads + s.kv_head) * a.cache.block_size +
+            static_cast<int>(static_cast<uint32_t>(p) - entry * size);
+    }
+    s.row[lane_id()] = row;
+  }
+  __syncwarp();
+}
+
+// An address that the compiler computes anew in every round: it would keep one register for each of its offsets.
+__device__ __forceinline__ uint32_t unfolded(uint32_t address) {
+  asm volatile("" : "+r"(address));
+  return address;
+}
+
+// Asks for the rows of a tile.
+template <int kSteps>
+__device__ __forceinline__ void fetch(uint32_t tile, const std::byte* cached, int head_dim, const AttendShare& s) {
+  constexpr int kChunks = 2 * kSteps;
+  const int chunk = lane_id() % kChunks;
+  const bool used = 8 * chunk < head_dim;
+  tile = unfolded(tile + place_of<kSteps>(lane_id() / kChunks, chunk));
+  cached += 16 * chunk;
+#pragma unroll
+  for (int i = 0; i < kAttendTile; i += kWarp / kChunks) {
+    const int from = s.row[i + lane_id() / kChunks];
+    const int64_t at = static_cast<int64_t>(max(from, 0)) * (2 * head_dim);
+    copy_async_or_zero(tile + place_of<kSteps>(i, 0), cached + at, used && from >= 0);
+  }
+}
+
+// This step's key or value, as the cache rounds it, into its place in a tile.
+template <int kSteps>
+__device__ __forceinline__ void put(uint8_t* tile, int key, const float* values, int head_dim) {
+#pragma unroll 1
+  for (int d = lane_id(); d < head_dim; d += kWarp) {
+    uint8_t* to = tile + place_of<kSteps>(key, d / 8) + d % 8 * 2;
+    *reinterpret_cast<uint16_t*>(to) = float_to_bfloat16(__ldcg(values + d));
+  }
+}
+
+// The next bfloat16 of each; what is left stays. Three of them are all of a float.
+__device__ __forceinline__ uint32_t next_part(float& x, float& y) {
+  const uint32_t bits = bits_of(__floats2bfloat162_rn(x, y));
+  x -= __uint_as_float(bits << 16);
+  y -= __uint_as_float(bits & 0xffff0000u);
+  return bits;
+}
+
+// The query heads of the KV head as left operands, by all threads.
+template <int kSteps>
+__device__ __forceinline__ void load_query(const AttendOne& a, int kv_head, AttendShared<kSteps>& shared) {
+  const int step = warp_id() / 2, half = warp_id() % 2, lane = lane_id();
+  if (step >= kSteps) return;
+  const int group = a.num_heads / a.num_kv_heads;
+  const int column = 16 * step + 8 * half + lane % 4 * 2;
+  float2 value[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int row = lane / 4 + 8 * i;
+    value[i] = make_float2(0, 0);
+    if (row >= group || column >= a.head_dim) continue;
+    value[i] = __ldcg(reinterpret_cast<const float2*>(a.q + (kv_head * group + row) * a.head_dim + column));
+    value[i].x *= a.scale;
+    value[i].y *= a.scale;
+  }
+#pragma unroll
+  for (int part = 0; part < kAttendParts; ++part) {
+    const uint2 bits = {next_part(value[0].x, value[0].y), next_part(value[1].x, value[1].y)};
+    reinterpret_cast<uint2*>(&shared.query[part][step][lane])[half] = bits;
+  }
+}
+
+// Scores of 16 keys: columns 8 t + lane % 4 * 2 and the next, of either row.
+template <int kSteps>
+__device__ __forceinline__ void multiply_keys(const AttendShared<kSteps>& shared, uint32_t tile, float (&score)[2][4]) {
+  const int lane = lane_id();
+  // Matrices: keys 0-7 and 8-15 in two chunks each.
+  const uint32_t keys = unfolded(tile + place_of<kSteps>(lane % 8 + lane / 16 * 8, lane / 8 % 2));
+  const uint32_t query = unfolded(shared_address(&shared.query[0][0][lane]));
+#pragma unroll
+  for (int t = 0; t < 2; ++t) score[t][0] = score[t][1] = score[t][2] = score[t][3] = 0;
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    const uint4 b = load_matrices(keys + place_of<kSteps>(0, 2 * step));
+#pragma unroll
+    for (int part = kAttendParts - 1; part >= 0; --part) {
+      const uint4 q = load_shared(query + (part * kSteps + step) * sizeof(shared.query[0][0]));
+      multiply<true>(score[0], q.x, q.y, q.z, q.w, b.x, b.y);
+      multiply<true>(score[1], q.x, q.y, q.z, q.w, b.z, b.w);
+    }
+  }
+}
+
+// Scores become weights, relative to the largest so far. `totals` is in shared memory: registers are few.
+template <int kSteps>
+__device__ __forceinline__ void weigh(int keys, float2* totals, float (&score)[2][4], float (&sum)[2 * kSteps][4]) {
+  if (keys < kAttendTile) {
+#pragma unroll
+    for (int t = 0; t < 2; ++t) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        if (8 * t + lane_id() % 4 * 2 + c % 2 >= keys) score[t][c] = -INFINITY;
+      }
+    }
+  }
+  float shrink[2];
+  bool grew = false;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float* w[] = {&score[0][2 * i], &score[0][2 * i + 1], &score[1][2 * i], &score[1][2 * i + 1]};
+    float2& row = totals[lane_id() / 4 + 8 * i];
+    const float2 before = row;
+    float best = fmaxf(fmaxf(*w[0], *w[1]), fmaxf(*w[2], *w[3]));
+    best = fmaxf(best, __shfl_xor_sync(~0u, best, 1));
+    best = fmaxf(best, __shfl_xor_sync(~0u, best, 2));
+    best = fmaxf(best, before.x);
+    const float base = best == -INFINITY ? 0.0f : best;
+#pragma unroll
+    for (float* weight : w) *weight = power_of_two(*weight - base);
+    float total = (*w[0] + *w[1]) + (*w[2] + *w[3]);
+    total += __shfl_xor_sync(~0u, total, 1);
+    total += __shfl_xor_sync(~0u, total, 2);
+    shrink[i] = power_of_two(before.x - base);
+    grew = grew || best != before.x;
+    if (lane_id() % 4 == 0) row = make_float2(best, before.y * shrink[i] + total);
+  }
+  if (!__any_sync(~0u, grew)) return;
+#pragma unroll
+  for (int n = 0; n < 2 * kSteps; ++n) {
+    sum[n][0] *= shrink[0];
+    sum[n][1] *= shrink[0];
+    sum[n][2] *= shrink[1];
+    sum[n][3] *= shrink[1];
+  }
+}
+
+template <int kSteps>
+__device__ __forceinline__ void add_values(uint32_t tile, float (&weight)[2][4], float (&sum)[2 * kSteps][4]) {
+  const int lane = lane_id();
+  uint32_t a[kAttendParts][4];
+#pragma unroll
+  for (int part = 0; part < kAttendParts; ++part) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[part][i] = next_part(weight[i / 2][i % 2 * 2], weight[i / 2][i % 2 * 2 + 1]);
+  }
+  // Matrices: keys 0-7 and 8-15 of one chunk, then of the next.
+  const uint32_t values = unfolded(tile + place_of<kSteps>(lane % 16, lane / 16));
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    const uint4 b = load_matrices_transposed(values + place_of<kSteps>(0, 2 * step));
+#pragma unroll
+    for (int part = 0; part < kAttendParts; ++part) {
+      multiply<true>(sum[2 * step], a[part][0], a[part][1], a[part][2], a[part][3], b.x, b.y);
+      multiply<true>(sum[2 * step + 1], a[part][0], a[part][1], a[part][2], a[part][3], b.z, b.w);
+    }
+  }
+}
+
+// What warps know of one head: the weight of one warp's sums is 2^(best - the best of all).
+__device__ __forceinline__ float weight_of(float best, float best_of_all) {
+  return best == -INFINITY ? 0.0f : power_of_two(best - best_of_all);
+}
+
+// A token that sees no key has no weights.
+__device__ __forceinline__ float4 divided(float4 sum, float total) {
+  const float factor = total == 0 ? 0.0f : 1 / total;
+  return make_float4(sum.x * factor, sum.y * factor, sum.z * factor, sum.w * factor);
+}
+
+__device__ __forceinline__ float2* totals_of(const AttendOne& a, int kv_head, int row) {
+  const int64_t sums = static_cast<int64_t>(a.num_kv_heads) * a.splits * kAttendHeads * a.head_dim;
+  return reinterpret_cast<float2*>(a.partial + sums) + static_cast<int64_t>(kv_head * kAttendHeads + row) * a.splits;
+}
+__device__ __forceinline__ float* sums_of(const AttendOne& a, int kv_head, int split, int row) {
+  return a.partial +
+         (static_cast<int64_t>(kv_head * a.splits + split) * kAttendHeads + row) * static_cast<int64_t>(a.head_dim);
+}
+
+}  // namespace attend_one
+
+template <int kSteps>
+__device__ __forceinline__ void attend_begin(const AttendOne& a, int block, uint8_t* memory) {
+  auto& shared = *reinterpret_cast<AttendShared<kSteps>*>(memory);
+  const int warp = warp_id();
+  AttendShare& s = shared.share[warp];
+  if (lane_id() == 0) {
+    const AttendShares all = attend_shares(a);
+    s.kv_head = block % a.num_kv_heads;
+    s.split = block / a.num_kv_heads;
+    s.shares = all.count;
+    s.begin = all.begin + s.split * all.size;
+    s.end = min(all.end, s.begin + all.size);
+    s.slot = __ldcg(a.slot);
+    s.fresh = s.slot >= 0 ? __ldcg(a.position) : -1;
+  }
+  __syncwarp();
+  const int first = s.begin + warp * kAttendTile;
+  if (s.split >= s.shares || warp >= kAttendKeyWarps || first >= s.end) return;
+  attend_one::find_rows(a, s, first);
+  const uint32_t tile = shared_address(shared.warp[warp].tile);
+  attend_one::fetch<kSteps>(tile, a.cache.k, a.head_dim, s);
+  close_copies();
+  attend_one::fetch<kSteps>(tile + sizeof(shared.warp[0].tile[0]), a.cache.v, a.head_dim, s);
+  close_copies();
+  __syncwarp();
+  attend_one::find_rows(a, s, first + kAttendRound);
+}
+
+template <int kSteps, class Barrier>
+__device__ __forceinline__ void attend_finish(const AttendOne& a, uint8_t* memory, const Barrier& barrier) {
+  auto& shared = *reinterpret_cast<AttendShared<kSteps>*>(memory);
+  const int warp = warp_id(), lane = lane_id();
+  AttendShare& s = shared.share[warp];
+  if (s.split >= s.shares) return;
+  attend_one::load_query(a, s.kv_head, shared);
+  barrier();
+
+  if (warp < kAttendKeyWarps) {
+    auto& mine = shared.warp[warp];
+    const uint32_t keys = shared_address(mine.tile[0]), values = shared_address(mine.tile[1]);
+    float2* totals = shared.totals[warp];
+    float sum[2 * kSteps][4] = {};  // of rows lane / 4 and lane / 4 + 8, columns 8 n + lane % 4 * 2 and the next
+    if (lane < kAttendHeads) totals[lane] = make_float2(-INFINITY, 0);
+    for (int first = s.begin + warp * kAttendTile; first < s.end; first += kAttendRound) {
+      const bool more = first + kAttendRound < s.end;
+      const int fresh = s.fresh - first;  // which of these keys is this step's
+      float score[2][4];
+      wait_for_copies<1>();
+      __syncwarp();
+      if (fresh >= 0 && fresh < kAttendTile) {
+        attend_one::put<kSteps>(mine.tile[0][0], fresh, a.k + s.kv_head * a.head_dim, a.head_dim);
+        __syncwarp();
+      }
+      attend_one::multiply_keys(shared, keys, score);
+      __syncwarp();
+      if (more) attend_one::fetch<kSteps>(keys, a.cache.k, a.head_dim, s);
+      close_copies();
+
+      attend_one::weigh<kSteps>(s.end - first, totals, score, sum);
+      wait_for_copies<1>();
+      __syncwarp();
+      if (fresh >= 0 && fresh < kAttendTile) {
+        attend_one::put<kSteps>(mine.tile[1][0], fresh, a.v + s.kv_head * a.head_dim, a.head_dim);
+        __syncwarp();
+      }
+      attend_one::add_values<kSteps>(values, score, sum);
+      __syncwarp();
+      if (more) {
+        attend_one::fetch<kSteps>(values, a.cache.v, a.head_dim, s);
+        __syncwarp();
+        attend_one::find_rows(a, s, first + 2 * kAttendRound);
+      }
+      close_copies();
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int r = lane / 4 + 8 * i;
+#pragma unroll
+      for (int n = 0; n < 2 * kSteps; ++n) {
+        *reinterpret_cast<float2*>(&mine.sums[r][8 * n + lane % 4 * 2]) = make_float2(sum[n][2 * i], sum[n][2 * i + 1]);
+      }
+    }
+  } else if (s.split == s.shares - 1 && s.slot >= 0) {
+    const int size = a.cache.block_size, block = s.slot / size;
+    const int64_t to = static_cast<int64_t>((block * a.num_kv_heads + s.kv_head) * size + s.slot % size) * a.head_dim;
+#pragma unroll 1
+    for (int d = (warp - kAttendKeyWarps) * kWarp + lane; d < a.head_dim; d += kAttendThreads / 2) {
+      const int from = s.kv_head * a.head_dim + d;
+      reinterpret_cast<uint16_t*>(a.cache.k)[to + d] = float_to_bfloat16(__ldcg(a.k + from));
+      reinterpret_cast<uint16_t*>(a.cache.v)[to + d] = float_to_bfloat16(__ldcg(a.v + from));
+    }
+  }
+  barrier();
+
+  // A warp joins one query head.
+  static_assert(kAttendWarps == kAttendHeads);
+  const int group = a.num_heads / a.num_kv_heads;
+  if (warp >= group) return;
+  float best = -INFINITY;
+#pragma unroll
+  for (int w = 0; w < kAttendKeyWarps; ++w) best = fmaxf(best, shared.totals[w][warp].x);
+  float total = 0;
+  float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll
+  for (int w = 0; w < kAttendKeyWarps; ++w) {
+    const float2 part = shared.totals[w][warp];
+    const float weight = attend_one::weight_of(part.x, best);
+    total += weight * part.y;
+    if (lane >= 4 * kSteps) continue;
+    const float4 v = *reinterpret_cast<const float4*>(&shared.warp[w].sums[warp][4 * lane]);
+    sum.x += weight * v.x;
+    sum.y += weight * v.y;
+    sum.z += weight * v.z;
+    sum.w += weight * v.w;
+  }
+  const bool used = 4 * lane < a.head_dim;
+  if (s.shares == 1) {
+    float4* out = reinterpret_cast<float4*>(a.out + (s.kv_head * group + warp) * a.head_dim);
+    if (used) __stcg(out + lane, attend_one::divided(sum, total));
+    return;
+  }
+  if (used) __stcg(reinterpret_cast<float4*>(attend_one::sums_of(a, s.kv_head, s.split, warp)) + lane, sum);
+  if (lane == 0) __stcg(attend_one::totals_of(a, s.kv_head, warp) + s.split, make_float2(best, total));
+}
+
+// Values 8 · piece to 8 · piece + 7 of a head, by one warp: two lanes take a share's.
+__device__ __forceinline__ void attend_join_piece(const AttendOne& a, int shares, int head, int piece) {
+  constexpr int kLanes = kAttendPiece / 4;
+  constexpr int kAtOnce = 5;  // 80 shares in one round trip
+  const int lane = lane_id(), column = kAttendPiece * piece + lane % kLanes * 4;
+  const int group = a.num_heads / a.num_kv_heads, kv_head = head / group, row = head % group;
+  const float2* totals = attend_one::totals_of(a, kv_head, row);
+  const float* sums = attend_one::sums_of(a, kv_head, 0, row) + column;
+  float best = -INFINITY, total = 0;
+  float4 sum = make_float4(0, 0, 0, 0);
+  for (int first = lane / kLanes; first < shares; first += kAtOnce * (kWarp / kLanes)) {
+    float2 part[kAtOnce];
+    float4 value[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int split = first + i * (kWarp / kLanes);
+      part[i] = make_float2(-INFINITY, 0);
+      value[i] = make_float4(0, 0, 0, 0);
+      if (split >= shares) continue;
+      part[i] = __ldcg(totals + split);
+      value[i] =
+          __ldcg(reinterpret_cast<const float4*>(sums + static_cast<int64_t>(split) * kAttendHeads * a.head_dim));
+    }
+    float new_best = best;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) new_best = fmaxf(new_best, part[i].x);
+    const float shrink = attend_one::weight_of(best, new_best);
+    best = new_best;
+    total *= shrink;
+    sum = make_float4(sum.x * shrink, sum.y * shrink, sum.z * shrink, sum.w * shrink);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const float weight = attend_one::weight_of(part[i].x, best);
+      total += weight * part[i].y;
+      sum.x += weight * value[i].x;
+      sum.y += weight * value[i].y;
+      sum.z += weight * value[i].z;
+      sum.w += weight * value[i].w;
+    }
+  }
+  float best_of_all = best;
+#pragma unroll
+  for (int step = kWarp / 2; step >= kLanes; step /= 2) {
+    best_of_all = fmaxf(best_of_all, __shfl_xor_sync(~0u, best_of_all, step));
+  }
+  const float weight = attend_one::weight_of(best, best_of_all);
+  float values[5] = {total * weight, sum.x * weight, sum.y * weight, sum.z * weight, sum.w * weight};
+#pragma unroll
+  for (int step = kWarp / 2; step >= kLanes; step /= 2) {
+#pragma unroll
+    for (float& value : values) value += __shfl_xor_sync(~0u, value, step);
+  }
+  if (lane >= kLanes) return;
+  const float4 all = make_float4(values[1], values[2], values[3], values[4]);
+  *reinterpret_cast<float4*>(a.out + head * a.head_dim + column) = attend_one::divided(all, values[0]);
+}
+
+// All heads, shared out among warps; to be called by whole warps.
+__device__ __forceinline__ void attend_join(const AttendOne& a, int worker, int num_workers) {
+  const int shares = attend_shares(a).count;
+  if (shares == 1) return;  // finish has written it
+  const int pieces = a.head_dim / kAttendPiece;
+  for (int item = worker; item < a.num_heads * pieces; item += num_workers) {
+    attend_join_piece(a, shares, item / pieces, item % pieces);
+  }
+}
+
+}  // namespace proa::cuda
