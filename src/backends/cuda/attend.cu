@@ -291,11 +291,9 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const __grid_constant_
   }
 }
 
-// The registers that 17 warps leave to each thread of theirs: the same code is a stage of a kernel of that size.
-constexpr int kOneBound = kAttendThreads + kWarp;
-
 template <int kSteps>
-__global__ void __launch_bounds__(kOneBound) attend_one_kernel(const __grid_constant__ AttendOne a, uint32_t* tickets) {
+__global__ void __launch_bounds__(kAttendThreads)
+    attend_one_kernel(const __grid_constant__ AttendOne a, uint32_t* tickets) {
   extern __shared__ __align__(128) uint8_t one_memory[];
   __shared__ bool last;
   const auto barrier = [] { __syncthreads(); };

@@ -20,74 +20,19 @@
 //   join    from the parts of all blocks, which must have been seen to be complete.
 #pragma once
 
-#include <cmath>
-
+#include "backends/cuda/attend_one.h"
 #include "backends/cuda/device.cuh"
 #include "core/half.h"
-#include "ops/attend.h"
 
 namespace proa::cuda {
 
-constexpr int kAttendThreads = 512;
-constexpr int kAttendWarps = kAttendThreads / kWarp;
-constexpr int kAttendHeads = 16;  // query heads of a KV head, at most
-constexpr int kAttendTile = 16;   // keys of a warp at a time
+constexpr int kAttendWarps = 15;
+constexpr int kAttendThreads = kAttendWarps * kWarp;
+constexpr int kAttendTile = 16;  // keys of a warp at a time
 constexpr int kAttendKeyWarps = 8;
 constexpr int kAttendRound = kAttendKeyWarps * kAttendTile;  // keys of a block at a time, and of a share at least
 constexpr int kAttendParts = 3;                              // of a query, and of a weight
 constexpr int kAttendPiece = 8;                              // values of a head that a warp joins at a time
-
-struct AttendOne {
-  int num_heads = 0;         // a multiple of num_kv_heads, up to kAttendHeads times that
-  int num_kv_heads = 0;      // up to the number of blocks
-  int head_dim = 0;          // a multiple of 16
-  int window = 0;            // 0: none
-  int splits = 0;            // blocks of a KV head
-  float scale = 0;           // times log2 e
-  const float* q = nullptr;  // [num_heads, head_dim], 16-byte aligned
-  const float* k = nullptr;  // [num_kv_heads, head_dim]
-  const float* v = nullptr;  // [num_kv_heads, head_dim]
-  const int32_t* position = nullptr;
-  const int32_t* seq_len = nullptr;
-  const int32_t* slot = nullptr;         // of this token, or -1
-  const int32_t* block_table = nullptr;  // of this sequence
-  KvCacheView cache;                     // BF16, 16-byte aligned, fewer than 2^31 rows
-  float* out = nullptr;                  // [num_heads, head_dim], 16-byte aligned
-  float* partial = nullptr;              // attend_partial_size() floats, 16-byte aligned
-};
-
-// [num_kv_heads, splits, 16, head_dim] sums, then [num_kv_heads, 16, splits, 2] the largest score and the sum of
-// weights
-inline size_t attend_partial_size(const AttendOne& a) {
-  return static_cast<size_t>(a.num_kv_heads) * a.splits * kAttendHeads * (a.head_dim + 2);
-}
-
-inline bool takes_attend_one(const Attend& op) {
-  const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
-  return op.batch->num_tokens == 1 && op.batch->num_seqs == 1 && op.cache.format == Format::BF16 &&
-         op.num_heads <= kAttendHeads * op.num_kv_heads && op.head_dim % 16 == 0 && op.head_dim <= 128 &&
-         int64_t{op.cache.num_blocks} * op.cache.block_size * op.num_kv_heads < int64_t{1} << 31 && aligned(op.q) &&
-         aligned(op.out) && aligned(op.cache.k) && aligned(op.cache.v);
-}
-
-inline AttendOne make_attend_one(const Attend& op, int splits, float* partial) {
-  return {.num_heads = op.num_heads,
-          .num_kv_heads = op.num_kv_heads,
-          .head_dim = op.head_dim,
-          .window = op.window,
-          .splits = splits,
-          .scale = static_cast<float>(op.scale * M_LOG2E),
-          .q = op.q,
-          .k = op.k,
-          .v = op.v,
-          .position = op.batch->positions,
-          .seq_len = op.batch->seq_lens,
-          .slot = op.batch->slot_mapping,
-          .block_table = op.batch->block_table,
-          .cache = op.cache,
-          .out = op.out,
-          .partial = partial};
-}
 
 // A block's share of the keys. Every warp has its own copy, in shared memory because registers are few.
 struct AttendShare {
@@ -199,24 +144,25 @@ __device__ __forceinline__ uint32_t next_part(float& x, float& y) {
 // The query heads of the KV head as left operands, by all threads.
 template <int kSteps>
 __device__ __forceinline__ void load_query(const AttendOne& a, int kv_head, AttendShared<kSteps>& shared) {
-  const int step = warp_id() / 2, half = warp_id() % 2, lane = lane_id();
-  if (step >= kSteps) return;
-  const int group = a.num_heads / a.num_kv_heads;
-  const int column = 16 * step + 8 * half + lane % 4 * 2;
-  float2 value[2];
+  const int lane = lane_id(), group = a.num_heads / a.num_kv_heads;
+#pragma unroll 1
+  for (int item = warp_id(); item < 2 * kSteps; item += kAttendWarps) {
+    const int step = item / 2, half = item % 2, column = 16 * step + 8 * half + lane % 4 * 2;
+    float2 value[2];
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int row = lane / 4 + 8 * i;
-    value[i] = make_float2(0, 0);
-    if (row >= group || column >= a.head_dim) continue;
-    value[i] = __ldcg(reinterpret_cast<const float2*>(a.q + (kv_head * group + row) * a.head_dim + column));
-    value[i].x *= a.scale;
-    value[i].y *= a.scale;
-  }
+    for (int i = 0; i < 2; ++i) {
+      const int row = lane / 4 + 8 * i;
+      value[i] = make_float2(0, 0);
+      if (row >= group || column >= a.head_dim) continue;
+      value[i] = __ldcg(reinterpret_cast<const float2*>(a.q + (kv_head * group + row) * a.head_dim + column));
+      value[i].x *= a.scale;
+      value[i].y *= a.scale;
+    }
 #pragma unroll
-  for (int part = 0; part < kAttendParts; ++part) {
-    const uint2 bits = {next_part(value[0].x, value[0].y), next_part(value[1].x, value[1].y)};
-    reinterpret_cast<uint2*>(&shared.query[part][step][lane])[half] = bits;
+    for (int part = 0; part < kAttendParts; ++part) {
+      const uint2 bits = {next_part(value[0].x, value[0].y), next_part(value[1].x, value[1].y)};
+      reinterpret_cast<uint2*>(&shared.query[part][step][lane])[half] = bits;
+    }
   }
 }
 
@@ -414,7 +360,8 @@ __device__ __forceinline__ void attend_finish(const AttendOne& a, uint8_t* memor
     const int size = a.cache.block_size, block = s.slot / size;
     const int64_t to = static_cast<int64_t>((block * a.num_kv_heads + s.kv_head) * size + s.slot % size) * a.head_dim;
 #pragma unroll 1
-    for (int d = (warp - kAttendKeyWarps) * kWarp + lane; d < a.head_dim; d += kAttendThreads / 2) {
+    for (int d = (warp - kAttendKeyWarps) * kWarp + lane; d < a.head_dim;
+         d += (kAttendWarps - kAttendKeyWarps) * kWarp) {
       const int from = s.kv_head * a.head_dim + d;
       reinterpret_cast<uint16_t*>(a.cache.k)[to + d] = float_to_bfloat16(__ldcg(a.k + from));
       reinterpret_cast<uint16_t*>(a.cache.v)[to + d] = float_to_bfloat16(__ldcg(a.v + from));
@@ -422,35 +369,35 @@ __device__ __forceinline__ void attend_finish(const AttendOne& a, uint8_t* memor
   }
   barrier();
 
-  // A warp joins one query head.
-  static_assert(kAttendWarps == kAttendHeads);
   const int group = a.num_heads / a.num_kv_heads;
-  if (warp >= group) return;
-  float best = -INFINITY;
+#pragma unroll 1
+  for (int head = warp; head < group; head += kAttendWarps) {  // of the KV head
+    float best = -INFINITY;
 #pragma unroll
-  for (int w = 0; w < kAttendKeyWarps; ++w) best = fmaxf(best, shared.totals[w][warp].x);
-  float total = 0;
-  float4 sum = make_float4(0, 0, 0, 0);
+    for (int w = 0; w < kAttendKeyWarps; ++w) best = fmaxf(best, shared.totals[w][head].x);
+    float total = 0;
+    float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll
-  for (int w = 0; w < kAttendKeyWarps; ++w) {
-    const float2 part = shared.totals[w][warp];
-    const float weight = attend_one::weight_of(part.x, best);
-    total += weight * part.y;
-    if (lane >= 4 * kSteps) continue;
-    const float4 v = *reinterpret_cast<const float4*>(&shared.warp[w].sums[warp][4 * lane]);
-    sum.x += weight * v.x;
-    sum.y += weight * v.y;
-    sum.z += weight * v.z;
-    sum.w += weight * v.w;
+    for (int w = 0; w < kAttendKeyWarps; ++w) {
+      const float2 part = shared.totals[w][head];
+      const float weight = attend_one::weight_of(part.x, best);
+      total += weight * part.y;
+      if (lane >= 4 * kSteps) continue;
+      const float4 v = *reinterpret_cast<const float4*>(&shared.warp[w].sums[head][4 * lane]);
+      sum.x += weight * v.x;
+      sum.y += weight * v.y;
+      sum.z += weight * v.z;
+      sum.w += weight * v.w;
+    }
+    const bool used = 4 * lane < a.head_dim;
+    if (s.shares == 1) {
+      float4* out = reinterpret_cast<float4*>(a.out + (s.kv_head * group + head) * a.head_dim);
+      if (used) __stcg(out + lane, attend_one::divided(sum, total));
+      continue;
+    }
+    if (used) __stcg(reinterpret_cast<float4*>(attend_one::sums_of(a, s.kv_head, s.split, head)) + lane, sum);
+    if (lane == 0) __stcg(attend_one::totals_of(a, s.kv_head, head) + s.split, make_float2(best, total));
   }
-  const bool used = 4 * lane < a.head_dim;
-  if (s.shares == 1) {
-    float4* out = reinterpret_cast<float4*>(a.out + (s.kv_head * group + warp) * a.head_dim);
-    if (used) __stcg(out + lane, attend_one::divided(sum, total));
-    return;
-  }
-  if (used) __stcg(reinterpret_cast<float4*>(attend_one::sums_of(a, s.kv_head, s.split, warp)) + lane, sum);
-  if (lane == 0) __stcg(attend_one::totals_of(a, s.kv_head, warp) + s.split, make_float2(best, total));
 }
 
 // Values 8 · piece to 8 · piece + 7 of a head, by one warp: two lanes take a share's.

@@ -253,8 +253,9 @@ void CudaBackend::forget_records() {
 void CudaBackend::add(cuda::Stage stage) {
   for (const cuda::Stage& before : stages_) {
     // Caches are read before the stages before are done, and so must be older than all of them.
-    if (stage.kind == cuda::Stage::Kind::conv_ssm_step && before.kind == stage.kind &&
-        before.ssm.cache.ssm == stage.ssm.cache.ssm) {
+    if (before.kind != stage.kind) continue;
+    if ((stage.kind == cuda::Stage::Kind::conv_ssm_step && before.ssm.cache.ssm == stage.ssm.cache.ssm) ||
+        (stage.kind == cuda::Stage::Kind::attend && before.attend.cache.k == stage.attend.cache.k)) {
       run_stages();
       break;
     }
@@ -848,6 +849,18 @@ void CudaBackend::attend(const Attend& op) {
   if (op.head_dim > 256) {
     fail({"attend", name_, "head_dim up to 256", std::to_string(op.head_dim), ""});
     return;
+  }
+  if (cuda::is_stage(op)) {
+    const int blocks = launch_.num_sms() / op.num_kv_heads;
+    cuda::Stage stage;
+    stage.kind = cuda::Stage::Kind::attend;
+    stage.attend = cuda::make_attend_one(op, std::max(1, blocks), nullptr);
+    stage.attend.partial = reinterpret_cast<float*>(scratch(cuda::attend_partial_size(stage.attend) * sizeof(float)));
+    if (blocks > 0 && stage.attend.partial) {
+      add(stage);
+      stage.kind = cuda::Stage::Kind::join;
+      return add(stage);
+    }
   }
   const int splits = cuda::attend_splits(op, launch_);
   auto* partial = reinterpret_cast<float*>(scratch(cuda::attend_partial_floats(op, splits) * sizeof(float)));

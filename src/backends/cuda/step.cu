@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "backends/cuda/attend_one.cuh"
 #include "backends/cuda/conv_ssm.cuh"
 #include "backends/cuda/matvec.cuh"
 #include "backends/cuda/route.cuh"
@@ -18,8 +19,8 @@ struct StepMemory {
   int total() const { return operands + group_sums + rms + ring + kPadding; }
 };
 
-constexpr int kStageWords = sizeof(Stage) / sizeof(uint32_t);
-static_assert(sizeof(Stage) % sizeof(uint64_t) == 0 && kStageWords <= kConsumerThreads);
+constexpr int kStageWords = sizeof(Stage) / sizeof(uint2);  // a thread copies one
+static_assert(sizeof(Stage) % sizeof(uint2) == 0 && kStageWords <= kConsumerThreads);
 
 // Until `count` arrivals have been there. A step that never ends would hold the device: it stops with an error.
 __device__ __forceinline__ void wait_for_count(const uint32_t* arrivals, uint32_t count, int what = 0) {
@@ -91,23 +92,31 @@ __device__ void produce(const Stage* stages, int count, StepSync* sync, Shared& 
   }
 }
 
+template <int kSteps, typename Wait>
+__device__ void attend_stage(const AttendOne& a, uint8_t* memory, Wait&& wait) {
+  const int block = static_cast<int>(blockIdx.x);
+  const bool takes_part = block < a.num_kv_heads * a.splits;
+  if (takes_part) attend_begin<kSteps>(a, block, memory);
+  wait();
+  if (takes_part) attend_finish<kSteps>(a, memory, consumers_sync);
+}
+
 __device__ void consume(const Stage* stages, int count, StepSync* sync, Shared& shared,
-                        uint32_t (&current)[2][kStageWords], uint8_t* memory, const StepMemory& layout) {
+                        uint2 (&current)[2][kStageWords], uint8_t* memory, const StepMemory& layout) {
   const int tid = static_cast<int>(threadIdx.x);
   const uint32_t blocks = gridDim.x;
   auto* group_sums = reinterpret_cast<float*>(memory + layout.operands);
   auto* rms = reinterpret_cast<float*>(memory + layout.operands + layout.group_sums);
   const uint8_t* ring = memory + layout.operands + layout.group_sums + layout.rms;
   Consumer consumer{shared, memory, reinterpret_cast<const uint8_t*>(group_sums), ring, {}, warp_id()};
-  const auto words_of = [&](int s) { return reinterpret_cast<const uint32_t*>(stages + s); };
+  const auto words_of = [&](int s) { return reinterpret_cast<const uint2*>(stages + s); };
   if (tid < kStageWords) current[0][tid] = __ldg(words_of(0) + tid);
   consumers_sync();
   for (int s = 0; s < count; ++s) {
     const Stage& stage = *reinterpret_cast<const Stage*>(current[s % 2]);
-    uint32_t next = 0;
+    uint2 next = {};
     if (tid < kStageWords && s + 1 < count) next = __ldg(words_of(s + 1) + tid);
-    const auto wait = [&] {
-      if (tid == 0) wait_for_count(&sync->stages, s * blocks, s);
+    const auto go_on = [&] {
       consumers_sync();
       if (tid < kStageWords) current[(s + 1) % 2][tid] = next;
       if (stage.kind == Stage::Kind::matvec && stage.matvec.output == Output::add) {
@@ -116,6 +125,10 @@ __device__ void consume(const Stage* stages, int count, StepSync* sync, Shared& 
         const float* y = a.num_matrices > 0 ? a.matrices[0].y : a.experts.shape.y;
         if (tid < kMaxOldRows && mine.begin + tid < mine.end) shared.old[tid] = __ldcg(y + mine.begin + tid);
       }
+    };
+    const auto wait = [&] {
+      if (tid == 0) wait_for_count(&sync->stages, s * blocks, s);
+      go_on();
     };
     const auto done = [&] {
       if (lane_id() == 0) arrive_at(&sync->stages);
@@ -130,8 +143,32 @@ __device__ void consume(const Stage* stages, int count, StepSync* sync, Shared& 
       }
       continue;
     }
+    if (stage.kind == Stage::Kind::attend) {
+      consumers_sync();  // the memory is that of operands before
+      if (stage.attend.head_dim <= 64) {
+        attend_stage<4>(stage.attend, memory, wait);
+      } else {
+        attend_stage<8>(stage.attend, memory, wait);
+      }
+      consumers_sync();
+      if (warp_id() == 0) done();
+      continue;
+    }
+    if (stage.kind == Stage::Kind::join) {
+      // With one share there is nothing to join, and whoever waits next waits for both stages.
+      if (attend_shares(stage.attend).count == 1) {
+        go_on();
+      } else {
+        wait();
+        attend_join(stage.attend, static_cast<int>(blockIdx.x) * kConsumers + warp_id(),
+                    static_cast<int>(blocks) * kConsumers);
+        consumers_sync();
+      }
+      if (warp_id() == 0) done();
+      continue;
+    }
     const OperandMaker maker{
-        stage.matvec,    form_of(stage.format), stage.plan.total_groups, memory, group_sums, rms, shared.room,
+        stage.matvec,    form_of(stage.format),  stage.plan.total_groups, memory, group_sums, rms, shared.room,
         &shared.unscale, shared.expert_scale[1], shared.expert_weight};
     const RouteRows rows{stage.routes ? &stage.route : nullptr, &shared.sums[0][0][0]};
     maker.make(rows, wait, [&](float scale) {
@@ -159,7 +196,7 @@ __global__ void __launch_bounds__(kStepThreads, 1)
     step_kernel(const Stage* stages, int count, StepSync* sync, const __grid_constant__ StepMemory layout) {
   extern __shared__ uint4 memory[];
   __shared__ Shared shared;
-  __shared__ alignas(16) uint32_t current[2][kStageWords];
+  __shared__ alignas(16) uint2 current[2][kStageWords];
   auto* bytes = reinterpret_cast<uint8_t*>(memory);
   if (threadIdx.x == 0) {
     for (int i = 0; i < kSlots; ++i) {
@@ -276,6 +313,8 @@ bool is_stage(const ConvSsmStep& op) {
          shape.head_dim + 2 * shape.ssm_state_size <= 2 * kConsumerThreads;
 }
 
+bool is_stage(const Attend& op) { return takes_attend_one(op); }
+
 void run_step(const Stage* stages, const std::vector<Stage>& host, StepSync* sync, const Launch& launch) {
   StepMemory layout;
   for (const Stage& stage : host) {
@@ -283,6 +322,11 @@ void run_step(const Stage* stages, const std::vector<Stage>& host, StepSync* syn
       layout.operands = std::max(layout.operands, up_16(static_cast<int>(conv_ssm_room(stage.ssm.shape))));
       continue;
     }
+    if (stage.kind == Stage::Kind::attend) {
+      const size_t bytes = stage.attend.head_dim <= 64 ? sizeof(AttendShared<4>) : sizeof(AttendShared<8>);
+      layout.operands = std::max(layout.operands, static_cast<int>((bytes + 127) / 128 * 128));
+    }
+    if (stage.kind != Stage::Kind::matvec) continue;
     const Form form = form_of(stage.format);
     const int groups = stage.plan.total_groups;
     layout.operands = std::max(layout.operands, groups * group_bytes(form.kind));

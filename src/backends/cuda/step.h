@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "backends/cuda/attend_one.h"
 #include "backends/cuda/launch.h"
 #include "backends/cuda/matvec.h"
 #include "ops/mamba2.h"
@@ -27,7 +28,7 @@ struct MatVecPlan {
 };
 
 struct Stage {
-  enum class Kind : uint8_t { matvec, conv_ssm_step } kind = Kind::matvec;
+  enum class Kind : uint8_t { matvec, conv_ssm_step, attend, join } kind = Kind::matvec;
 
   // matvec. With a router (widen) its blocks compute a logit each on the way and all choose the experts.
   Format format{};
@@ -41,6 +42,8 @@ struct Stage {
 
   ConvSsmStep ssm;
   uint32_t* tickets = nullptr;  // [n_groups] zeros, and zeros again afterwards
+
+  AttendOne attend;  // join is the stage after it, of the same
 };
 
 // What blocks wait on. Zeros before and after a step.
@@ -55,7 +58,9 @@ constexpr int kMaxRoutedExperts = 512;  // that a stage can choose from
 // Whether a stage can do this route within `matvec`, the product that comes next.
 bool can_route(const Route& route, const MatVec& matvec);
 Stage matvec_stage(Format format, const MatVec& op, const Launch& launch);
-bool is_stage(const ConvSsmStep& op);  // else kernels.h has it
+// What else can be a stage; kernels.h has the rest.
+bool is_stage(const ConvSsmStep& op);
+bool is_stage(const Attend& op);
 
 // `stages` on the device, `host` the same.
 void run_step(const Stage* stages, const std::vector<Stage>& host, StepSync* sync, const Launch& launch);
