@@ -13,17 +13,10 @@
 //   scale(row, scales, group, half), minimum(row, group, half)
 #pragma once
 
+#include "backends/cuda/form.h"
 #include "backends/cuda/fragment.cuh"
 
 namespace proa::cuda {
-
-// Columns 0-3 of a lane go to the first 16 of a product's 32, columns 4-7 to the second.
-enum class CodeOrder : uint8_t {
-  apart,     // 4j .. 4j + 3, then 16 + 4j ..
-  together,  // 8j .. 8j + 7
-  pairs,     // 4j, 16 + 4j, 4j + 1, 17 + 4j, 4j + 2, ...
-  eighths,   // 2j, 2j + 8, 2j + 1, 2j + 9, and the same 16 further on
-};
 
 __host__ __device__ constexpr int code_column(CodeOrder order, int j, int n) {
   switch (order) {
@@ -48,6 +41,14 @@ __device__ __forceinline__ uint32_t permute(uint32_t low, uint32_t high) {
 __device__ __forceinline__ uint32_t look_up(uint32_t low, uint32_t high, uint32_t nibbles) {
   uint32_t result;
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(result) : "r"(low), "r"(high), "r"(nibbles));
+  return result;
+}
+// Nibbles in the upper halves of bytes, their top bits turned: signed codes where they were offset by eight. In one
+// instruction, which takes one of its two constants from a register.
+__device__ __forceinline__ uint32_t signed_upper(uint32_t word) {
+  uint32_t tops, result;
+  asm("mov.b32 %0, 0x80808080;" : "=r"(tops));
+  asm("lop3.b32 %0, %1, %2, 0xf0f0f0f0, 0x28;" : "=r"(result) : "r"(word), "r"(tops));  // (a ^ b) & c
   return result;
 }
 // Bytes 2 to 5 of two words.
@@ -82,10 +83,8 @@ struct Codes<Q4_0> : CodesDefaults {
     } else {
       first = load4(at + 2), second = load4(at + 20);
     }
-    u[0] = ((first << 4) ^ 0x80808080u) & 0xf0f0f0f0u;
-    u[1] = (first ^ 0x80808080u) & 0xf0f0f0f0u;
-    v[0] = ((second << 4) ^ 0x80808080u) & 0xf0f0f0f0u;
-    v[1] = (second ^ 0x80808080u) & 0xf0f0f0f0u;
+    u[0] = signed_upper(first << 4), u[1] = signed_upper(first);
+    v[0] = signed_upper(second << 4), v[1] = signed_upper(second);
   }
   __device__ static float scale(uint32_t row, uint32_t, int group, int) { return half_at(row + group * 18); }
 };

@@ -615,26 +615,6 @@ void CudaBackend::moe_of_one(const Moe& op) {
     v.experts.count = op.num_experts_per_tok;
   };
   const bool shared_with_up = shared && !latent && op.shared_up.format == op.up.format;
-  // The router has the same input and is a part of the product, where the product has other rows to begin with.
-  std::optional<Route> route;
-  if (route_ && shared_with_up && error_ == std::nullopt) {
-    cuda::MatVec same;
-    same.mode = cuda::MatVec::Mode::widen;
-    same.input = Input::normed;
-    same.num_matrices = 1;
-    same.x = op.x, same.norm = op.norm, same.eps = op.eps;
-    with_experts(same, *up);
-    if (cuda::can_route(*route_, same)) std::swap(route, route_);
-  }
-  if (route_) run_stages();
-  if (latent) {
-    const Product in[] = {{op.latent_in, z}};
-    products_of_one(normed, in);
-  }
-  if (shared && !shared_with_up) {
-    const Product alone[] = {{op.shared_up, h, Output::activate, relu2}};
-    products_of_one(normed, alone);
-  }
   cuda::MatVec widen;
   widen.mode = cuda::MatVec::Mode::widen;
   widen.input = latent ? Input::plain : Input::normed;
@@ -652,10 +632,21 @@ void CudaBackend::moe_of_one(const Moe& op) {
   with_experts(widen, *up);
   widen.experts.shape.y = h + shared_rows;
   cuda::Stage stage = cuda::matvec_stage(op.up.format, widen, launch_);
-  if (route) {
+  // The router has the same input and is a part of the product, where the product has other rows to begin with.
+  if (route_ && cuda::can_route(*route_, stage)) {
     stage.routes = true;
-    stage.route = *route;
+    stage.route = *route_;
     stage.logits = route_logits_.as<float>();
+    route_.reset();
+  }
+  if (route_) run_stages();
+  if (latent) {
+    const Product in[] = {{op.latent_in, z}};
+    products_of_one(normed, in);
+  }
+  if (shared && !shared_with_up) {
+    const Product alone[] = {{op.shared_up, h, Output::activate, relu2}};
+    products_of_one(normed, alone);
   }
   add(stage);
 
@@ -792,11 +783,9 @@ void CudaBackend::moe_of_many(const Moe& op) {
 void CudaBackend::conv_ssm_step(const ConvSsmStep& op) {
   if (route_) run_stages();
   if (cuda::is_stage(op)) {
-    cuda::Stage stage;
-    stage.kind = cuda::Stage::Kind::conv_ssm_step;
-    stage.ssm = op;
-    stage.tickets = tickets(static_cast<size_t>(op.shape.n_groups));
-    if (stage.tickets) add(stage);
+    if (uint32_t* counters = tickets(static_cast<size_t>(op.shape.n_groups))) {
+      add(cuda::conv_ssm_stage(op, counters, launch_));
+    }
     return;
   }
   const int64_t tokens = int64_t{op.num_seqs} * op.tokens_per_seq;

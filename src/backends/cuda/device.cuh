@@ -123,7 +123,19 @@ __device__ __forceinline__ float power_of_two(float x) {
   return y;
 }
 
-__device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
+// Into the second-level cache, by one warp.
+__device__ __forceinline__ void prefetch(const void* from, int bytes) {
+  const auto* first = static_cast<const uint8_t*>(from);
+#pragma unroll 1
+  for (int at = 128 * lane_id(); at < bytes; at += 128 * kWarp) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(first + at));
+  }
+}
+// Division and root by the hardware's approximations, off by two units of the last place: the exact ones are calls.
+__device__ __forceinline__ float silu(float x) { return __fdividef(x, 1.0f + expf(-x)); }
+__device__ __forceinline__ float inverse_rms(float squares, int count, float eps) {
+  return rsqrtf(__fdividef(squares, static_cast<float>(count)) + eps);
+}
 
 // relu(x)^2, or silu.
 __device__ __forceinline__ float activated(bool relu2, float x) {

@@ -7,16 +7,9 @@
 #pragma once
 
 #include "backends/cuda/codes.cuh"
-#include "backends/cuda/matvec.h"
-#include "ops/route.h"
+#include "backends/cuda/step.h"
 
 namespace proa::cuda {
-
-// Warps of a block that compute. With the one that fetches they are four for each quarter of an SM's registers.
-constexpr int kConsumers = 15;
-constexpr int kConsumerThreads = kConsumers * kWarp;
-constexpr int kStepThreads = kConsumerThreads + kWarp;
-constexpr int kMaxOldRows = 256;                        // of a block whose old values it keeps
 
 __device__ __forceinline__ void init_barrier(uint64_t* barrier, uint32_t count) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
@@ -41,10 +34,23 @@ __device__ __forceinline__ void wait_barrier(uint64_t* barrier, uint32_t parity)
 // A barrier among the consumers.
 __device__ __forceinline__ void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(kConsumerThreads) : "memory"); }
 
+// Adds to a counter in shared memory; what was written before by those who have added is seen afterwards.
+__device__ __forceinline__ uint32_t add_in_block(uint32_t* counter, uint32_t value) {
+  uint32_t before;
+  asm volatile("atom.acq_rel.cta.shared::cta.add.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "r"(shared_address(counter)), "r"(value)
+               : "memory");
+  return before;
+}
+
 __device__ __forceinline__ uint2 load_two(uint32_t address) {
   uint2 v;
   asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
   return v;
+}
+__device__ __forceinline__ void store_word(uint32_t address, uint32_t x) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
 }
 __device__ __forceinline__ void store_two(uint32_t address, uint32_t x, uint32_t y) {
   asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(address), "r"(x), "r"(y) : "memory");
@@ -71,15 +77,8 @@ __device__ __forceinline__ uint32_t digits_at(int group, int digit, int j) {
   return static_cast<uint32_t>(group * kDigitsBytes + ((digit * 4 + j) ^ (group & 3) << 2) * 8);
 }
 
-// What operands of a format are.
-struct Form {
-  enum class Kind : uint8_t { digits, halves, bfloats } kind;
-  CodeOrder order;  // of digits
-  bool swapped;     // halves: the middle two of four columns change places (Order::bytes)
-  bool minima;      // sums of half groups are wanted
-};
 template <class F>
-__host__ __device__ constexpr Form form_as() {
+constexpr Form form_as() {
   if constexpr (kHasCodes<F>) {
     return {Form::Kind::digits, Codes<F>::kOrder, false, Codes<F>::kMin};
   } else {
@@ -95,29 +94,6 @@ __host__ __device__ constexpr float factor_as() {
     return Fragment<F>::kFactor;
   }
 }
-__host__ __device__ inline Form form_of(Format format) {
-  switch (format) {
-#define PROA_FORMAT(F) \
-  case Format::F:      \
-    return form_as<F>();
-    PROA_FORMATS(PROA_FORMAT)
-#undef PROA_FORMAT
-  }
-  return {};
-}
-__device__ inline float factor_of(Format format) {
-  switch (format) {
-#define PROA_FORMAT(F) \
-  case Format::F:      \
-    return factor_as<F>();
-    PROA_FORMATS(PROA_FORMAT)
-#undef PROA_FORMAT
-  }
-  return 1;
-}
-__device__ inline bool has_codes(Format format) { return form_of(format).kind == Form::Kind::digits; }
-__host__ __device__ constexpr int group_bytes(Form::Kind kind) { return kind == Form::Kind::bfloats ? 192 : 128; }
-
 // Rows of a router that this block multiplies with the normed input on the way. `partial` [count(), kConsumers]: what
 // each warp has of them.
 struct RouteRows {
@@ -137,63 +113,31 @@ struct RouteRows {
 // Makes the operands of a stage, by all consumers.
 struct OperandMaker {
   const MatVec& a;
-  const Form form;
-  const int total_groups;
+  const MatVecPlan& plan;
   uint8_t* operands;
-  float* group_sums;  // [total_groups, 2]
+  float* group_sums;  // [plan.total_groups, 2]
   float* rms;         // scratch of a gated norm: a value for each group of 32 columns
   float* room;        // [2 * 32]
   float* unscale;     // out
   const float* expert_scale;
   const float* expert_weight;
 
-  static constexpr int kKept = 4;  // items of a thread that stay in registers
+  __device__ int matrix_cols() const { return plan.matrix_cols; }
+  __device__ int expert_cols() const { return plan.expert_cols; }
 
-  __device__ int matrix_cols() const {
-    if (a.num_matrices > 0) return a.matrices[0].cols;
-    return a.mode == MatVec::Mode::narrow ? 0 : a.experts.shape.cols;
-  }
-  __device__ int expert_cols() const { return a.mode == MatVec::Mode::narrow ? a.experts.shape.cols : 0; }
-
-  // An item is the eight columns of one lane j of one group of 32.
-  __device__ int column(int j, int n) const {
-    if (!form.swapped) return code_column(form.order, j, n);
-    return 8 * j + n / 4 * 4 + n % 4 / 2 + n % 2 * 2;
-  }
-  // All of a group at once, where its 32 columns are there and lie at 16 bytes.
+  // An item is the eight columns of one lane j of one group of 32. Where all 32 are there and lie at 16 bytes they come
+  // as two vectors, and put() gives them their order.
   __device__ void load_whole(const float* group, int j, bool old, float (&v)[8]) const {
-    const auto four = [&](int k) {
-      const auto* p = reinterpret_cast<const float4*>(group + k);
-      return old ? __ldg(p) : __ldcg(p);
-    };
-    const auto two = [&](int k) {
-      const auto* p = reinterpret_cast<const float2*>(group + k);
-      return old ? __ldg(p) : __ldcg(p);
-    };
-    if (form.order == CodeOrder::eighths) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const float2 low = two(16 * h + 2 * j), high = two(16 * h + 2 * j + 8);
-        v[4 * h] = low.x, v[4 * h + 1] = high.x, v[4 * h + 2] = low.y, v[4 * h + 3] = high.y;
-      }
-      return;
-    }
-    const bool together = form.order == CodeOrder::together;
-    const float4 p = four(together ? 8 * j : 4 * j), q = four(together ? 8 * j + 4 : 4 * j + 16);
-    if (form.order == CodeOrder::pairs) {
-      v[0] = p.x, v[1] = q.x, v[2] = p.y, v[3] = q.y, v[4] = p.z, v[5] = q.z, v[6] = p.w, v[7] = q.w;
-    } else if (form.swapped) {
-      v[0] = p.x, v[1] = p.z, v[2] = p.y, v[3] = p.w, v[4] = q.x, v[5] = q.z, v[6] = q.y, v[7] = q.w;
-    } else {
-      v[0] = p.x, v[1] = p.y, v[2] = p.z, v[3] = p.w, v[4] = q.x, v[5] = q.y, v[6] = q.z, v[7] = q.w;
-    }
+    const bool together = plan.form.order == CodeOrder::together;
+    const auto* first = reinterpret_cast<const float4*>(group) + (together ? 2 * j : j);
+    const auto* second = first + (together ? 1 : 4);
+    const float4 p = old ? __ldg(first) : __ldcg(first), q = old ? __ldg(second) : __ldcg(second);
+    v[0] = p.x, v[1] = p.y, v[2] = p.z, v[3] = p.w, v[4] = q.x, v[5] = q.y, v[6] = q.z, v[7] = q.w;
   }
-  __device__ void load_some(const float* values, int group, int cols, int j, float (&v)[8]) const {
-#pragma unroll
-    for (int n = 0; n < 8; ++n) {
-      const int k = 32 * group + column(j, n);
-      v[n] = k < cols ? __ldcg(values + k) : 0.0f;
-    }
+  // Any others one by one, in the order that two vectors would have them.
+  __device__ int column(int j, int n) const {
+    if (plan.form.order == CodeOrder::eighths) return code_column(CodeOrder::eighths, j, n);
+    return plan.form.order == CodeOrder::together ? 8 * j + n : 4 * j + n / 4 * 16 + n % 4;
   }
 
   // Sums and the largest magnitude (as bits, so that NaN is the largest) over all consumers.
@@ -218,62 +162,86 @@ struct OperandMaker {
   // The power of two by which values of this largest magnitude fit; also tells what undoes it.
   __device__ float power_of(uint32_t largest, float factor) const {
     const float most = __uint_as_float(largest) * fabsf(factor);
-    float power = 1;
-    if (form.kind != Form::Kind::bfloats) {
+    float power = 1, inverse = 1;
+    if (plan.form.kind != Form::Kind::bfloats) {
       const int exponent = static_cast<int>(__float_as_uint(most) >> 23 & 255) - 127;
-      const int up = (form.kind == Form::Kind::digits ? 29 : 13) - exponent;
-      power = __uint_as_float(static_cast<uint32_t>(max(-100, min(kLargestExponent, up)) + 127) << 23);
+      const int up = (plan.form.kind == Form::Kind::digits ? 29 : 13) - exponent;
+      const int bounded = max(-kLargestExponent, min(kLargestExponent, up));
+      power = __uint_as_float(static_cast<uint32_t>(127 + bounded) << 23);
+      inverse = __uint_as_float(static_cast<uint32_t>(127 - bounded) << 23);
     }
     // Digits cannot say NaN or infinity: the results do.
-    if (threadIdx.x == 0) *unscale = most < INFINITY ? 1.0f / power : NAN;
+    if (threadIdx.x == 0) *unscale = most < INFINITY ? inverse : NAN;
     return power;
   }
 
-  __device__ void put(int group, int j, const float (&v)[8], float factor) const {
+  // A function, as it is called in many places.
+  struct Put {
+    uint32_t operands, group_sums;  // shared memory
+    Form form;
+    float factor;
+  };
+  __device__ Put putting(float factor) const {
+    return {shared_address(operands), shared_address(group_sums), plan.form, factor};
+  }
+  static __device__ __noinline__ void put_values(Put to, int group, int j, float4 first, float4 second) {
+    const Form form = to.form;
+    const float in[8] = {first.x, first.y, first.z, first.w, second.x, second.y, second.z, second.w};
+    float v[8];
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+      v[n] = in[n];
+      if (form.order == CodeOrder::pairs) v[n] = in[n / 2 + n % 2 * 4];
+      if (form.swapped) v[n] = in[n / 4 * 4 + n % 4 / 2 + n % 2 * 2];
+      v[n] *= to.factor;
+    }
     if (form.kind == Form::Kind::digits) {
       uint32_t u[8];
 #pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        u[n] = (static_cast<uint32_t>(__float2int_rn(v[n] * factor)) + 0x80808080u) ^ 0x80808080u;
-      }
+      for (int n = 0; n < 8; ++n) u[n] = (static_cast<uint32_t>(__float2int_rn(v[n])) + 0x80808080u) ^ 0x80808080u;
       uint32_t digits[4][2];
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const uint32_t low01 = permute<0x5140>(u[4 * h], u[4 * h + 1]),
-                       low23 = permute<0x5140>(u[4 * h + 2], u[4 * h + 3]);
+        const uint32_t low01 = permute<0x5140>(u[4 * h], u[4 * h + 1]);
+        const uint32_t low23 = permute<0x5140>(u[4 * h + 2], u[4 * h + 3]);
         const uint32_t high01 = permute<0x7362>(u[4 * h], u[4 * h + 1]);
         const uint32_t high23 = permute<0x7362>(u[4 * h + 2], u[4 * h + 3]);
         digits[3][h] = permute<0x5410>(low01, low23), digits[2][h] = permute<0x7632>(low01, low23);
         digits[1][h] = permute<0x5410>(high01, high23), digits[0][h] = permute<0x7632>(high01, high23);
       }
-      const uint32_t base = shared_address(operands);
 #pragma unroll
-      for (int d = 0; d < 4; ++d) store_two(base + digits_at(group, d, j), digits[d][0], digits[d][1]);
+      for (int d = 0; d < 4; ++d) store_two(to.operands + digits_at(group, d, j), digits[d][0], digits[d][1]);
       if (form.minima) {
         const uint32_t mask = __activemask();  // the four lanes of a group are in or out together
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          float half = ((v[4 * h] + v[4 * h + 1]) + (v[4 * h + 2] + v[4 * h + 3])) * factor;
+          float half = (v[4 * h] + v[4 * h + 1]) + (v[4 * h + 2] + v[4 * h + 3]);
           half += __shfl_xor_sync(mask, half, 1);
           half += __shfl_xor_sync(mask, half, 2);
-          if (j == 0) group_sums[2 * group + h] = half;
+          if (j == 0) store_word(to.group_sums + 4 * (2 * group + h), __float_as_uint(half));
         }
       }
     } else if (form.kind == Form::Kind::halves) {
-      put_short<false>(group, j, v, factor);
+      put_short<false>(to.operands, group, j, v);
     } else {
-      put_short<true>(group, j, v, factor);
+      put_short<true>(to.operands, group, j, v);
     }
   }
   template <bool kBf16>
-  __device__ void put_short(int group, int j, const float (&v)[8], float factor) const {
+  static __device__ __forceinline__ void put_short(uint32_t operands, int group, int j, const float (&v)[8]) {
     constexpr int kS = kBf16 ? 3 : 2;
     uint32_t packed[4][kS];
 #pragma unroll
-    for (int n = 0; n < 4; ++n) split_pair<kBf16>(v[2 * n] * factor, v[2 * n + 1] * factor, packed[n]);
-    auto* out = reinterpret_cast<uint4*>(operands) + group * 4 * kS + j;
+    for (int n = 0; n < 4; ++n) split_pair<kBf16>(v[2 * n], v[2 * n + 1], packed[n]);
+    const uint32_t to = operands + (group * 4 * kS + j) * 16;
 #pragma unroll
-    for (int p = 0; p < kS; ++p) out[4 * p] = {packed[0][p], packed[1][p], packed[2][p], packed[3][p]};
+    for (int p = 0; p < kS; ++p) {
+      store_two(to + 64 * p, packed[0][p], packed[1][p]);
+      store_two(to + 64 * p + 8, packed[2][p], packed[3][p]);
+    }
+  }
+  static __device__ __forceinline__ void put(const Put& to, int group, int j, const float (&v)[8]) {
+    put_values(to, group, j, {v[0], v[1], v[2], v[3]}, {v[4], v[5], v[6], v[7]});
   }
 
   // Of item `item`: its part of the input, and its group there.
@@ -282,109 +250,99 @@ struct OperandMaker {
     int group, cols;
     float factor;
   };
-  __device__ Place place(const float* x, int group) const {
+  __device__ __forceinline__ Place place(const float* x, int group, uint32_t inverse) const {
     const int cols = matrix_cols(), matrix_groups = (cols + 31) / 32;
     const bool sum = a.mode == MatVec::Mode::narrow;
     if (group < matrix_groups) return {x, group, cols, sum && a.num_matrices > 0 ? a.matrices[0].scale : 1.0f};
     const int width = expert_cols(), groups = (width + 31) / 32;
-    const int e = (group - matrix_groups) / groups;
+    const int e = divided(group - matrix_groups, inverse);
     return {x + cols + static_cast<int64_t>(e) * width, group - matrix_groups - e * groups, width,
             expert_weight[e] * expert_scale[e]};
   }
-  __device__ bool vectors() const {
-    const auto at_16 = [](const float* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
-    return matrix_cols() % 32 == 0 && expert_cols() % 32 == 0 && at_16(a.x) && at_16(a.z) && at_16(a.norm);
+  // By the divisor of `inverse`, see MatVecPlan.
+  __device__ static int divided(int number, uint32_t inverse) {
+    return static_cast<int>(static_cast<uint32_t>(number) * inverse >> 20);
   }
-  __device__ void load(const Place& at, int j, bool whole, float (&v)[8]) const {
-    if (whole) return load_whole(at.values + 32 * at.group, j, false, v);
-    load_some(at.values, at.group, at.cols, j, v);
+  __device__ Place place_any(const float* x, int group) const {
+    const int matrix_groups = (matrix_cols() + 31) / 32, groups = (expert_cols() + 31) / 32;
+    if (group < matrix_groups) return place(x, group, 1);
+    const int e = (group - matrix_groups) / groups, width = expert_cols();
+    return {x + matrix_cols() + static_cast<int64_t>(e) * width, group - matrix_groups - e * groups, width,
+            expert_weight[e] * expert_scale[e]};
   }
-  __device__ void load_norm(int group, int j, bool whole, float (&v)[8]) const {
-    if (whole) return load_whole(a.norm + 32 * group, j, true, v);
-    load_some(a.norm, group, matrix_cols(), j, v);
-  }
-
-  // `wait` returns when predecessors are done; `routed` is called with what a normed input is scaled by, when the
-  // products of `rows` with the rest of it lie in their place.
-  template <typename Wait, typename Routed>
-  __device__ void make(const RouteRows& rows, Wait&& wait, Routed&& routed) const {
-    const bool whole = vectors();
-    const int items = total_groups * 4;
-    if (a.input == Input::gated) return make_gated(whole, wait);
-    if (a.input == Input::normed) {
-      if (items <= kConsumerThreads) return make_normed<1>(whole, rows, wait, routed);
-      if (items <= 2 * kConsumerThreads) return make_normed<2>(whole, rows, wait, routed);
-      return make_normed<0>(whole, rows, wait, routed);
+  // The input as it is multiplied, but for the norm's scale.
+  __device__ void load_any(const float* x, int group, int j, float (&v)[8]) const {
+    const Place at = place_any(x, group);
+    const int width = a.input == Input::gated ? at.cols / a.n_groups : 0;
+#pragma unroll 1
+    for (int n = 0; n < 8; ++n) {
+      const int k = 32 * at.group + column(j, n);
+      float value = 0;
+      if (k < at.cols) {
+        value = __ldcg(at.values + k) * at.factor;
+        if (a.input == Input::gated) value *= silu(__ldcg(a.z + k)) * rms[k / width];
+      }
+      v[n] = value;
     }
-    if (items <= kKept * kConsumerThreads) return make_plain<kKept>(whole, wait);
-    make_plain<0>(whole, wait);
+  }
+  __device__ float norm_of(int group, int j, int n) const {
+    const int k = 32 * group + column(j, n);
+    return a.input != Input::plain && k < matrix_cols() ? a.norm[k] : 1.0f;
   }
 
- private:
   __device__ const float* input() const {
     return a.x + (a.x_row ? static_cast<int64_t>(__ldcg(a.x_row)) * matrix_cols() : 0);
   }
-  // Calls f(item number of this thread, group, j) for all of them. kItems: how many there are at most; 0: any.
+  // Calls f(item number of this thread, group, j) for all of them, kItems at most.
   template <int kItems, typename F>
-  __device__ void for_items(F&& f) const {
-    const int tid = static_cast<int>(threadIdx.x), items = total_groups * 4;
-    if constexpr (kItems == 0) {
-      for (int item = tid; item < items; item += kConsumerThreads) f(0, item / 4, item % 4);
-    } else {
+  __device__ __forceinline__ void for_items(F&& f) const {
+    const int tid = static_cast<int>(threadIdx.x), items = plan.total_groups * 4;
 #pragma unroll
-      for (int i = 0; i < kItems; ++i) {
-        const int item = tid + i * kConsumerThreads;
-        if (item < items) f(i, item / 4, item % 4);
-      }
+    for (int i = 0; i < kItems; ++i) {
+      const int item = tid + i * kConsumerThreads;
+      if (item < items) f(i, item / 4, item % 4);
     }
   }
 
-  template <int kItems, typename Wait>
-  __device__ void make_plain(bool whole, Wait&& wait) const {
-    float v[kItems == 0 ? 1 : kItems][8];
-    wait();
+  // gate.wait() returns when predecessors are done.
+  template <class Gate>
+  __device__ __forceinline__ void make_plain(const Gate& gate) const {
+    float v[kKeptItems][8] = {};  // where it is not set it would end in local memory
+    gate.wait();
     const float* x = input();
     Totals sums = {0, 0};
-    const auto fetch = [&](int i, int group, int j) {
-      const Place at = place(x, group);
-      load(at, j, whole, v[i]);
+    const uint32_t inverse = plan.inverse;
+    for_items<kKeptItems>([&](int i, int group, int j) {
+      const Place at = place(x, group, inverse);
+      load_whole(at.values + 32 * at.group, j, false, v[i]);
 #pragma unroll
       for (int n = 0; n < 8; ++n) v[i][n] *= at.factor;
-    };
-    for_items<kItems>(fetch);
-    for_items<kItems>([&](int i, int group, int j) {
-      if constexpr (kItems == 0) fetch(i, group, j);
+    });
+    for_items<kKeptItems>([&](int i, int, int) {
 #pragma unroll
       for (int n = 0; n < 8; ++n) sums.largest = max(sums.largest, magnitude(v[i][n]));
     });
-    const float power = power_of(total(sums).largest, 1);
-    for_items<kItems>([&](int i, int group, int j) {
-      if constexpr (kItems == 0) fetch(i, group, j);
-      put(group, j, v[i], power);
-    });
+    const Put to = putting(power_of(total(sums).largest, 1));
+    for_items<kKeptItems>([&](int i, int group, int j) { put(to, group, j, v[i]); });
   }
 
-  template <int kItems, typename Wait, typename Routed>
-  __device__ void make_normed(bool whole, const RouteRows& rows, Wait&& wait, Routed&& routed) const {
-    constexpr int kRoom = kItems == 0 ? 1 : kItems;
-    float v[kRoom][8], norm[kRoom][8], gate[kRoom][8];
-    const int routes = kItems == 0 ? 0 : rows.count();
-    const auto fetch_norm = [&](int i, int group, int j) { load_norm(group, j, whole, norm[i]); };
-    const auto fetch_gate = [&](int k) {
+  // gate.routed() is called with what the input is scaled by, when the products of `rows` with the rest of it lie in
+  // their place.
+  template <int kItems, class Gate>
+  __device__ __forceinline__ void make_normed(const RouteRows& rows, const Gate& gate) const {
+    float v[kItems][8] = {}, norm[kItems][8] = {}, router[kItems][8] = {};
+    const int routes = rows.count();
+    const auto fetch_router = [&](int k) {
       const float* row = rows.row(k);
-      for_items<kItems>([&](int i, int group, int j) { load_whole(row + 32 * group, j, true, gate[i]); });
+      for_items<kItems>([&](int i, int group, int j) { load_whole(row + 32 * group, j, true, router[i]); });
     };
-    if constexpr (kItems > 0) {
-      for_items<kItems>(fetch_norm);
-      if (routes > 0) fetch_gate(0);
-    }
-    wait();
+    for_items<kItems>([&](int i, int group, int j) { load_whole(a.norm + 32 * group, j, true, norm[i]); });
+    if (routes > 0) fetch_router(0);
+    gate.wait();
     const float* x = input();
     Totals sums = {0, 0};
-    const auto fetch = [&](int i, int group, int j) { load(place(x, group), j, whole, v[i]); };
-    if constexpr (kItems > 0) for_items<kItems>(fetch);
-    for_items<kItems>([&](int i, int group, int j) {
-      if constexpr (kItems == 0) fetch_norm(i, group, j), fetch(i, group, j);
+    for_items<kItems>([&](int i, int group, int j) { load_whole(x + 32 * group, j, false, v[i]); });
+    for_items<kItems>([&](int i, int, int) {
 #pragma unroll
       for (int n = 0; n < 8; ++n) {
         sums.squares += v[i][n] * v[i][n];
@@ -392,73 +350,34 @@ struct OperandMaker {
         sums.largest = max(sums.largest, magnitude(v[i][n]));
       }
     });
-    if constexpr (kItems > 0) {
-      for (int k = 0; k < routes; ++k) {
-        if (k > 0) fetch_gate(k);
-        float dot = 0;
-        for_items<kItems>([&](int i, int, int) {
+#pragma unroll 1
+    for (int k = 0; k < routes; ++k) {
+      if (k > 0) fetch_router(k);
+      float dot = 0;
+      for_items<kItems>([&](int i, int, int) {
 #pragma unroll
-          for (int n = 0; n < 8; ++n) dot += v[i][n] * gate[i][n];
-        });
-        dot = warp_sum(dot);
-        if (lane_id() == 0) rows.partial[k * kConsumers + warp_id()] = dot;
-      }
+        for (int n = 0; n < 8; ++n) dot += v[i][n] * router[i][n];
+      });
+      dot = warp_sum(dot);
+      if (lane_id() == 0) rows.partial[k * kConsumers + warp_id()] = dot;
     }
     const Totals all = total(sums);
-    const float scale = 1.0f / sqrtf(all.squares / static_cast<float>(matrix_cols()) + a.eps);
-    if (rows.op) routed(scale);
-    const float power = power_of(all.largest, scale) * scale;
-    for_items<kItems>([&](int i, int group, int j) {
-      if constexpr (kItems == 0) {
-        fetch_norm(i, group, j), fetch(i, group, j);
-#pragma unroll
-        for (int n = 0; n < 8; ++n) v[i][n] *= norm[i][n];
-      }
-      put(group, j, v[i], power);
-    });
+    const float scale = norm_scale(all.squares);
+    if (rows.op) gate.routed(scale);
+    const Put to = putting(power_of(all.largest, scale) * scale);
+    for_items<kItems>([&](int i, int group, int j) { put(to, group, j, v[i]); });
   }
+  __device__ float norm_scale(float squares) const { return inverse_rms(squares, matrix_cols(), a.eps); }
 
-  // norm · v / rms of its group(v), v = x · silu(z). Groups of the norm are whole groups of 32 columns, or anything.
-  template <typename Wait>
-  __device__ void make_gated(bool whole, Wait&& wait) const {
-    const int cols = matrix_cols(), width = cols / a.n_groups;
-    wait();
+  // Groups of the norm are whole groups of 32 columns.
+  template <class Gate>
+  __device__ __forceinline__ void make_gated(const Gate& gate) const {
+    float v[2][8] = {}, norm[2][8] = {};
+    const int width = matrix_cols() / a.n_groups, groups = width / 32;
+    const uint32_t inverse = plan.inverse;
+    for_items<2>([&](int i, int group, int j) { load_whole(a.norm + 32 * group, j, true, norm[i]); });
+    gate.wait();
     const float* x = input();
-    const bool regular = whole && width % 32 == 0 && total_groups * 4 <= 2 * kConsumerThreads;
-    if (regular) return make_gated_regular(x, width);
-    for (int group = warp_id(); group < a.n_groups; group += kConsumers) {
-      float sum = 0;
-      for (int i = lane_id(); i < width; i += kWarp) {
-        const int k = group * width + i;
-        const float v = __ldcg(x + k) * silu(__ldcg(a.z + k));
-        sum += v * v;
-      }
-      sum = warp_sum(sum);
-      if (lane_id() == 0) rms[group] = 1.0f / sqrtf(sum / static_cast<float>(width) + a.eps);
-    }
-    consumers_sync();
-    const auto fetch = [&](int group, int j, float(&v)[8]) {
-#pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        const int k = 32 * group + column(j, n);
-        v[n] = k < cols ? __ldcg(x + k) * silu(__ldcg(a.z + k)) * rms[k / width] * a.norm[k] : 0.0f;
-      }
-    };
-    Totals sums = {0, 0};
-    float v[8];
-    for_items<0>([&](int, int group, int j) {
-      fetch(group, j, v);
-#pragma unroll
-      for (int n = 0; n < 8; ++n) sums.largest = max(sums.largest, magnitude(v[n]));
-    });
-    const float power = power_of(total(sums).largest, 1);
-    for_items<0>([&](int, int group, int j) {
-      fetch(group, j, v);
-      put(group, j, v, power);
-    });
-  }
-  __device__ void make_gated_regular(const float* x, int width) const {
-    float v[2][8];
     for_items<2>([&](int i, int group, int j) {
       float z[8];
       load_whole(x + 32 * group, j, false, v[i]);
@@ -476,21 +395,61 @@ struct OperandMaker {
     });
     consumers_sync();
     Totals sums = {0, 0};
-    const int groups = width / 32;
-    for_items<2>([&](int i, int group, int j) {
-      const float* of_norm = rms + group / groups * groups;
-      float sum = 0, norm[8];
-      load_norm(group, j, true, norm);
+    for_items<2>([&](int i, int group, int) {
+      const float* of_norm = rms + divided(group, inverse) * groups;
+      float sum = 0;
+#pragma unroll 4
       for (int g = 0; g < groups; ++g) sum += of_norm[g];
-      const float scale = 1.0f / sqrtf(sum / static_cast<float>(width) + a.eps);
+      const float scale = inverse_rms(sum, width, a.eps);
 #pragma unroll
       for (int n = 0; n < 8; ++n) {
-        v[i][n] *= scale * norm[n];
+        v[i][n] *= scale * norm[i][n];
         sums.largest = max(sums.largest, magnitude(v[i][n]));
       }
     });
-    const float power = power_of(total(sums).largest, 1);
-    for_items<2>([&](int i, int group, int j) { put(group, j, v[i], power); });
+    const Put to = putting(power_of(total(sums).largest, 1));
+    for_items<2>([&](int i, int group, int j) { put(to, group, j, v[i]); });
+  }
+
+  // Any sizes and places: everything is read twice.
+  template <class Gate>
+  __device__ __forceinline__ void make_any(const Gate& gate) const {
+    gate.wait();
+    const float* x = input();
+    if (a.input == Input::gated) {
+      const int width = matrix_cols() / a.n_groups;
+      for (int group = warp_id(); group < a.n_groups; group += kConsumers) {
+        float sum = 0;
+        for (int i = lane_id(); i < width; i += kWarp) {
+          const int k = group * width + i;
+          const float v = __ldcg(x + k) * silu(__ldcg(a.z + k));
+          sum += v * v;
+        }
+        sum = warp_sum(sum);
+        if (lane_id() == 0) rms[group] = inverse_rms(sum, width, a.eps);
+      }
+      consumers_sync();
+    }
+    Totals sums = {0, 0};
+    float v[8];
+    const int tid = static_cast<int>(threadIdx.x), items = plan.total_groups * 4;
+    for (int item = tid; item < items; item += kConsumerThreads) {
+      load_any(x, item / 4, item % 4, v);
+#pragma unroll 1
+      for (int n = 0; n < 8; ++n) {
+        sums.squares += v[n] * v[n];
+        sums.largest = max(sums.largest, magnitude(v[n] * norm_of(item / 4, item % 4, n)));
+      }
+    }
+    const Totals all = total(sums);
+    const float scale = a.input == Input::normed ? norm_scale(all.squares) : 1.0f;
+    const Put to = putting(power_of(all.largest, scale) * scale);
+    for (int item = tid; item < items; item += kConsumerThreads) {
+      load_any(x, item / 4, item % 4, v);
+#pragma unroll 1
+      for (int n = 0; n < 8; ++n) v[n] *= norm_of(item / 4, item % 4, n);
+      put(to, item / 4, item % 4, v);
+    }
   }
 };
 

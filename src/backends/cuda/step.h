@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "backends/cuda/attend_one.h"
+#include "backends/cuda/form.h"
 #include "backends/cuda/launch.h"
 #include "backends/cuda/matvec.h"
 #include "ops/mamba2.h"
@@ -22,9 +23,18 @@ struct MatVecPlan {
   int part_cols[2] = {};     // columns of a piece
   int parts[2] = {};         // pieces of a row
   int part_bytes[2] = {};    // of a row
+  int last_bytes[2] = {};    // likewise, in the last part
   int pitch[2] = {};         // bytes from row to row of a piece
-  int scales_bytes[2] = {};  // of a row in a piece
+  bool contiguous[2] = {};   // rows stay as they lie, and pitch is their stride
   int scales_pitch[2] = {};  // 0: none
+
+  Form form{};
+  int matrix_cols = 0, expert_cols = 0;  // of the input's parts; widen: the experts have those of the matrices
+  int matrix_rows = 0, expert_rows = 0;  // that are shared out among blocks
+  // How the input comes into registers.
+  enum class Way : uint8_t { any, normed, normed_twice, gated, plain } way = Way::any;
+  // What replaces a division by the groups of an expert, or of a group of the norm: times this, over 2^20.
+  uint32_t inverse = 0;
 };
 
 struct Stage {
@@ -42,6 +52,7 @@ struct Stage {
 
   ConvSsmStep ssm;
   uint32_t* tickets = nullptr;  // [n_groups] zeros, and zeros again afterwards
+  int chunk_rows = 0;           // rows of a head that a block takes at once
 
   AttendOne attend;  // join is the stage after it, of the same
 };
@@ -55,10 +66,11 @@ struct StepSync {
 
 constexpr int kMaxRoutedExperts = 512;  // that a stage can choose from
 
-// Whether a stage can do this route within `matvec`, the product that comes next.
-bool can_route(const Route& route, const MatVec& matvec);
+// Whether a stage can do this route as well.
+bool can_route(const Route& route, const Stage& stage);
 Stage matvec_stage(Format format, const MatVec& op, const Launch& launch);
-// What else can be a stage; kernels.h has the rest.
+Stage conv_ssm_stage(const ConvSsmStep& op, uint32_t* tickets, const Launch& launch);
+// What can be a stage; kernels.h has the rest.
 bool is_stage(const ConvSsmStep& op);
 bool is_stage(const Attend& op);
 

@@ -1,0 +1,418 @@
+// The kernel of step.h, a template over the formats that it knows.
+#pragma once
+
+#include "backends/cuda/attend_one.cuh"
+#include "backends/cuda/conv_ssm.cuh"
+#include "backends/cuda/matvec.cuh"
+#include "backends/cuda/route.cuh"
+
+namespace proa::cuda {
+
+// Parts of a stage are functions of their own, so that one does not take registers from another: local memory is slow
+// where shared memory has nearly all of the first-level cache.
+#define PROA_PART static __device__ __noinline__
+
+// With PROA_STEP_TRACE the blocks print what their clocks say of each stage of a step: see tools/step_trace.py.
+#ifdef PROA_STEP_TRACE
+constexpr int kTraced = 256;  // stages
+__device__ long long step_trace[kTraced][4];
+__device__ int step_traces;
+#define PROA_TRACE(s, i) \
+  if (blockIdx.x == 40 && threadIdx.x == 0 && (s) < kTraced) step_trace[s][i] = clock64()
+#else
+#define PROA_TRACE(s, i)
+#endif
+
+// How dynamic shared memory is divided, in bytes, each a multiple of 16.
+struct StepMemory {
+  int operands = 0;  // also the room of stages that are no products
+  int group_sums = 0;
+  int rms = 0;
+  int ring = 0;
+  int most_in_flight = 32 * 1024;       // of the ring
+  static constexpr int kPadding = 128;  // behind the ring: a product may look a block further than its row
+  int total() const;
+};
+
+constexpr int kStageWords = sizeof(Stage) / sizeof(uint2);  // a thread copies one
+static_assert(sizeof(Stage) % sizeof(uint2) == 0 && kStageWords <= kConsumerThreads);
+
+// Until `count` arrivals have been there. A step that never ends would hold the device: it stops with an error.
+__device__ __forceinline__ void wait_for_count(const uint32_t* arrivals, uint32_t count) {
+  for (uint32_t tries = 0;; ++tries) {
+    uint32_t now;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(arrivals) : "memory");
+    if (now >= count) break;
+#ifdef PROA_STEP_TRACE
+    if (tries == 1u << 21) printf("block %d thread %d: %u of %u\n", blockIdx.x, threadIdx.x, now, count);
+    if (tries == 1u << 21) return;
+#endif
+    if (tries == 1u << 24) __trap();  // seconds
+  }
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
+}
+__device__ __forceinline__ void arrive_at(uint32_t* arrivals) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(arrivals), "r"(1) : "memory");
+}
+
+// What consumers read before they wait.
+__device__ __forceinline__ void prefetch_early(const Stage& stage) {
+  const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
+  if (stage.kind == Stage::Kind::matvec) {
+    const MatVec& a = stage.matvec;
+    const int cols = stage.plan.matrix_cols;
+    if (a.norm) {  // a part by each block
+      const int part = (cols / blocks + 32) / 32 * 32;
+      if (part * block < cols) prefetch(a.norm + part * block, 4 * min(part, cols - part * block));
+    }
+    const RouteRows rows{stage.routes ? &stage.route : nullptr, nullptr};
+    for (int k = 0; k < rows.count(); ++k) prefetch(rows.row(k), 4 * stage.route.hidden_size);
+  }
+  if (stage.kind == Stage::Kind::conv_ssm_step) prefetch_conv_ssm(stage.ssm, stage.chunk_rows);
+}
+
+__device__ __forceinline__ void produce(const Stage* stages, int count, StepSync* sync, Shared& shared, uint8_t* ring,
+                                        int ring_bytes, int most_in_flight) {
+  Producer producer(shared, ring, ring_bytes, most_in_flight);
+  const uint32_t blocks = gridDim.x;
+  for (int s = 0; s < count; ++s) {
+    const Stage& stage = stages[s];
+    prefetch_early(stage);
+    if (stage.kind != Stage::Kind::matvec) continue;
+    const Experts& experts = stage.matvec.experts;
+    const auto wait_for_experts = [&] {
+      if (stage.routes) {
+        if (lane_id() == 0) wait_for_count(&sync->logits, (stage.routed_before + 1) * blocks);
+        __syncwarp();
+        if (stage.route.n_group == 1) {
+          choose_of_all(stage.route, stage.logits, shared.expert_id, shared.expert_weight, blockIdx.x == 0);
+        } else {
+          choose(stage.route, stage.logits, shared.expert_id, shared.expert_weight, blockIdx.x == 0, shared.choice);
+        }
+        __syncwarp();
+      } else {
+        if (lane_id() == 0) wait_for_count(&sync->stages, s * blocks);
+        __syncwarp();
+      }
+      // Those of the sum that follows too: consumers ask for them before a piece of it has come.
+      int sum = s + 1;
+      while (sum < count && !(stages[sum].kind == Stage::Kind::matvec && narrow(stages[sum].matvec))) ++sum;
+      for (int k = lane_id(); k < experts.count; k += kWarp) {
+        if (!stage.routes) {
+          shared.expert_id[k] = __ldcg(experts.ids + k);
+          shared.expert_weight[k] = __ldcg(experts.weights + k);
+        } else if (blockIdx.x == 0) {
+          stage.route.topk_ids[k] = shared.expert_id[k];
+          stage.route.topk_weights[k] = shared.expert_weight[k];
+        }
+        const int id = shared.expert_id[k];
+        for (int i = 0; i < 2 && (i == 0 || sum < count); ++i) {
+          const Experts& of = i ? stages[sum].matvec.experts : experts;
+          shared.data[i][k] = reinterpret_cast<const uint8_t*>(of.data[id]);
+          shared.scales[i][k] = of.scales ? reinterpret_cast<const uint8_t*>(of.scales[id]) : nullptr;
+          shared.expert_scale[i][k] = of.scale ? of.scale[id] : 1.0f;
+        }
+      }
+      __syncwarp();
+    };
+    producer.produce(stage.matvec, stage.plan, wait_for_experts);
+  }
+}
+
+// All that a block keeps in shared memory, from its beginning; operands and the ring come after it.
+struct alignas(128) BlockMemory {
+  Shared shared;
+  uint2 stages[2][kStageWords];  // this stage and the next
+  bool last;
+  StepSync* sync;
+  StepMemory layout;
+};
+extern __shared__ __align__(128) uint8_t step_memory[];
+__device__ __forceinline__ BlockMemory& block_memory() { return *reinterpret_cast<BlockMemory*>(step_memory); }
+__device__ __forceinline__ uint8_t* operand_memory() { return step_memory + sizeof(BlockMemory); }
+
+// A stage's way in and out, for consumers.
+struct Gate {
+  int s;
+  uint2 next;  // this thread's part of the next stage
+
+  __device__ StepSync* sync() const { return block_memory().sync; }
+  __device__ const Stage& stage() const { return *reinterpret_cast<const Stage*>(block_memory().stages[s % 2]); }
+
+  // Until all stages before are done.
+  __device__ __forceinline__ void wait() const {
+    PROA_TRACE(s, 1);
+    if (threadIdx.x == 0) wait_for_count(&sync()->stages, static_cast<uint32_t>(s) * gridDim.x);
+    PROA_TRACE(s, 2);
+    go_on();
+  }
+  // The same, where that does not matter.
+  __device__ __forceinline__ void go_on() const {
+    const int tid = static_cast<int>(threadIdx.x);
+    consumers_sync();
+    if (tid < kStageWords) block_memory().stages[(s + 1) % 2][tid] = next;
+    if (stage().kind != Stage::Kind::matvec || stage().matvec.output != Output::add) return;
+    const MatVec& a = stage().matvec;
+    const Range mine = share_of(stage().plan.matrix_rows);
+    if (tid == 0) block_memory().shared.old_begin = mine.begin;
+    const float* y = a.num_matrices > 0 ? a.matrices[0].y : a.experts.shape.y;
+    if (tid < kMaxOldRows && mine.begin + tid < mine.end) block_memory().shared.old[tid] = __ldcg(y + mine.begin + tid);
+  }
+  // By one warp, when all of the block is done.
+  __device__ __forceinline__ void done() const {
+    if (lane_id() == 0) arrive_at(&sync()->stages);
+  }
+  __device__ __forceinline__ RouteRows route_rows() const {
+    return {stage().routes ? &stage().route : nullptr, &block_memory().shared.sums[0][0][0]};
+  }
+  __device__ __forceinline__ void routed(float scale) const {
+    if (warp_id() > 0) return;
+    const RouteRows rows = route_rows();
+    for (int k = lane_id(); k < rows.count(); k += kWarp) {
+      float dot = 0;
+      for (int w = 0; w < kConsumers; ++w) dot += rows.partial[k * kConsumers + w];
+      __stcg(stage().logits + rows.expert(k), dot * scale * stage().route.gate.scale);
+    }
+    __syncwarp();
+    if (lane_id() == 0) arrive_at(&sync()->logits);
+  }
+};
+
+__device__ __forceinline__ OperandMaker operand_maker(const Stage& stage) {
+  const StepMemory& layout = block_memory().layout;
+  Shared& shared = block_memory().shared;
+  uint8_t* memory = operand_memory();
+  return {stage.matvec,
+          stage.plan,
+          memory,
+          reinterpret_cast<float*>(memory + layout.operands),
+          reinterpret_cast<float*>(memory + layout.operands + layout.group_sums),
+          shared.room,
+          &shared.unscale,
+          shared.expert_scale[1],
+          shared.expert_weight};
+}
+PROA_PART void make_normed(int s, uint2 next) {
+  const Gate gate = {s, next};
+  operand_maker(gate.stage()).make_normed<1>(gate.route_rows(), gate);
+}
+PROA_PART void make_normed_twice(int s, uint2 next) {
+  const Gate gate = {s, next};
+  operand_maker(gate.stage()).make_normed<2>(gate.route_rows(), gate);
+}
+PROA_PART void make_gated(int s, uint2 next) {
+  const Gate gate = {s, next};
+  operand_maker(gate.stage()).make_gated(gate);
+}
+PROA_PART void make_plain(int s, uint2 next) {
+  const Gate gate = {s, next};
+  operand_maker(gate.stage()).make_plain(gate);
+}
+PROA_PART void make_any(int s, uint2 next) {
+  const Gate gate = {s, next};
+  operand_maker(gate.stage()).make_any(gate);
+}
+
+template <class F, bool kAligned>
+PROA_PART int4 multiply_stage(int s, int4 state) {
+  const Gate gate = {s, {}};
+  const StepMemory& layout = block_memory().layout;
+  uint8_t* memory = operand_memory();
+  Consumer<F, kAligned> consumer{block_memory().shared,
+                                 shared_address(memory),
+                                 shared_address(memory + layout.operands),
+                                 shared_address(memory + layout.operands + layout.group_sums + layout.rms),
+                                 {state.x, static_cast<uint32_t>(state.y)},
+                                 state.z,
+                                 state.w};
+  consumer.multiply_stage(gate.stage(), gate);
+  return {consumer.at.slot, static_cast<int>(consumer.at.parity), consumer.turn, consumer.tile_number};
+}
+
+// Formats that one kernel knows.
+template <class... Fs>
+struct FormatSet {
+  static bool has(Format format) { return ((format == format_of<Fs>) || ...); }
+  __device__ __forceinline__ static int4 multiply(Format format, bool aligned, int s, int4 state) {
+    (one<Fs>(format, aligned, s, state), ...);
+    return state;
+  }
+
+ private:
+  template <class F>
+  __device__ __forceinline__ static void one(Format format, bool aligned, int s, int4& state) {
+    if (format != format_of<F>) return;
+    if (kPairsOfWords<F> && aligned) {
+      state = multiply_stage<F, kPairsOfWords<F>>(s, state);
+    } else {
+      state = multiply_stage<F, false>(s, state);
+    }
+  }
+};
+#define PROA_FORMAT(F) , F
+template <class First, class... Fs>
+using RestOf = FormatSet<Fs...>;
+using AnyFormat = RestOf<void PROA_FORMATS(PROA_FORMAT)>;
+#undef PROA_FORMAT
+
+PROA_PART void conv_ssm(int s, uint2 next) {
+  const Gate gate = {s, next};
+  const Stage& stage = gate.stage();
+  conv_ssm_stage(stage.ssm, stage.chunk_rows, stage.tickets, reinterpret_cast<float*>(operand_memory()),
+                 block_memory().last, gate);
+}
+
+template <int kSteps>
+PROA_PART void attend_stage(int s, uint2 next) {
+  const Gate gate = {s, next};
+  const AttendOne& a = gate.stage().attend;
+  const int block = static_cast<int>(blockIdx.x);
+  const bool takes_part = block < a.num_kv_heads * a.splits;
+  consumers_sync();  // the memory is that of operands before
+  if (takes_part) attend_begin<kSteps>(a, block, operand_memory());
+  gate.wait();
+  if (takes_part) attend_finish<kSteps>(a, operand_memory(), consumers_sync);
+  consumers_sync();
+  if (warp_id() == 0) gate.done();
+}
+PROA_PART void join_stage(int s, uint2 next) {
+  const Gate gate = {s, next};
+  const AttendOne& a = gate.stage().attend;
+  // With one share there is nothing to join, and whoever waits next waits for both stages.
+  if (attend_shares(a).count == 1) {
+    gate.go_on();
+  } else {
+    gate.wait();
+    attend_join(a, static_cast<int>(blockIdx.x) * kConsumers + warp_id(), static_cast<int>(gridDim.x) * kConsumers);
+  }
+  consumers_sync();
+  if (warp_id() == 0) gate.done();
+}
+
+template <class Formats>
+__device__ __forceinline__ void consume(const Stage* stages, int count, StepSync* sync) {
+  int4 state = {0, 0, warp_id(), 0};  // place in the ring, its turn; whose turn a pair of groups is; tile number
+  const int tid = static_cast<int>(threadIdx.x);
+  const auto word_of = [&](int s) { return __ldg(reinterpret_cast<const uint2*>(stages + s) + tid); };
+  if (tid < kStageWords) block_memory().stages[0][tid] = word_of(0);
+  consumers_sync();
+#pragma unroll 1
+  for (int s = 0; s < count; ++s) {
+    PROA_TRACE(s, 0);
+    const uint2 next = tid < kStageWords && s + 1 < count ? word_of(s + 1) : uint2{};
+    const Stage& stage = Gate{s, {}}.stage();
+    switch (stage.kind) {
+      case Stage::Kind::matvec:
+        switch (stage.plan.way) {
+          case MatVecPlan::Way::normed:
+            make_normed(s, next);
+            break;
+          case MatVecPlan::Way::normed_twice:
+            make_normed_twice(s, next);
+            break;
+          case MatVecPlan::Way::gated:
+            make_gated(s, next);
+            break;
+          case MatVecPlan::Way::plain:
+            make_plain(s, next);
+            break;
+          case MatVecPlan::Way::any:
+            make_any(s, next);
+            break;
+        }
+        consumers_sync();
+        PROA_TRACE(s, 3);
+        state = Formats::multiply(stage.format, stage.aligned, s, state);
+        break;
+      case Stage::Kind::conv_ssm_step:
+        conv_ssm(s, next);
+        break;
+      case Stage::Kind::attend:
+        if (stage.attend.head_dim <= 64) {
+          attend_stage<4>(s, next);
+        } else {
+          attend_stage<8>(s, next);
+        }
+        break;
+      case Stage::Kind::join:
+        join_stage(s, next);
+        break;
+    }
+  }
+#ifdef PROA_STEP_TRACE
+  if (blockIdx.x == 40 && tid == 0 && atomicAdd(&step_traces, 1) == PROA_STEP_TRACE) {
+    for (int s = 0; s + 1 < count && s + 1 < kTraced; ++s) {
+      const long long* t = step_trace[s];
+      printf("stage %d kind %d input %d mode %d rows %d: early %lld wait %lld input %lld all %lld\n", s,
+             static_cast<int>(stages[s].kind), static_cast<int>(stages[s].matvec.input),
+             static_cast<int>(stages[s].matvec.mode), stages[s].plan.tile_rows, t[1] - t[0], t[2] - t[1], t[3] - t[2],
+             step_trace[s + 1][0] - t[0]);
+    }
+  }
+#endif
+  // The last block leaves zeros behind.
+  consumers_sync();
+  if (tid == 0 && atomicAdd(&sync->done, 1u) == gridDim.x - 1) {
+    sync->stages = sync->logits = sync->done = 0;
+  }
+}
+
+template <class Formats>
+__global__ void __launch_bounds__(kStepThreads, 1)
+    step_kernel(const Stage* stages, int count, StepSync* sync, const __grid_constant__ StepMemory layout) {
+  Shared& shared = block_memory().shared;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kSlots; ++i) {
+#if __CUDA_ARCH__ >= 900
+      init_barrier(&shared.full[i], 1);
+#else
+      init_barrier(&shared.full[i], kWarp);
+#endif
+      init_barrier(&shared.empty[i], kConsumers);
+    }
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+    shared.tiles_left = 0;
+    block_memory().sync = sync;
+    block_memory().layout = layout;
+  }
+  if (threadIdx.x < kSums) shared.arrived[threadIdx.x] = 0;
+  __syncthreads();
+  if (warp_id() == kConsumers) {
+    produce(stages, count, sync, shared, operand_memory() + layout.operands + layout.group_sums + layout.rms,
+            layout.ring, layout.most_in_flight);
+#if __CUDA_ARCH__ < 900
+    wait_for_copies<0>();
+#endif
+  } else {
+    consume<Formats>(stages, count, sync);
+  }
+}
+
+inline int StepMemory::total() const {
+  return static_cast<int>(sizeof(BlockMemory)) + operands + group_sums + rms + ring + kPadding;
+}
+
+// Launches the kernel if it knows all formats of the stages.
+template <class Formats>
+bool launch_step(const Stage* stages, const std::vector<Stage>& host, StepSync* sync, StepMemory layout,
+                 const Launch& launch) {
+  for (const Stage& stage : host) {
+    if (stage.kind == Stage::Kind::matvec && !Formats::has(stage.format)) return false;
+  }
+  if (const char* e = getenv("PROA_IN_FLIGHT")) layout.most_in_flight = atoi(e);
+  layout.ring = (launch.shared_limit() - layout.total()) / 128 * 128;
+  launch.together(step_kernel<Formats>, dim3(launch.num_sms()), dim3(kStepThreads), static_cast<size_t>(layout.total()),
+                  stages, static_cast<int>(host.size()), sync, layout);
+  return true;
+}
+
+// Each is compiled in a file of its own, step_*.cu, the first that knows all formats is taken: those of llama-quantize
+// and of ModelOpt, and one that knows all.
+using StepQ4_0 = FormatSet<Q4_0, Q8_0>;
+using StepQ5_0 = FormatSet<Q5_0, Q8_0>;
+using StepMxfp4 = FormatSet<MXFP4, Q8_0>;
+using StepModelOpt = FormatSet<E2M1, F8_E4M3, BF16>;
+
+}  // namespace proa::cuda

@@ -1,0 +1,7 @@
+#include "backends/cuda/step.cuh"
+
+namespace proa::cuda {
+
+template bool launch_step<StepQ5_0>(const Stage*, const std::vector<Stage>&, StepSync*, StepMemory, const Launch&);
+
+}  // namespace proa::cuda
