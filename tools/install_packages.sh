@@ -6,7 +6,7 @@
 set -euo pipefail
 
 build=(g++ cmake ninja-build pkg-config libhwy-dev libsimdjson-dev nlohmann-json3-dev libcli11-dev libpcre2-dev
-  libutf8proc-dev libedit-dev libcurl4-openssl-dev libssl-dev python3 python3-pip ca-certificates)
+  libutf8proc-dev libedit-dev libboost1.81-dev libcurl4-openssl-dev libssl-dev python3 python3-pip ca-certificates)
 tests=(libgtest-dev)
 
 wanted=()

@@ -1,0 +1,404 @@
+#include "http/server.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <future>
+#include <mutex>
+#include <thread>
+
+#include "http/testing.h"
+
+namespace proa::http {
+namespace {
+
+using std::chrono::milliseconds;
+
+// What the handlers of these tests know: /echo gives method, path, query and body; the rest by name.
+void echo(Exchange& exchange) {
+  const Request& request = exchange.request();
+  exchange.respond({.content_type = "text/plain",
+                    .body = request.method + " " + request.path + " " + request.query + " " + request.body});
+}
+
+std::unique_ptr<Server> start(ServerConfig config) {
+  config.host = "127.0.0.1";
+  config.port = 0;
+  if (!config.handler) config.handler = echo;
+  auto server = Server::start(std::move(config));
+  EXPECT_TRUE(server.ok()) << server.error().message();
+  return *std::move(server);
+}
+
+TEST(HttpServer, AnswersOneRequestAfterTheOther) {
+  const auto server = start({});
+  TestClient client(server->port());
+  client.get("/a%20b?x=1&y");
+  Response response = client.read();
+  EXPECT_EQ(response.status, 200);
+  EXPECT_EQ(response.body, "GET /a b x=1&y ");
+  client.post("/p", "{}");
+  EXPECT_EQ(client.read().body, "POST /p  {}");
+  client.send("POST /c HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=y\r\nde\r\n0\r\n\r\n");
+  EXPECT_EQ(client.read().body, "POST /c  abcde");
+  client.send("HEAD /h HTTP/1.1\r\nHost: t\r\n\r\n");
+  EXPECT_EQ(client.read(true).status, 200);
+  client.send("GET http://t:80/absolute?q HTTP/1.1\r\nHost: t\r\n\r\n");
+  EXPECT_EQ(client.read().body, "GET /absolute q ");
+  // two at once, and one in two pieces
+  client.send("GET /1 HTTP/1.1\r\nHost: t\r\n\r\nGET /2 HTTP/1.1\r\nHost: t\r\n\r\nGET /3 HT");
+  EXPECT_EQ(client.read().body, "GET /1  ");
+  EXPECT_EQ(client.read().body, "GET /2  ");
+  client.send("TP/1.1\r\nHost: t\r\n\r\n");
+  EXPECT_EQ(client.read().body, "GET /3  ");
+  // a client that asks whether it may send
+  client.send("POST /e HTTP/1.1\r\nHost: t\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n");
+  EXPECT_EQ(client.read().status, 100);
+  client.send("hi");
+  EXPECT_EQ(client.read().body, "POST /e  hi");
+  // the last one
+  client.send("GET /z HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n");
+  EXPECT_EQ(client.read().body, "GET /z  ");
+  EXPECT_TRUE(client.at_end());
+
+  TestClient old(server->port());
+  old.send("GET /old HTTP/1.0\r\n\r\n");
+  EXPECT_EQ(old.read().body, "GET /old  ");
+  EXPECT_TRUE(old.at_end());
+}
+
+TEST(HttpServer, EveryByteOfARequestMayComeAlone) {
+  const auto server = start({});
+  TestClient client(server->port());
+  for (const char byte : std::string_view("POST /b HTTP/1.1\r\nHost: t\r\nContent-Length: 3\r\n\r\nxyz")) {
+    client.send({&byte, 1});
+  }
+  EXPECT_EQ(client.read().body, "POST /b  xyz");
+}
+
+TEST(HttpServer, RefusesAndCloses) {
+  ServerConfig config;
+  config.max_body_bytes = 1000;
+  config.max_header_bytes = 4000;
+  config.max_headers = 20;
+  config.header_timeout = config.body_timeout = milliseconds(100);
+  const auto server = start(std::move(config));
+  std::string many = "GET / HTTP/1.1\r\nHost: t\r\n";
+  for (int i = 0; i < 20; ++i) many += "X" + std::to_string(i) + ": 1\r\n";
+  const std::string post = "POST / HTTP/1.1\r\nHost: t\r\n";
+  const struct {
+    const char* what;
+    std::string bytes;
+    int status;
+  } rows[] = {
+      {"no HTTP", "hello\r\n\r\n", 400},
+      {"TLS", std::string("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 11), 400},
+      {"HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400},
+      {"no host", "GET / HTTP/1.1\r\n\r\n", 400},
+      {"a bad escape", "GET /%zz HTTP/1.1\r\nHost: t\r\n\r\n", 400},
+      {"a cut escape", "GET /%4 HTTP/1.1\r\nHost: t\r\n\r\n", 400},
+      {"no path", "GET * HTTP/1.1\r\nHost: t\r\n\r\n", 400},
+      {"a byte 0 in a header", std::string("GET / HTTP/1.1\r\nHost: t\r\nX: \0\r\n\r\n", 34), 400},
+      {"a space before the colon", "GET / HTTP/1.1\r\nHost : t\r\n\r\n", 400},
+      {"length and chunks", post + "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400},
+      {"chunks and length", post + "Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n", 400},
+      {"two lengths", post + "Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 400},
+      {"a negative length", post + "Content-Length: -1\r\n\r\n", 400},
+      {"a huge length", post + "Content-Length: 99999999999999999999\r\n\r\n", 400},
+      {"a chunk that is no number", post + "Transfer-Encoding: chunked\r\n\r\nxyz\r\n", 400},
+      {"an endless chunk size", post + "Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n", 400},
+      {"a large body", post + "Content-Length: 1001\r\n\r\n" + std::string(1001, 'x'), 413},
+      {"a body of 1 GB", post + "Content-Length: 1000000000\r\n\r\n" + std::string(100000, 'x'), 413},
+      {"a large body in chunks", post + "Transfer-Encoding: chunked\r\n\r\n3e9\r\n" + std::string(1001, 'x') + "\r\n",
+       413},
+      {"large headers", "GET / HTTP/1.1\r\nHost: t\r\nX: " + std::string(5000, 'x') + "\r\n\r\n", 431},
+      {"a long target", "GET /" + std::string(5000, 'x') + " HTTP/1.1\r\nHost: t\r\n\r\n", 431},
+      {"many headers", many + "\r\n", 431},
+      {"slow headers", "GET / HTTP/1.1\r\nHost:", 408},
+      {"a slow body", post + "Content-Length: 10\r\n\r\nabc", 408},
+  };
+  for (const auto& row : rows) {
+    TestClient client(server->port());
+    client.send(row.bytes);
+    EXPECT_EQ(client.read().status, row.status) << row.what;
+    EXPECT_TRUE(client.at_end()) << row.what;
+  }
+  TestClient client(server->port());
+  client.get("/good");
+  EXPECT_EQ(client.read().status, 200) << "after all that";
+}
+
+TEST(HttpServer, SilentConnectionsAreClosed) {
+  ServerConfig config;
+  config.idle_timeout = milliseconds(50);
+  const auto server = start(std::move(config));
+  TestClient silent(server->port());
+  EXPECT_TRUE(silent.at_end());
+  TestClient idle(server->port());
+  idle.get("/");
+  EXPECT_EQ(idle.read().status, 200);
+  EXPECT_TRUE(idle.at_end());
+}
+
+TEST(HttpServer, StreamsAndKeepsTheConnection) {
+  ServerConfig config;
+  config.handler = [](Exchange& exchange) {
+    exchange.begin_stream({.content_type = "text/event-stream", .headers = {{"x-test", "a\r\nb"}}});
+    for (const char* part : {"one", "", "two"}) EXPECT_TRUE(exchange.write(part));
+    exchange.end_stream();
+  };
+  const auto server = start(std::move(config));
+  TestClient client(server->port());
+  for (int i = 0; i < 2; ++i) {
+    client.get("/");
+    const Response response = client.read();
+    EXPECT_EQ(response.body, "onetwo");
+    EXPECT_EQ(response.content_type, "text/event-stream");
+    Request view;
+    view.headers = response.headers;
+    EXPECT_EQ(view.header("X-Test"), "a  b") << "no header can be smuggled into another";
+  }
+  TestClient old(server->port());
+  old.send("GET / HTTP/1.0\r\n\r\n");
+  EXPECT_EQ(old.read().body, "onetwo");
+}
+
+TEST(HttpServer, AHandlerThatFailsIsSeen) {
+  ServerConfig config;
+  config.handler = [](Exchange& exchange) {
+    if (exchange.request().path == "/throws") throw std::runtime_error("no");
+    if (exchange.request().path == "/nothing") return;
+    exchange.begin_stream({});
+    exchange.write("half");
+  };
+  const auto server = start(std::move(config));
+  TestClient client(server->port());
+  for (const char* path : {"/throws", "/nothing"}) {
+    client.get(path);
+    EXPECT_EQ(client.read().status, 500) << path;
+  }
+  client.get("/half");
+  EXPECT_EQ(client.read().status, 0) << "the last chunk is missing";
+}
+
+TEST(HttpServer, AStreamWaitsForItsClientAndEndsWithIt) {
+  ServerConfig config;
+  config.max_unsent_bytes = 1000;
+  std::atomic<size_t> written{0};
+  std::promise<void> gave_up;
+  config.handler = [&](Exchange& exchange) {
+    exchange.begin_stream({});
+    const std::string part(1000, 'x');
+    while (exchange.write(part)) written += part.size();
+    EXPECT_TRUE(exchange.client_gone());
+    gave_up.set_value();
+  };
+  const auto server = start(std::move(config));
+  {
+    TestClient client(server->port());
+    client.get("/");
+    client.fill();
+    size_t before = 0;
+    do {  // until what lies between server and client is full
+      before = written;
+      std::this_thread::sleep_for(milliseconds(50));
+    } while (written != before);
+    EXPECT_LT(written, size_t{64} << 20);
+  }
+  EXPECT_EQ(gave_up.get_future().wait_for(std::chrono::seconds(10)), std::future_status::ready);
+}
+
+TEST(HttpServer, AClientThatReadsNothingIsGivenUp) {
+  ServerConfig config;
+  config.max_unsent_bytes = 1000;
+  config.write_timeout = milliseconds(100);
+  std::promise<void> gave_up;
+  config.handler = [&](Exchange& exchange) {
+    exchange.begin_stream({});
+    while (exchange.write(std::string(1000, 'x'))) {
+    }
+    gave_up.set_value();
+  };
+  const auto server = start(std::move(config));
+  TestClient client(server->port());
+  client.get("/");
+  EXPECT_EQ(gave_up.get_future().wait_for(std::chrono::seconds(10)), std::future_status::ready);
+}
+
+TEST(HttpServer, AHandlerLearnsThatItsClientLeft) {
+  ServerConfig config;
+  std::promise<void> noticed;
+  config.handler = [&](Exchange& exchange) {
+    while (!exchange.client_gone()) std::this_thread::sleep_for(milliseconds(1));
+    noticed.set_value();
+  };
+  const auto server = start(std::move(config));
+  TestClient(server->port()).get("/");
+  EXPECT_EQ(noticed.get_future().wait_for(std::chrono::seconds(10)), std::future_status::ready);
+}
+
+// A handler that waits until the test lets it go.
+struct Gate {
+  std::promise<void> opened;
+  std::shared_future<void> open = opened.get_future().share();
+  std::atomic<int> inside{0};
+
+  void pass(Exchange& exchange) {
+    ++inside;
+    open.wait();
+    echo(exchange);
+  }
+  void wait_for(int count) const {
+    while (inside < count) std::this_thread::sleep_for(milliseconds(1));
+  }
+};
+
+TEST(HttpServer, RefusesWhatItHasNoRoomFor) {
+  Gate gate;
+  ServerConfig config;
+  config.max_connections = 4;
+  config.max_handlers = 1;
+  config.max_waiting = 1;
+  config.is_quick = [](const Request& request) { return request.path == "/health"; };
+  config.handler = [&](Exchange& exchange) {
+    if (exchange.request().path == "/health") return echo(exchange);
+    gate.pass(exchange);
+  };
+  config.error_response = [](int status, std::string_view message) {
+    return Response{.body = std::to_string(status) + " " + std::string(message)};
+  };
+  const auto server = start(std::move(config));
+  TestClient working(server->port()), waiting(server->port()), third(server->port()), health(server->port());
+  working.get("/1");
+  gate.wait_for(1);
+  waiting.get("/2");
+  health.get("/health");
+  EXPECT_EQ(health.read().status, 200) << "quick requests have their own threads";
+  third.get("/3");
+  EXPECT_EQ(third.read().body, "503 The server is overloaded, please try again later");
+  EXPECT_TRUE(third.at_end());
+  EXPECT_EQ(server->load().requests, 1u);
+
+  TestClient fourth(server->port());
+  EXPECT_TRUE(fourth.connected());
+  TestClient fifth(server->port());
+  fifth.get("/");
+  EXPECT_EQ(fifth.read().body, "503 Too many connections");
+  gate.opened.set_value();
+  EXPECT_EQ(working.read().status, 200);
+  EXPECT_EQ(waiting.read().status, 200);
+}
+
+TEST(HttpServer, BodiesShareABound) {
+  ServerConfig config;
+  config.max_body_bytes = 1000;
+  config.max_body_bytes_in_all = 1500;
+  const auto server = start(std::move(config));
+  TestClient first(server->port()), second(server->port());
+  first.send("POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 1000\r\nExpect: 100-continue\r\n\r\n");
+  EXPECT_EQ(first.read().status, 100);
+  second.send("POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 600\r\n\r\n");
+  EXPECT_EQ(second.read().status, 503);
+  first.send(std::string(1000, 'x'));
+  EXPECT_EQ(first.read().status, 200);
+  TestClient third(server->port());
+  third.post("/", std::string(1000, 'x'));
+  EXPECT_EQ(third.read().status, 200);
+}
+
+TEST(HttpServer, DrainsWhatIsInWork) {
+  Gate gate;
+  ServerConfig config;
+  config.handler = [&](Exchange& exchange) { gate.pass(exchange); };
+  const auto server = start(std::move(config));
+  TestClient working(server->port()), idle(server->port());
+  working.get("/w");
+  gate.wait_for(1);
+  auto drained = std::async(std::launch::async, [&] { return server->drain(std::chrono::seconds(10)); });
+  EXPECT_TRUE(idle.at_end());
+  EXPECT_FALSE(TestClient(server->port()).connected());
+  gate.opened.set_value();
+  EXPECT_EQ(working.read().body, "GET /w  ");
+  EXPECT_TRUE(drained.get());
+}
+
+TEST(HttpServer, CutsWhatDoesNotEnd) {
+  ServerConfig config;
+  config.handler = [](Exchange& exchange) {
+    exchange.begin_stream({});
+    while (exchange.write("x")) std::this_thread::sleep_for(milliseconds(1));
+  };
+  const auto server = start(std::move(config));
+  TestClient client(server->port());
+  client.get("/");
+  EXPECT_TRUE(client.fill());
+  EXPECT_FALSE(server->drain(milliseconds(20)));
+  EXPECT_EQ(client.read().status, 0);
+}
+
+TEST(HttpServer, ReportsEveryAnswer) {
+  std::mutex mutex;
+  std::vector<std::string> lines;
+  ServerConfig config;
+  config.on_access = [&](const AccessRecord& record) {
+    std::lock_guard lock(mutex);
+    lines.push_back((record.event == AccessRecord::Event::started ? "started " : "finished ") + record.method + " " +
+                    record.target + " " + std::to_string(record.status));
+  };
+  config.handler = [](Exchange& exchange) {
+    if (exchange.request().path != "/stream") return echo(exchange);
+    exchange.begin_stream({});
+    exchange.end_stream();
+  };
+  const auto server = start(std::move(config));
+  TestClient client(server->port());
+  client.get("/a?b");
+  client.read();
+  client.get("/stream");
+  client.read();
+  client.send("nonsense\r\n\r\n");
+  client.read();
+  std::lock_guard lock(mutex);
+  EXPECT_EQ(lines, (std::vector<std::string>{"finished GET /a?b 200", "started GET /stream 200",
+                                             "finished GET /stream 200", "finished   400"}));
+}
+
+TEST(HttpServer, ListensOnAUnixSocket) {
+  const std::string path = testing::TempDir() + "proa_http_test_" + std::to_string(::getpid()) + ".sock";
+  for (int i = 0; i < 2; ++i) {
+    ServerConfig config;
+    config.uds = path;
+    const auto server = start(std::move(config));
+    EXPECT_EQ(server->address(), "unix:" + path);
+    TestClient client(path);
+    client.get("/u");
+    EXPECT_EQ(client.read().body, "GET /u  ");
+    ServerConfig again;
+    again.uds = path;
+    EXPECT_FALSE(Server::start(std::move(again)).ok());
+  }
+  EXPECT_NE(::access(path.c_str(), F_OK), 0);
+}
+
+TEST(HttpServer, SaysWhyItCannotStart) {
+  const auto server = start({});
+  const struct {
+    ServerConfig config;
+    const char* says;
+  } rows[] = {
+      {{.host = "127.0.0.1", .port = server->port()}, "another server runs there"},
+      {{.host = "127.0.0.1", .port = 70000}, "--port"},
+      {{.host = "256.1.1.1", .port = 0}, "256.1.1.1"},
+      {{.uds = "/nowhere/at/all.sock"}, "--uds /nowhere/at/all.sock"},
+      {{.uds = std::string(200, 'x')}, "too long"},
+      {{.host = "127.0.0.1", .port = 0, .ssl_certfile = "/nowhere/cert.pem"}, "--ssl-certfile /nowhere/cert.pem"},
+  };
+  for (const auto& row : rows) {
+    const auto started = Server::start(row.config);
+    ASSERT_FALSE(started.ok()) << row.says;
+    EXPECT_NE(started.error().message().find(row.says), std::string::npos) << started.error().message();
+  }
+}
+
+}  // namespace
+}  // namespace proa::http
