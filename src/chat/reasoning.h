@@ -1,9 +1,9 @@
 // Splits generated text into reasoning and content while it streams.
-// Rules: text up to </think> is reasoning, what follows is content; a <think> that opens the text is dropped; without
-// </think> everything is reasoning; a <tool_call> while thinking ends it (models leave out </think> at times); the
-// whitespace around the boundary belongs to neither side.
+// Text up to </think> is reasoning, what follows is content; a <think> that opens the text is dropped; without </think>
+// everything is reasoning. ReasoningRules say the rest.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -17,6 +17,15 @@ enum class ReasoningStart {
 };
 ReasoningStart reasoning_start(std::string_view prompt);
 
+struct ReasoningRules {
+  bool tool_call_ends = true;  // a <tool_call> while thinking ends it: models leave out </think> at times
+  bool keep_space = false;     // off: whitespace around the boundary belongs to neither side
+};
+
+// By the names of vLLM's --reasoning-parser: nemotron_v3, nano_v3 (the rules above), deepseek_r1 (neither of them).
+// None for other names.
+std::optional<ReasoningRules> reasoning_rules(std::string_view parser);
+
 struct ReasoningDelta {
   std::string reasoning;
   std::string content;
@@ -26,7 +35,7 @@ struct ReasoningDelta {
 // out to be a tag, or whitespace before one, is held back until the next delta or finish().
 class ReasoningParser {
  public:
-  explicit ReasoningParser(ReasoningStart start);
+  explicit ReasoningParser(ReasoningStart start, ReasoningRules rules = {});
 
   ReasoningDelta feed(std::string_view delta);
   ReasoningDelta finish();  // at the end of the answer: what was held back
@@ -43,12 +52,16 @@ class ReasoningParser {
   };
   void advance(bool at_end, ReasoningDelta* out);
 
+  void drop_leading_space();
+  std::string_view trim_end(std::string_view text) const;
+
+  const ReasoningRules rules_;
   State state_;
   bool drop_reasoning_space_ = false;  // no reasoning came out yet
   std::string held_;
 };
 
 // The whole answer at once.
-ReasoningDelta split_reasoning(std::string_view text, ReasoningStart start);
+ReasoningDelta split_reasoning(std::string_view text, ReasoningStart start, ReasoningRules rules = {});
 
 }  // namespace proa

@@ -10,6 +10,7 @@ struct Row {
   const char* text;
   const char* reasoning;
   const char* content;
+  const char* parser = "nemotron_v3";
 };
 
 constexpr Row kRows[] = {
@@ -52,11 +53,20 @@ constexpr Row kRows[] = {
     {ReasoningStart::kNone, "<thin", "", "<thin"},
     {ReasoningStart::kNone, " ", "", " "},
     {ReasoningStart::kOpen, "é漢</think>字", "é漢", "字"},
+    {ReasoningStart::kOpen, "a \n</think> b", "a", "b", "nano_v3"},
+    // DeepSeek's rule knows neither whitespace nor tool calls
+    {ReasoningStart::kOpen, "\na \n</think>\n b", "\na \n", "\n b", "deepseek_r1"},
+    {ReasoningStart::kOpen, "<think>\na</think>b", "\na", "b", "deepseek_r1"},
+    {ReasoningStart::kOpen, " <think>a</think>b", " <think>a", "b", "deepseek_r1"},
+    {ReasoningStart::kOpen, "a\n<tool_call>b</think>c", "a\n<tool_call>b", "c", "deepseek_r1"},
+    {ReasoningStart::kOpen, "a <tool_ca", "a <tool_ca", "", "deepseek_r1"},
+    {ReasoningStart::kOpen, " a ", " a ", "", "deepseek_r1"},
+    {ReasoningStart::kClosed, "\n\nb", "", "\n\nb", "deepseek_r1"},
 };
 
 TEST(Reasoning, WholeText) {
   for (const Row& row : kRows) {
-    const ReasoningDelta all = split_reasoning(row.text, row.start);
+    const ReasoningDelta all = split_reasoning(row.text, row.start, *reasoning_rules(row.parser));
     EXPECT_EQ(all.reasoning, row.reasoning) << row.text;
     EXPECT_EQ(all.content, row.content) << row.text;
   }
@@ -67,7 +77,7 @@ TEST(Reasoning, AnyCutGivesTheSame) {
     const std::string text = row.text;
     for (size_t first = 0; first <= text.size(); ++first) {
       for (size_t second = first; second <= text.size(); ++second) {
-        ReasoningParser parser(row.start);
+        ReasoningParser parser(row.start, *reasoning_rules(row.parser));
         std::string reasoning, content;
         bool content_began = false;
         const auto collect = [&](const ReasoningDelta& delta) {
@@ -84,7 +94,7 @@ TEST(Reasoning, AnyCutGivesTheSame) {
         EXPECT_EQ(content, row.content) << text << " cut at " << first << ", " << second;
       }
     }
-    ReasoningParser parser(row.start);
+    ReasoningParser parser(row.start, *reasoning_rules(row.parser));
     std::string reasoning;
     for (const char c : text) reasoning += parser.feed(std::string_view(&c, 1)).reasoning;
     EXPECT_EQ(reasoning + parser.finish().reasoning, row.reasoning) << text;
@@ -100,6 +110,10 @@ TEST(Reasoning, HoldsBackNoMoreThanNeeded) {
   EXPECT_EQ(parser.feed("ink>\n").reasoning, "");
   EXPECT_FALSE(parser.in_reasoning());
   EXPECT_EQ(parser.feed("x ").content, "x ");
+}
+
+TEST(Reasoning, OtherParsersAreUnknown) {
+  for (const char* name : {"", "Nano_v3", "qwen3"}) EXPECT_FALSE(reasoning_rules(name)) << name;
 }
 
 TEST(Reasoning, StartFollowsThePrompt) {
