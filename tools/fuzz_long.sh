@@ -18,7 +18,7 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/proa-fuzz.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
 # Fuzzer, longest input, and its share of the processes: the slower, the more.
-fuzzers=(safetensors:2048:1 gguf:4096:2 config:2048:2 tokenizer_json:4096:2 template:1024:7 detokenizer:512:2)
+fuzzers=(safetensors:2048:1 gguf:4096:2 config:2048:2 tokenizer_json:4096:2 template:1024:7 detokenizer:512:2 tool_parser:1024:1 request:1024:1 http:1024:1)
 shares=0
 for fuzzer in "${fuzzers[@]}"; do shares=$((shares + ${fuzzer##*:})); done
 

@@ -26,7 +26,8 @@ struct SafetensorsIndex;
 // Text of a JSON file from outside as a value: bounded in nesting and in memory (48 MB and the text's size), each field
 // once, errors with file and position. Python's NaN, Infinity and -Infinity outside of strings become the strings
 // "NaN", "Infinity", "-Infinity".
-Result<nlohmann::ordered_json> parse_json(std::string_view text, const std::string& file);
+Result<nlohmann::ordered_json> parse_json(std::string_view text, const std::string& file,
+                                          size_t max_string_bytes = size_t{4} << 20);
 
 class Checkpoint {
  public:

@@ -130,8 +130,8 @@ std::string with_finite_numbers(std::string_view text) {
 
 }  // namespace
 
-Result<nlohmann::ordered_json> parse_json(std::string_view text, const std::string& file) {
-  PROA_TRY(check_json_limits(text, file));
+Result<nlohmann::ordered_json> parse_json(std::string_view text, const std::string& file, size_t max_string_bytes) {
+  PROA_TRY(check_json_limits(text, file, {.string_bytes = max_string_bytes}));
   const std::string rewritten = with_finite_numbers(text);
   if (!rewritten.empty()) text = rewritten;
   TreeBuilder builder(file, text.size());

@@ -1,0 +1,51 @@
+#include "server/openapi.h"
+
+#include "server/json_text.h"
+
+namespace proa {
+namespace {
+
+// Everything behind "info". Numbers have the bounds that the server checks, so that a program may draw requests from
+// it.
+constexpr std::string_view kRest = R"json("paths":{
+"/health":{"get":{"summary":"200 when the model is loaded and the engine works","responses":{"200":{"description":"alive"},"503":{"description":"draining"}}}},
+"/ping":{"get":{"summary":"as /health","responses":{"200":{"description":"alive"},"503":{"description":"draining"}}},
+ "post":{"summary":"as /health","responses":{"200":{"description":"alive"},"503":{"description":"draining"}}}},
+"/load":{"get":{"summary":"requests in work","responses":{"200":{"description":"load","content":{"application/json":{"schema":{"type":"object","required":["server_load"],"properties":{"server_load":{"type":"integer"}}}}}}}}},
+"/version":{"get":{"summary":"version of the server","responses":{"200":{"description":"version","content":{"application/json":{"schema":{"type":"object","required":["version"],"properties":{"version":{"type":"string"},"compat":{"type":"string"}}}}}}}}},
+"/metrics":{"get":{"summary":"Prometheus metrics","responses":{"200":{"description":"metrics","content":{"text/plain":{"schema":{"type":"string"}}}}}}},
+"/v1/models":{"get":{"summary":"the models served","responses":{"200":{"description":"models","content":{"application/json":{"schema":{"type":"object","required":["object","data"],"properties":{"object":{"const":"list"},"data":{"type":"array","items":{"type":"object","required":["id","object","created","owned_by","max_model_len"],"properties":{"id":{"type":"string"},"max_model_len":{"type":"integer"}}}}}}}}},"401":{"$ref":"#/components/responses/Unauthorized"}}}},
+"/tokenize":{"post":{"summary":"text or messages to token ids","requestBody":{"required":true,"content":{"application/json":{"schema":{"anyOf":[{"$ref":"#/components/schemas/TokenizeText"},{"$ref":"#/components/schemas/TokenizeChat"}]}}}},"responses":{"200":{"description":"tokens","content":{"application/json":{"schema":{"type":"object","required":["count","max_model_len","tokens"],"properties":{"count":{"type":"integer"},"max_model_len":{"type":"integer"},"tokens":{"type":"array","items":{"type":"integer"}},"token_strs":{"type":["array","null"],"items":{"type":"string"}}}}}}},"400":{"$ref":"#/components/responses/Error"},"401":{"$ref":"#/components/responses/Unauthorized"},"404":{"$ref":"#/components/responses/Error"}}}},
+"/detokenize":{"post":{"summary":"token ids to text","requestBody":{"required":true,"content":{"application/json":{"schema":{"type":"object","required":["tokens"],"properties":{"model":{"type":["string","null"]},"tokens":{"type":"array","items":{"type":"integer","minimum":0,"maximum":2147483647}}}}}}},"responses":{"200":{"description":"text","content":{"application/json":{"schema":{"type":"object","required":["prompt"],"properties":{"prompt":{"type":"string"}}}}}},"400":{"$ref":"#/components/responses/Error"},"401":{"$ref":"#/components/responses/Unauthorized"},"404":{"$ref":"#/components/responses/Error"}}}},
+"/v1/chat/completions":{"post":{"summary":"an answer to a conversation","requestBody":{"required":true,"content":{"application/json":{"schema":{"$ref":"#/components/schemas/ChatCompletionRequest"}}}},"responses":{"200":{"description":"the answer, or a stream of events","content":{"application/json":{"schema":{"$ref":"#/components/schemas/ChatCompletion"}},"text/event-stream":{}}},"400":{"$ref":"#/components/responses/Error"},"401":{"$ref":"#/components/responses/Unauthorized"},"404":{"$ref":"#/components/responses/Error"},"429":{"$ref":"#/components/responses/Error"}}}},
+"/v1/completions":{"post":{"summary":"a text that goes on","requestBody":{"required":true,"content":{"application/json":{"schema":{"$ref":"#/components/schemas/CompletionRequest"}}}},"responses":{"200":{"description":"the text, or a stream of events","content":{"application/json":{"schema":{"$ref":"#/components/schemas/Completion"}},"text/event-stream":{}}},"400":{"$ref":"#/components/responses/Error"},"401":{"$ref":"#/components/responses/Unauthorized"},"404":{"$ref":"#/components/responses/Error"},"429":{"$ref":"#/components/responses/Error"}}}}},
+"components":{"responses":{
+"Error":{"description":"what is wrong","content":{"application/json":{"schema":{"type":"object","required":["error"],"properties":{"error":{"type":"object","required":["message","type","param","code"],"properties":{"message":{"type":"string"},"type":{"type":"string"},"param":{"type":["string","null"]},"code":{"type":"integer"}}}}}}}},
+"Unauthorized":{"description":"no key, or a wrong one","content":{"application/json":{"schema":{"type":"object","required":["error"],"properties":{"error":{"const":"Unauthorized"}}}}}}},
+"schemas":{
+"Message":{"type":"object","required":["role"],"properties":{"role":{"enum":["system","developer","user","assistant","tool"]},"content":{"anyOf":[{"type":"string"},{"type":"null"},{"type":"array","items":{"type":"object","required":["type","text"],"properties":{"type":{"const":"text"},"text":{"type":"string"}}}}]},"reasoning":{"type":["string","null"]},"tool_call_id":{"type":["string","null"]}}},
+"Tool":{"type":"object","required":["type","function"],"properties":{"type":{"const":"function"},"function":{"type":"object","required":["name"],"properties":{"name":{"type":"string"},"description":{"type":"string"},"parameters":{"type":"object"}}}}},
+"Sampling":{"type":"object","properties":{"model":{"type":["string","null"]},"max_tokens":{"type":["integer","null"],"minimum":1},"n":{"type":["integer","null"],"minimum":1,"maximum":128},"temperature":{"type":["number","null"],"minimum":0},"top_p":{"type":["number","null"],"exclusiveMinimum":0,"maximum":1},"top_k":{"type":["integer","null"],"minimum":-1},"min_p":{"type":["number","null"],"minimum":0,"maximum":1},"repetition_penalty":{"type":["number","null"],"exclusiveMinimum":0},"presence_penalty":{"type":["number","null"],"minimum":-2,"maximum":2},"frequency_penalty":{"type":["number","null"],"minimum":-2,"maximum":2},"seed":{"type":["integer","null"],"minimum":-9223372036854775808,"maximum":9223372036854775807},"stop":{"anyOf":[{"type":"null"},{"type":"string","minLength":1},{"type":"array","items":{"type":"string","minLength":1},"maxItems":64}]},"stop_token_ids":{"type":["array","null"],"items":{"type":"integer","minimum":0}},"min_tokens":{"type":["integer","null"],"minimum":0},"ignore_eos":{"type":["boolean","null"]},"skip_special_tokens":{"type":["boolean","null"]},"include_stop_str_in_output":{"type":["boolean","null"]},"stream":{"type":["boolean","null"]},"stream_options":{"type":["object","null"],"properties":{"include_usage":{"type":["boolean","null"]},"continuous_usage_stats":{"type":["boolean","null"]}}},"echo":{"type":["boolean","null"]},"return_token_ids":{"type":["boolean","null"]},"return_tokens_as_token_ids":{"type":["boolean","null"]},"truncate_prompt_tokens":{"type":["integer","null"],"minimum":-1},"user":{"type":["string","null"]}}},
+"ChatCompletionRequest":{"allOf":[{"$ref":"#/components/schemas/Sampling"},{"type":"object","required":["messages"],"properties":{"messages":{"type":"array","minItems":1,"items":{"$ref":"#/components/schemas/Message"}},"max_completion_tokens":{"type":["integer","null"],"minimum":1},"logprobs":{"type":["boolean","null"]},"top_logprobs":{"type":["integer","null"],"minimum":0,"maximum":20},"tools":{"type":["array","null"],"minItems":1,"items":{"$ref":"#/components/schemas/Tool"}},"tool_choice":{"enum":["none","auto",null]},"parallel_tool_calls":{"type":["boolean","null"]},"include_reasoning":{"type":["boolean","null"]},"chat_template_kwargs":{"type":["object","null"]}}}]},
+"CompletionRequest":{"allOf":[{"$ref":"#/components/schemas/Sampling"},{"type":"object","required":["prompt"],"properties":{"prompt":{"anyOf":[{"type":"string","minLength":1},{"type":"array","minItems":1,"items":{"type":"string","minLength":1}},{"type":"array","minItems":1,"items":{"type":"integer","minimum":0}},{"type":"array","minItems":1,"items":{"type":"array","minItems":1,"items":{"type":"integer","minimum":0}}}]},"logprobs":{"type":["integer","null"],"minimum":0,"maximum":20}}}]},
+"Usage":{"type":"object","required":["prompt_tokens","total_tokens","completion_tokens"],"properties":{"prompt_tokens":{"type":"integer"},"total_tokens":{"type":"integer"},"completion_tokens":{"type":"integer"}}},
+"ChatCompletion":{"type":"object","required":["id","object","created","model","choices","usage"],"properties":{"id":{"type":"string"},"object":{"const":"chat.completion"},"created":{"type":"integer"},"model":{"type":"string"},"choices":{"type":"array","items":{"type":"object","required":["index","message","finish_reason"],"properties":{"index":{"type":"integer"},"message":{"type":"object","required":["role","content"]},"finish_reason":{"type":"string"}}}},"usage":{"$ref":"#/components/schemas/Usage"}}},
+"Completion":{"type":"object","required":["id","object","created","model","choices","usage"],"properties":{"id":{"type":"string"},"object":{"const":"text_completion"},"created":{"type":"integer"},"model":{"type":"string"},"choices":{"type":"array","items":{"type":"object","required":["index","text","finish_reason"],"properties":{"index":{"type":"integer"},"text":{"type":"string"},"finish_reason":{"type":"string"}}}},"usage":{"$ref":"#/components/schemas/Usage"}}},
+"TokenizeText":{"type":"object","required":["prompt"],"properties":{"model":{"type":["string","null"]},"prompt":{"type":"string"},"add_special_tokens":{"type":"boolean"},"return_token_strs":{"type":["boolean","null"]}}},
+"TokenizeChat":{"type":"object","required":["messages"],"properties":{"model":{"type":["string","null"]},"messages":{"type":"array","minItems":1,"items":{"$ref":"#/components/schemas/Message"}},"add_generation_prompt":{"type":"boolean"},"return_token_strs":{"type":["boolean","null"]}}}
+}}})json";
+
+}  // namespace
+
+std::string openapi_document(std::string_view version) {
+  JsonText json;
+  json.begin_object().member("openapi", "3.1.0").key("info").begin_object();
+  json.member("title", "Proa").member("version", version).end_object();
+  std::string document = json.take() + ",";
+  for (const char c : kRest) {
+    if (c != '\n') document += c;
+  }
+  return document;
+}
+
+}  // namespace proa
