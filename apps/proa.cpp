@@ -8,14 +8,14 @@
 #include <vector>
 
 #include "apps/commands.h"
+#include "apps/serve_arguments.h"
 
 namespace {
 
 // vLLM takes --max_tokens for --max-tokens. Only what is a flag's name from end to end, or up to its '=', is folded: a
 // prompt may well begin with "--".
-std::vector<std::string> fold_underscores(int argc, char** argv) {
+std::vector<std::string> fold_underscores(std::vector<std::string> arguments) {
   const auto in_a_name = [](unsigned char c) { return std::isalnum(c) || c == '-' || c == '_'; };
-  std::vector<std::string> arguments(argv + 1, argv + argc);
   for (std::string& argument : arguments) {
     if (argument == "--") break;
     const auto end = argument.begin() + static_cast<std::ptrdiff_t>(std::min(argument.find('='), argument.size()));
@@ -36,6 +36,7 @@ int main(int argc, char** argv) {
   app.footer("Example: proa run SmolLM2-135M-Instruct.Q4_1.gguf -p \"What is a proa?\"");
   int exit_code = 0;
   proa::add_run_command(app, exit_code);
+  proa::add_serve_command(app, exit_code);
   proa::add_render_command(app, exit_code);
   proa::add_tokenize_command(app, exit_code);
   proa::add_bench_command(app, exit_code);
@@ -44,8 +45,19 @@ int main(int argc, char** argv) {
   proa::add_pull_command(app, exit_code);
   proa::add_inspect_command(app, exit_code);
 
+  std::vector<std::string> arguments(argv + 1, argv + argc);
+  if (!arguments.empty() && arguments.front() == "serve") {
+    auto expanded = proa::expand_serve_arguments({arguments.begin() + 1, arguments.end()});
+    if (!expanded.ok()) {
+      std::fprintf(stderr, "proa: %s\n", expanded.error().message().c_str());
+      return 2;
+    }
+    arguments = *std::move(expanded);
+    arguments.insert(arguments.begin(), "serve");
+  }
+
   try {
-    app.parse(fold_underscores(argc, argv));
+    app.parse(fold_underscores(std::move(arguments)));
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
     std::fprintf(stderr, "proa: %s (see proa %s--help)\n", error.what(),

@@ -1,0 +1,251 @@
+// proa serve: the OpenAI API over HTTP, as `vllm serve` has it.
+#include <unistd.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <array>
+#include <condition_variable>
+#include <csignal>
+#include <cstdio>
+#include <ctime>
+#include <memory>
+#include <mutex>
+#include <thread>
+
+#include "apps/commands.h"
+#include "apps/interrupt.h"
+#include "apps/log_writer.h"
+#include "apps/serve_flags.h"
+#include "checkpoint/printable.h"
+#include "core/text.h"
+#include "server/field_reader.h"
+
+namespace proa {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::chrono::seconds kStatsInterval{10};
+constexpr std::chrono::seconds kStuckAfter{60};
+
+LogWriter::Level log_level(const std::string& name) {
+  if (name == "warning") return LogWriter::Level::warning;
+  if (name == "error" || name == "critical") return LogWriter::Level::error;
+  return name == "info" ? LogWriter::Level::info : LogWriter::Level::debug;
+}
+
+template <typename... Values>
+std::string text(const char* format, Values... values) {
+  std::array<char, 512> buffer{};
+  std::snprintf(buffer.data(), buffer.size(), format, values...);
+  return buffer.data();
+}
+
+// "INFO 11-24 12:00:00 [engine] ": how vLLM begins its own lines; uvicorn's begin with "INFO:     ".
+std::string stamp(const char* part) {
+  const std::time_t now = std::time(nullptr);
+  std::tm local = {};
+  localtime_r(&now, &local);
+  std::array<char, 32> time{};
+  std::strftime(time.data(), time.size(), "%m-%d %H:%M:%S", &local);
+  return std::string("INFO ") + time.data() + " [" + part + "] ";
+}
+
+// uvicorn's line, and the request once more with its quote directly behind the path: some idle detectors of cloud
+// machines look for that. A stream has a line when it begins and one when it ends.
+void log_access(LogWriter& log, const ServeOptions& options, const http::AccessRecord& record) {
+  if (!options.access_log) return;
+  const std::string path = record.target.substr(0, record.target.find('?'));
+  if (std::find(options.quiet_endpoints.begin(), options.quiet_endpoints.end(), path) != options.quiet_endpoints.end())
+    return;
+  if (record.method.empty()) {
+    if (record.status == 400) log.warning("WARNING:  Invalid HTTP request received.");
+    return;
+  }
+  std::string line = "INFO:     " + (record.peer.empty() ? "-" : record.peer) + " - \"" + record.method + " " +
+                     printable(record.target, 1024) + " HTTP/" + (record.version == 10 ? "1.0" : "1.1") + "\" " +
+                     std::to_string(record.status) + " " + http::reason_phrase(record.status) + " request=\"" +
+                     record.method + " " + printable(path, 1024) + "\"";
+  if (record.streamed && record.event == http::AccessRecord::Event::finished) {
+    line += text(" streamed=%.3fs", record.seconds);
+  }
+  log.out(std::move(line));
+}
+
+// Every ten seconds: throughput for the metrics, a line while there is work, a warning when a step does not end.
+class Monitor {
+ public:
+  Monitor(const Engine& engine, ServerMetrics& metrics, LogWriter& log, bool log_stats)
+      : engine_(engine), metrics_(metrics), log_(log), log_stats_(log_stats), thread_([this] { run(); }) {}
+  ~Monitor() {
+    {
+      std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    wake_.notify_one();
+    thread_.join();
+  }
+
+ private:
+  void run() {
+    EngineStats before = engine_.stats();
+    Clock::time_point then = Clock::now(), last_step = then;
+    bool was_busy = false, told = false;
+    std::unique_lock lock(mutex_);
+    while (!wake_.wait_for(lock, kStatsInterval, [this] { return stopping_; })) {
+      const EngineStats stats = engine_.stats();
+      const auto now = Clock::now();
+      const double seconds = std::chrono::duration<double>(now - then).count();
+      const double prompt = static_cast<double>(stats.prompt_tokens - before.prompt_tokens) / seconds;
+      const double generation = static_cast<double>(stats.generated_tokens - before.generated_tokens) / seconds;
+      metrics_.set_throughput(prompt, generation);
+      const bool busy = stats.num_running > 0 || stats.num_waiting > 0 || stats.num_steps != before.num_steps;
+      if (log_stats_ && (busy || was_busy)) {
+        log_.info(
+            stamp("engine") +
+            text("Engine 000: Avg prompt throughput: %.1f tokens/s, Avg generation throughput: %.1f tokens/s, Running: "
+                 "%d reqs, Waiting: %d reqs, GPU KV cache usage: %.1f%%, Prefix cache hit rate: %.1f%%",
+                 prompt, generation, stats.num_running, stats.num_waiting, 100 * metrics_.cache_usage(stats), 0.));
+      }
+      if (stats.num_steps != before.num_steps || stats.num_running == 0) {
+        last_step = now;
+        told = false;
+      } else if (now - last_step >= kStuckAfter && !told) {
+        log_.warning(text("WARNING:  a step runs for more than %d seconds, with %d requests in it",
+                          static_cast<int>(kStuckAfter.count()), stats.num_running));
+        told = true;
+      }
+      was_busy = busy;
+      before = stats;
+      then = now;
+    }
+  }
+
+  const Engine& engine_;
+  ServerMetrics& metrics_;
+  LogWriter& log_;
+  const bool log_stats_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  bool stopping_ = false;
+  std::thread thread_;  // last: it uses everything above
+};
+
+Result<void> override_defaults(const nlohmann::ordered_json& overrides, SamplingParams& params) {
+  FieldReader fields(overrides, "--override-generation-config");
+  fields.read("temperature", params.temperature);
+  fields.read("top_p", params.top_p);
+  fields.read("top_k", params.top_k);
+  fields.read("min_p", params.min_p);
+  fields.read("repetition_penalty", params.repetition_penalty);
+  if (const auto error = fields.error()) {
+    return Error{"read the command line", "--override-generation-config", "sampling parameters as numbers",
+                 overrides.dump(), ""};
+  }
+  return {};
+}
+
+Result<OpenedEngine> open(ServeOptions& options) {
+  PROA_ASSIGN(OpenedModel opened, open_model(options.open));
+  opened.config.max_queue = options.max_queue;
+  opened.config.block_size = options.block_size;
+  opened.config.kv_cache_bytes = options.kv_cache_bytes;
+  SamplingParams& defaults = options.service.policy.defaults;
+  if (!options.vllm_defaults) defaults = opened.defaults;
+  if (options.generation_overrides.is_object()) PROA_TRY(override_defaults(options.generation_overrides, defaults));
+  PROA_TRY(validate(defaults, opened.tokenizer.vocab_size()));
+  PROA_ASSIGN(auto engine, Engine::create(opened.model, opened.backend, opened.tokenizer, opened.config));
+  return OpenedEngine{std::move(opened), std::move(engine)};
+}
+
+int fail(const Error& error) {
+  std::fprintf(stderr, "proa: %s\n", error.message().c_str());
+  return 1;
+}
+
+int serve(const ServeFlags& flags) {
+  auto settled = settle(flags);
+  if (!settled.ok()) {
+    fail(settled.error());
+    return 2;
+  }
+  ServeOptions& options = *settled;
+  const InterruptFlag signals;    // before loading, which it ends too
+  std::signal(SIGPIPE, SIG_IGN);  // of clients that left, and of a log nobody reads
+#ifdef __GLIBC__
+  ::mallopt(M_ARENA_MAX, 2);  // an arena for each of hundreds of threads would keep what each of them once needed
+#endif
+  LogWriter log(log_level(options.log_level));
+  for (const std::string& warning : options.warnings) log.warning("WARNING:  " + warning);
+
+  const auto loading = Clock::now();
+  auto opened = open(options);
+  if (!opened.ok()) return fail(opened.error());
+  if (InterruptFlag::interrupted()) return 0;
+  Engine& engine = *opened->engine;
+  const EngineConfig& config = engine.config();
+  log.info(stamp("engine") + std::string(opened->backend->description()) +
+           text(", loaded in %.1f s; max_model_len %lld, max_num_seqs %d, KV cache ",
+                std::chrono::duration<double>(Clock::now() - loading).count(),
+                static_cast<long long>(config.max_model_len), config.max_num_seqs) +
+           bytes_text(static_cast<double>(config.kv_cache_bytes)));
+
+  options.service.version = PROA_VERSION;
+  options.service.cache.cache_dtype = options.open.kv_cache_dtype;
+  options.service.cache.gpu_memory_utilization = "None";
+  Service service(options.service, engine, opened->tokenizer,
+                  opened->chat_template ? &*opened->chat_template : nullptr);
+  log.info("INFO:     Started server process [" + std::to_string(::getpid()) + "]");
+  log.info("INFO:     Waiting for application startup.");
+  options.http.handler = [&](http::Exchange& exchange) { service.handle(exchange); };
+  options.http.is_quick = Service::is_quick;
+  options.http.error_response = Service::error_response;
+  options.http.on_access = [&](const http::AccessRecord& record) { log_access(log, options, record); };
+  // Every request that runs or waits has a thread; what is beyond them would be refused by the engine's queue anyway.
+  options.http.max_handlers =
+      static_cast<size_t>(config.max_num_seqs) + std::min<size_t>(static_cast<size_t>(config.max_queue), 512) + 16;
+  auto server = http::Server::start(options.http);
+  if (!server.ok()) return fail(server.error());
+  log.info(stamp("launcher") + "Available routes are:");
+  for (const Service::Route& route : Service::routes()) {
+    log.info(stamp("launcher") + "Route: " + route.path + ", Methods: " + route.methods);
+  }
+  log.info("INFO:     Application startup complete.");
+  log.info("INFO:     Uvicorn running on " + (*server)->address() + " (Press CTRL+C to quit)");
+
+  {
+    const Monitor monitor(engine, service.metrics(), log, options.stats_log);
+    while (!InterruptFlag::interrupted()) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  log.info("INFO:     Shutting down");
+  service.begin_draining();
+  if ((*server)->load().requests > 0) {
+    log.info(
+        text("INFO:     Waiting up to %d s for running requests. (CTRL+C to force quit)", options.shutdown_seconds));
+  }
+  if (!(*server)->drain(std::chrono::seconds(options.shutdown_seconds))) {
+    log.warning("WARNING:  requests that were still running have been cut");
+  }
+  log.info("INFO:     Application shutdown complete.");
+  log.info("INFO:     Finished server process [" + std::to_string(::getpid()) + "]");
+  return 0;
+}
+
+}  // namespace
+
+void add_serve_command(CLI::App& app, int& exit_code) {
+  CLI::App* command = app.add_subcommand("serve", "serve a model by the OpenAI API, with the flags of vllm serve");
+  auto flags = std::make_shared<ServeFlags>();
+  add_serve_flags(*command, *flags);
+  command->footer(
+      "Flags of vllm serve that mean nothing here are accepted; --config FILE reads flags from a YAML file.\n"
+      "Example: proa serve MODEL --port 8000 --reasoning-parser nemotron_v3 --enable-auto-tool-choice "
+      "--tool-call-parser "
+      "qwen3_coder");
+  command->callback([flags, &exit_code] { exit_code = serve(*flags); });
+}
+
+}  // namespace proa
