@@ -1,0 +1,397 @@
+"""`proa serve` from the outside: its command line, its log, its clients and its end.
+
+PROA_BINARY names the program (default build/release/apps/proa). The model is models/proa-buoy, a small Nemotron-H.
+"""
+import concurrent.futures
+import http.client
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import tempfile
+import time
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PROA = os.environ.get("PROA_BINARY", str(ROOT / "build/release/apps/proa"))
+MODEL = str(ROOT / "models/proa-buoy")
+TIMEOUT_S = 60
+CHAT = "/v1/chat/completions"
+HELLO = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0, "max_tokens": 8}
+LONG = {**HELLO, "ignore_eos": True, "max_tokens": 900}
+
+
+def setUpModule():
+    if not os.access(PROA, os.X_OK):
+        raise AssertionError(f"{PROA} is not there: build it, or set PROA_BINARY")
+
+
+class UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path):
+        super().__init__("localhost", timeout=TIMEOUT_S)
+        self.path = path
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(self.path)
+
+
+class Served:
+    """A server on a port of its own, ready when entered; its output is in `stdout` and `stderr` after stop()."""
+
+    def __init__(self, *arguments, model=MODEL, env=None):
+        self.command = [PROA, "serve", model, "--host", "127.0.0.1", "--port", "0", "--max-model-len", "1024", *arguments]
+        self.env = {**os.environ, **(env or {})}
+
+    def __enter__(self):
+        self.folder = tempfile.TemporaryDirectory()
+        out = open(self.folder.name + "/out", "wb")
+        err = open(self.folder.name + "/err", "wb")
+        self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=self.env)
+        out.close(), err.close()
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (found := re.search(r"Uvicorn running on (\S+) \(Press CTRL\+C to quit\)", self.read("err"))):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"{self.command}: {self.process.poll()}\n{self.read('err')}")
+            time.sleep(0.01)
+        self.address = found.group(1)
+        self.port = int(self.address.rsplit(":", 1)[1]) if "unix" not in self.address else 0
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self.folder.cleanup()
+
+    def read(self, name):
+        return pathlib.Path(self.folder.name, name).read_text(errors="replace")
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(timeout=TIMEOUT_S)
+        self.stdout, self.stderr = self.read("out"), self.read("err")
+        return code
+
+    def connection(self):
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)
+
+    def request(self, method, path, body=None, headers=None, connection=None):
+        own = connection is None
+        connection = connection or self.connection()
+        data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        connection.request(method, path, data, {"Content-Type": "application/json", **(headers or {})})
+        response = connection.getresponse()
+        answer = response.status, response.read().decode()
+        if own:
+            connection.close()
+        return answer
+
+    def chat(self, body, **more):
+        status, text = self.request("POST", CHAT, body, **more)
+        return status, json.loads(text)
+
+
+def events(text):
+    lines = [line for line in text.split("\n\n") if line]
+    assert lines[-1] == "data: [DONE]", lines[-1]
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+class CommandLine(unittest.TestCase):
+    """Arguments are read before the model is looked for: what fails only for the model was understood."""
+
+    def run_serve(self, *arguments, env=None):
+        return subprocess.run([PROA, "serve", *arguments], capture_output=True, text=True, timeout=TIMEOUT_S,
+                              env={**os.environ, **(env or {})})
+
+    def understood(self, *arguments, warns=()):
+        done = self.run_serve(*arguments)
+        self.assertEqual(done.returncode, 1, f"{arguments}: {done.stderr}")
+        error = [line for line in done.stderr.splitlines() if line.startswith("proa: ")]
+        self.assertEqual(len(error), 1, done.stderr)
+        self.assertIn("/nowhere/model", error[0])
+        for word in warns:
+            self.assertIn(word, done.stderr)
+
+    def refused(self, *arguments, says):
+        done = self.run_serve(*arguments)
+        self.assertEqual(done.returncode, 2, f"{arguments}: {done.stderr}")
+        self.assertEqual(len(done.stderr.splitlines()), 1, done.stderr)
+        self.assertIn(says, done.stderr)
+
+    def test_what_others_start_vllm_with(self):
+        model = "/nowhere/model"
+        template = ["--model", model, "--host", "0.0.0.0", "--port", "8000", "--served-model-name", model,
+                    "--trust-remote-code", "--mamba-ssm-cache-dtype", "float32", "--max-model-len", "131072",
+                    "--max-num-seqs", "5", "--gpu-memory-utilization", "0.8", "--kv-cache-dtype", "fp8",
+                    "--enable-chunked-prefill"]
+        rows = [
+            [model],
+            ["--model", model],
+            ["vllm", "serve", "--model", model],
+            template + ["--quantization", "fp8"],
+            ["vllm", "serve", *template, "--dtype", "bfloat16"],
+            ["--model", model, "--host", "0.0.0.0", "--port", "8000", "--served-model-name", model,
+             "--trust-remote-code", "--max-model-len", "8192", "--gpu-memory-utilization", "0.9"],
+            ["--model", model, "--max-model-len", "8192", "--max-num-seqs", "5", "--kv-cache-dtype", "auto",
+             "--enforce-eager", "--enable-prefix-caching", "--max-num-batched-tokens", "8192", "--dtype", "float16",
+             "--quantization", "awq", "--tensor-parallel-size", "1"],
+            [model, "--trust-remote-code", "--async-scheduling", "--kv-cache-dtype", "fp8", "--tensor-parallel-size", "1",
+             "--max-num-seqs", "8", "--max-model-len", "262144", "--enable-auto-tool-choice", "--tool-call-parser",
+             "qwen3_coder", "--reasoning-parser-plugin", "nano_v3_reasoning_parser.py", "--reasoning-parser", "nano_v3"],
+            [model, "--mamba_ssm_cache_dtype=float32", "--max_model_len=128k", "--no-enable-prefix-caching",
+             "--speculative-config", '{"method":"mtp","num_speculative_tokens":3}', "--moe-backend", "auto"],
+            [model, "-tp", "1", "-pp=1", "-O3", "-cc", "{}", "--compilation_config.mode", "3", "--port=1", "--port=2"],
+            [model, "--max-model-len", "auto", "--default_chat_template_kwargs.enable_thinking", "false",
+             "--override-generation-config", '{"temperature": 0.6}', "--allowed-origins", '["http://a"]'],
+        ]
+        for row in rows:
+            with self.subTest(row=row):
+                self.understood(*row)
+
+    def test_what_has_no_effect_is_said_once(self):
+        self.understood("/nowhere/model", "--trust-remote-code", "--dtype", "auto", "--kv-cache-dtype", "fp8_e4m3",
+                        warns=["without effect here: --dtype --trust-remote-code",
+                               "--kv-cache-dtype fp8_e4m3: keys and values are kept in bfloat16"])
+
+    def test_what_cannot_be_honoured_is_refused(self):
+        for says, row in [
+            ("--no-such-flag", ["--no-such-flag"]),
+            ("MODEL", []),
+            ("--port", ["m", "--port", "70000"]),
+            ("--tensor-parallel-size", ["m", "--tensor-parallel-size", "2"]),
+            ("--reasoning-parser", ["m", "--reasoning-parser", "qwen3"]),
+            ("--tool-call-parser", ["m", "--tool-call-parser", "mistral"]),
+            ("--tool-call-parser", ["m", "--enable-auto-tool-choice"]),
+            ("Q4_0", ["m", "--quantization", "bitsandbytes", "--load-format", "bitsandbytes"]),
+            ("--max-model-len", ["m", "--max-model-len", "12.5"]),
+            ("--max-model-len", ["m", "--max-model-len", "many"]),
+            ("--middleware", ["m", "--middleware", "x.y"]),
+            ("--lora-modules", ["m", "--lora-modules", "a=b"]),
+            ("--allowed-origins", ["m", "--allowed-origins", "http://a"]),
+            ("--override-generation-config", ["m", "--override-generation-config", "{"]),
+            ("--ssl-keyfile", ["m", "--ssl-keyfile", "k"]),
+            ("--config /nowhere.yaml", ["m", "--config", "/nowhere.yaml"]),
+        ]:
+            with self.subTest(row=row):
+                self.refused(*row, says=says)
+
+    def test_a_file_of_flags(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder, "c.yaml")
+            path.write_text("# comment\nmodel: /nowhere/model\nmax_model_len: 4k  # tokens\ntrust-remote-code: true\n"
+                            "enable-prefix-caching: false\nserved-model-name:\n  - a\n  - \"b c\"\nport: 70000\n")
+            self.refused("--config", str(path), says="--port")
+            self.understood("--config", str(path), "--port", "1", warns=["--enable-prefix-caching --trust-remote-code"])
+            self.understood("/nowhere/model", f"--config={path}", "--port", "1")
+            path.write_text("a:\n  b: c\n")
+            self.refused("--config", str(path), says="line 2")
+            path.write_text("no_such_flag: 1\n")
+            self.refused("m", "--config", str(path), says="--no-such-flag")
+
+
+class Serving(unittest.TestCase):
+    def test_log_and_names(self):
+        with Served("--served-model-name", "buoy", "other") as served:
+            status, answer = served.chat(HELLO)
+            self.assertEqual((status, answer["model"]), (200, "buoy"))
+            self.assertEqual(served.chat({**HELLO, "model": "other"})[0], 200)
+            self.assertEqual(served.chat({**HELLO, "model": MODEL})[0], 404)
+            served.request("POST", CHAT, {**HELLO, "stream": True})
+            served.request("GET", "/health?x=\"1\"")
+            self.assertEqual(served.stop(), 0)
+            for line in ["Started server process [", "Waiting for application startup.", "Available routes are:",
+                         "Application startup complete.", f"Uvicorn running on http://127.0.0.1:{served.port} (Press CTRL+C to quit)",
+                         "Shutting down", "Finished server process ["]:
+                self.assertIn(line, served.stderr)
+            self.assertRegex(served.stdout, r'INFO:     127\.0\.0\.1:\d+ - "POST /v1/chat/completions HTTP/1.1" 200 OK')
+            self.assertEqual(len(re.findall(r'"(POST|GET) /v1/(chat/completions|completions|models)"', served.stdout)), 5,
+                             "one for each answer, and one more for a stream: " + served.stdout)
+            self.assertIn('404 Not Found', served.stdout)
+
+    def test_a_stream_is_the_answer_in_pieces(self):
+        with Served() as served:
+            _, whole = served.chat(HELLO)
+            _, text = served.request("POST", CHAT, {**HELLO, "stream": True, "stream_options": {"include_usage": True}})
+            chunks = events(text)
+            self.assertEqual(chunks[0]["choices"][0]["delta"]["role"], "assistant")
+            joined = "".join(c["choices"][0]["delta"].get("content", "") for c in chunks[:-1])
+            self.assertEqual(joined, whole["choices"][0]["message"]["content"])
+            self.assertEqual((chunks[-1]["choices"], chunks[-1]["usage"]), ([], whole["usage"]))
+            self.assertEqual([c["choices"][0]["finish_reason"] for c in chunks[-3:-1]], [None, whole["choices"][0]["finish_reason"]])
+            _, completion = served.request("POST", "/completions", {"prompt": "Hello", "temperature": 0, "echo": True, "n": 1})
+            self.assertTrue(json.loads(completion)["choices"][0]["text"].startswith("Hello"))
+            seeds = [served.chat({**HELLO, "temperature": 1, "seed": s, "n": 2})[1]["choices"] for s in (1, 1, 2)]
+            self.assertEqual(seeds[0], seeds[1])
+
+    def test_many_at_once(self):
+        with Served("--max-num-seqs", "4", "--max-queue", "100") as served:
+            expected = served.chat(HELLO)[1]["choices"]
+            with concurrent.futures.ThreadPoolExecutor(24) as pool:
+                answers = list(pool.map(lambda i: served.chat({**HELLO, "max_tokens": 4 + i % 5}), range(24)))
+                self.assertEqual({status for status, _ in answers}, {200})
+            self.assertEqual(served.chat(HELLO)[1]["choices"], expected)
+            idle = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(300)]
+            self.assertEqual(served.request("GET", "/health")[0], 200)
+            for connection in idle:
+                connection.close()
+
+    def test_a_full_queue(self):
+        with Served("--max-num-seqs", "1", "--max-queue", "1") as served:
+            with concurrent.futures.ThreadPoolExecutor(8) as pool:
+                answers = list(pool.map(lambda _: served.chat(LONG), range(8)))
+            statuses = sorted(status for status, _ in answers)
+            self.assertEqual(set(statuses), {200, 429}, statuses)
+            refused = [answer for status, answer in answers if status == 429]
+            self.assertEqual(refused[0]["error"]["type"], "Too Many Requests")
+
+    def test_keys(self):
+        with Served("--open-metrics", env={"VLLM_API_KEY": "k"}) as served:
+            self.assertEqual(served.request("GET", "/v1/models"), (401, '{"error":"Unauthorized"}'))
+            self.assertEqual(served.request("GET", "/v1/models", headers={"Authorization": "Bearer k"})[0], 200)
+            self.assertEqual(served.request("GET", "/metrics")[0], 200)
+            self.assertEqual(served.request("GET", "/health")[0], 200)
+
+    def test_unix_socket(self):
+        with tempfile.TemporaryDirectory() as folder, Served("--uds", folder + "/s") as served:
+            connection = UnixConnection(folder + "/s")
+            self.assertEqual(served.request("GET", "/health", connection=connection)[0], 200)
+            connection.close()
+            self.assertEqual(served.stop(), 0)
+            self.assertEqual(os.listdir(folder), [])
+
+    @unittest.skipUnless(shutil.which("openssl"), "openssl makes the certificate")
+    def test_tls(self):
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
+                            "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", folder + "/key", "-out",
+                            folder + "/cert"], check=True, capture_output=True)
+            with Served("--ssl-certfile", folder + "/cert", "--ssl-keyfile", folder + "/key") as served:
+                self.assertTrue(served.address.startswith("https://"))
+                context = ssl.create_default_context(cafile=folder + "/cert")
+                connection = http.client.HTTPSConnection("127.0.0.1", served.port, timeout=TIMEOUT_S, context=context)
+                for _ in range(2):
+                    self.assertEqual(served.chat(HELLO, connection=connection)[0], 200)
+                status, text = served.request("POST", CHAT, {**LONG, "stream": True}, connection=connection)
+                self.assertEqual(len(events(text)), 901)
+                connection.close()
+                with socket.create_connection(("127.0.0.1", served.port)) as plain:
+                    plain.sendall(b"GET /health HTTP/1.1\r\nHost: t\r\n\r\n")
+                    self.assertNotIn(b"200", plain.recv(100))
+                self.assertEqual(served.stop(), 0)
+
+
+class BadClients(unittest.TestCase):
+    """Each does something wrong; the server answers or closes, and goes on."""
+
+    def test_all_of_them(self):
+        with Served("--max-body-bytes", "1000000") as served:
+            def raw(data, half_close=False, read=True):
+                with socket.create_connection(("127.0.0.1", served.port), timeout=TIMEOUT_S) as client:
+                    try:
+                        client.sendall(data)
+                        if half_close:
+                            client.shutdown(socket.SHUT_WR)
+                    except OSError:
+                        pass  # refused before all was sent
+                    answer = b""
+                    try:
+                        while read and (part := client.recv(65536)):
+                            answer += part
+                            if b"Connection" not in data and b"\r\n\r\n" in answer:
+                                break
+                    except OSError:
+                        pass
+                    return answer
+
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\n"
+            body = json.dumps({**LONG, "stream": True}).encode()
+            stream = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+            bomb = b'{"messages":' + b"[" * 100000
+            tools = json.dumps({**HELLO, "tools": [{"type": "function", "function": {"name": "f"}}] * 8000}).encode()
+            for name, data, status in [
+                ("nothing", b"", None),
+                ("garbage", os.urandom(2000).replace(b"\n", b"") + b"\r\n\r\n", 400),
+                ("both lengths", head + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+                ("a body of 1 GB", head + b"Content-Length: 1000000000\r\n\r\n" + b"x" * 2000000, 413),
+                ("nesting", head + b"Content-Length: %d\r\n\r\n" % len(bomb) + bomb, 400),
+                ("tools", head + b"Content-Length: %d\r\n\r\n" % len(tools) + tools, 400),
+                ("headers", b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 100000, 431),
+            ]:
+                with self.subTest(name=name):
+                    answer = raw(data, read=status is not None)
+                    if status:
+                        self.assertTrue(answer.startswith(b"HTTP/1.1 %d " % status), answer[:200])
+            raw(stream, half_close=True)
+            for cut in (10, len(head), len(stream) - 5, len(stream)):  # clients that vanish at some point
+                raw(stream[:cut], read=False)
+            for value in (-1, 0, 1e300, -(2 ** 63), 2 ** 64, "x", [], {}, True):
+                for field in ("max_tokens", "temperature", "n", "top_k", "seed", "stop", "logprobs", "top_logprobs", "min_tokens",
+                              "messages", "tools", "stream_options", "model", "chat_template_kwargs"):
+                    status, answer = served.chat({**HELLO, field: value})
+                    self.assertIn(status, (200, 400, 404), f"{field}={value}: {answer}")
+            deadline = time.monotonic() + TIMEOUT_S
+            while not re.search(r'vllm:num_requests_running\{.*\} 0\.0', served.request("GET", "/metrics")[1]):
+                self.assertLess(time.monotonic(), deadline, "places of clients that left are free again")
+                time.sleep(0.02)
+            self.assertEqual(served.chat(HELLO)[0], 200)
+            self.assertEqual(served.stop(), 0)
+
+
+class TheEnd(unittest.TestCase):
+    def streaming(self, served):
+        connection = served.connection()
+        self.addCleanup(connection.close)
+        connection.request("POST", CHAT, json.dumps({**LONG, "stream": True}), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        self.addCleanup(response.close)
+        return response, response.read(1)
+
+    def test_a_running_request_is_finished(self):
+        with Served("--shutdown-timeout", "60") as served:
+            response, first = self.streaming(served)
+            self.assertEqual(served.stop(), 0)
+            self.assertEqual(len(events((first + response.read()).decode())), 901)
+            with self.assertRaises(OSError):
+                served.request("GET", "/health")
+
+    def test_no_time_to_finish(self):
+        with Served("--shutdown-timeout", "0", "--max-num-seqs", "64") as served:
+            with concurrent.futures.ThreadPoolExecutor(64) as pool:
+                def ask(_):
+                    try:
+                        return served.chat(LONG)
+                    except (OSError, http.client.HTTPException):
+                        return None
+                asked = [pool.submit(ask, i) for i in range(64)]
+                while "num_requests_running" in (text := served.request("GET", "/metrics")[1]):
+                    if not re.search(r"vllm:num_requests_running\{.*\} 0\.0", text):
+                        break
+                self.assertEqual(served.stop(), 0)
+                for one in asked:
+                    one.result()
+
+    def test_a_second_signal_ends_at_once(self):
+        with Served("--shutdown-timeout", "600") as served:
+            self.streaming(served)
+            stuck = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(3)]
+            for client in stuck:
+                self.addCleanup(client.close)
+            for client in stuck:  # a request that never comes to its end
+                client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Length: 100\r\n\r\n{")
+            time.sleep(0.05)
+            served.process.send_signal(signal.SIGINT)
+            while "Shutting down" not in served.read("err"):
+                time.sleep(0.01)
+            served.process.send_signal(signal.SIGINT)
+            self.assertEqual(served.process.wait(timeout=TIMEOUT_S), -signal.SIGINT)
+
+
+if __name__ == "__main__":
+    unittest.main()
