@@ -3,10 +3,13 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 
 #include "apps/serve_arguments.h"
 #include "chat/reasoning.h"
 #include "chat/tool_parser.h"
+#include "checkpoint/checkpoint.h"
 #include "server/field_reader.h"
 
 namespace proa {
@@ -122,6 +125,19 @@ Result<Json> json_object(const char* flag, const std::string& text) {
   return object;
 }
 
+// A generation_config.json, or the folder of one.
+Result<Json> read_generation_file(std::string path) {
+  if (std::filesystem::is_directory(path)) path += "/generation_config.json";
+  std::ifstream file(path, std::ios::binary);
+  std::string text(size_t{1} << 20, '\0');
+  file.read(text.data(), static_cast<std::streamsize>(text.size()));
+  text.resize(static_cast<size_t>(file.gcount()));
+  if (!file.eof()) return refused("--generation-config", "auto, vllm, or a readable generation_config.json", path);
+  PROA_ASSIGN(Json config, parse_json(text, path));
+  if (!config.is_object()) return refused("--generation-config", "a JSON object in the file", path);
+  return config;
+}
+
 void add_model_flags(CLI::App& command, ServeFlags& flags) {
   OpenOptions& open = flags.options.open;
   command.add_option("model", open.model,
@@ -189,8 +205,9 @@ void add_api_flags(CLI::App& command, ServeFlags& flags) {
   add_switch(command, "exclude-tools-when-tool-choice-none", policy.exclude_tools_when_tool_choice_none,
              "with tool_choice none the prompt does not list them");
   command
-      .add_option("--generation-config", flags.generation_config,
-                  "auto: sampling defaults of the checkpoint's generation_config.json; vllm: none")
+      .add_option(
+          "--generation-config", flags.generation_config,
+          "auto: sampling defaults of the checkpoint's generation_config.json; vllm: none; or another such file")
       ->capture_default_str();
   command.add_option("--override-generation-config", flags.override_generation_config, "JSON: {\"temperature\": 0.6}");
   command.add_option("--max-logprobs", policy.max_logprobs, "alternatives per token a request may ask for, at most 20")
@@ -345,13 +362,14 @@ Result<void> settle_service(const ServeFlags& flags, ServeOptions& options) {
     policy.max_logprobs = kMaxLogprobs;
   }
   if (flags.logprobs_mode != "raw_logprobs") return refused("--logprobs-mode", "raw_logprobs", flags.logprobs_mode);
+  options.vllm_defaults = flags.generation_config != "auto";
   if (flags.generation_config != "auto" && flags.generation_config != "vllm") {
-    return refused("--generation-config", "auto or vllm", flags.generation_config);
+    PROA_ASSIGN(options.generation_overrides, read_generation_file(flags.generation_config));
   }
-  options.vllm_defaults = flags.generation_config == "vllm";
   if (!flags.override_generation_config.empty()) {
-    PROA_ASSIGN(options.generation_overrides,
-                json_object("--override-generation-config", flags.override_generation_config));
+    PROA_ASSIGN(const Json overrides, json_object("--override-generation-config", flags.override_generation_config));
+    if (!options.generation_overrides.is_object()) options.generation_overrides = Json::object();
+    options.generation_overrides.update(overrides);
   }
   if (!flags.default_chat_template_kwargs.empty()) {
     PROA_ASSIGN(policy.default_chat_template_kwargs,

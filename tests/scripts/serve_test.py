@@ -176,6 +176,7 @@ class CommandLine(unittest.TestCase):
             ("--lora-modules", ["m", "--lora-modules", "a=b"]),
             ("--allowed-origins", ["m", "--allowed-origins", "http://a"]),
             ("--override-generation-config", ["m", "--override-generation-config", "{"]),
+            ("--generation-config", ["m", "--generation-config", "/nowhere.json"]),
             ("--ssl-keyfile", ["m", "--ssl-keyfile", "k"]),
             ("--config /nowhere.yaml", ["m", "--config", "/nowhere.yaml"]),
         ]:
@@ -250,6 +251,17 @@ class Serving(unittest.TestCase):
             self.assertEqual(set(statuses), {200, 429}, statuses)
             refused = [answer for status, answer in answers if status == 429]
             self.assertEqual(refused[0]["error"]["type"], "Too Many Requests")
+
+    def test_sampling_defaults(self):
+        with tempfile.TemporaryDirectory() as folder:
+            pathlib.Path(folder, "generation_config.json").write_text('{"temperature": 2, "top_k": 1, "eos_token_id": 2}')
+            body = {k: v for k, v in HELLO.items() if k != "temperature"}
+            with Served("--generation-config", folder) as served:  # the likeliest token, however hot
+                answers = [served.chat(body)[1]["choices"] for _ in range(3)]
+                self.assertEqual(answers, [served.chat(HELLO)[1]["choices"]] * 3)
+            with Served("--generation-config", folder, "--override-generation-config", '{"top_k": 0}') as served:
+                answers = {served.chat(body)[1]["choices"][0]["message"]["content"] for _ in range(20)}
+                self.assertGreater(len(answers), 1)
 
     def test_keys(self):
         with Served("--open-metrics", env={"VLLM_API_KEY": "k"}) as served:
