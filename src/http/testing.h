@@ -91,7 +91,7 @@ class TestClient {
     return response;
   }
 
-  // The next "data: " event of a stream whose head was read by read_head(); empty at the end.
+  // Whether the server has closed the connection, and nothing is left of what it sent.
   bool at_end() { return in_.empty() && !fill(); }
   // Reads some bytes; false at the end of the connection, or after ten seconds without any.
   bool fill() {
@@ -103,7 +103,6 @@ class TestClient {
     in_.append(buffer, static_cast<size_t>(size));
     return true;
   }
-  const std::string& unread() const { return in_; }
 
  private:
   bool take(size_t size, std::string& out) {
