@@ -1,8 +1,8 @@
 // attend for one token: the keys of a KV head are shared out among blocks, those of a share among warps.
 //
-// Eight warps of a block take 16 keys at a time, each with one buffer for keys and one for values that it fills and
-// waits for alone: 64 KiB of copies in flight on an SM, which is more than the memory's latency asks for, and no
-// barrier inside the loop. The keys of the next tile are asked for when those of this one have been multiplied, the
+// Four warps of a block take 16 keys at a time, each with one buffer for keys and one for values that it fills and
+// waits for alone: 32 KiB of copies in flight on an SM, which is what the memory's latency asks for, and no barrier
+// inside the loop. The keys of the next tile are asked for when those of this one have been multiplied, the
 // values likewise. All query heads of the KV head (up to 16) are the rows of one product of the tensor cores.
 //
 // Accuracy, with u = 2^-24. Cached values are bfloat16; queries (times scale · log2 e, off by 2 u) and weights are
@@ -29,7 +29,7 @@ namespace proa::cuda {
 constexpr int kAttendWarps = 15;
 constexpr int kAttendThreads = kAttendWarps * kWarp;
 constexpr int kAttendTile = 16;  // keys of a warp at a time
-constexpr int kAttendKeyWarps = 8;
+constexpr int kAttendKeyWarps = 4;
 constexpr int kAttendRound = kAttendKeyWarps * kAttendTile;  // keys of a block at a time, and of a share at least
 constexpr int kAttendParts = 3;                              // of a query, and of a weight
 constexpr int kAttendPiece = 8;                              // values of a head that a warp joins at a time

@@ -8,6 +8,10 @@ namespace proa::cuda {
 // Warps of a block that compute. With the one that fetches they are four for each quarter of an SM's registers.
 constexpr int kConsumers = 15;
 constexpr int kConsumerThreads = kConsumers * 32;
+// Warps that share a tile of rows: what a tile costs beside its products is shared by few, and tiles go on side by
+// side.
+constexpr int kTeam = 5;
+constexpr int kTeams = kConsumers / kTeam;
 constexpr int kStepThreads = kConsumerThreads + 32;
 constexpr int kMaxOldRows = 256;  // of a block whose old values it keeps
 

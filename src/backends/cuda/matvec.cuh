@@ -2,7 +2,7 @@
 // multiply.
 //
 // Every block takes an equal share of the rows, so that all have as many bytes to fetch. A piece, rows by columns, goes
-// to a place of the ring; the warps share its columns, wait for nothing but its arrival, and leave their sums of a
+// to a place of the ring; five warps share its columns, wait for nothing but its arrival, and leave their sums of a
 // tile to the last of them, which writes it.
 // A product of the tensor cores takes two groups of 32 columns: rows 0-7 of its left side are eight rows of the tile in
 // the first group, rows 8-15 the same rows in the second; columns 0-3 of its right side are what makes the input of the
@@ -32,6 +32,7 @@ struct Piece {
   int list;         // whose: matrices, then experts
   int first_row;
   bool last;           // of its tile
+  int team;            // that takes it
   int tiles_of_stage;  // in the very last piece: how many this block has; else 0
 };
 
@@ -39,7 +40,7 @@ struct Shared {
   uint64_t full[kSlots], empty[kSlots];  // barriers
   Piece pieces[kSlots];
   float room[2 * kWarp];
-  float sums[kSums][kConsumers][kMaxTileRows];
+  float sums[kSums][kTeam][kMaxTileRows];
   uint32_t arrived[kSums];
   uint32_t tiles_left;     // 0 when all tiles of the stage are written
   float old[kMaxOldRows];  // what the stage adds to, from row old_begin on
@@ -94,10 +95,12 @@ class Producer {
     const int expert_rows = plan.expert_rows;
     const Range of_matrices = share_of(plan.matrix_rows);
     bool ended = false;
-    // A sum takes all lists for each tile of rows; otherwise all tiles for each list.
+    // Tiles go in groups of one for each team, so that all teams have something to do. A sum takes all lists for a
+    // group; otherwise a list takes all its groups.
+    const int group = step * kTeams;
 #pragma unroll 1
-    for (int outer = sum ? of_matrices.begin : 0; outer < (sum ? of_matrices.end : 1); outer += step) {
-      Range mine = sum ? Range{outer, min(outer + step, of_matrices.end)} : of_matrices;
+    for (int outer = sum ? of_matrices.begin : 0; outer < (sum ? of_matrices.end : 1); outer += group) {
+      Range mine = sum ? Range{outer, min(outer + group, of_matrices.end)} : of_matrices;
       int first = 0, first_group = 0;  // of the list, in what is shared out and in the input
 #pragma unroll 1
       for (int list = 0; list < lists; ++list) {
@@ -120,18 +123,28 @@ class Producer {
         const int begin = max(mine.begin - first, 0), end = min(mine.end - first, all_rows);
         const bool ends =
             sum ? list + 1 == lists && mine.end == of_matrices.end : (kind || !widens) && mine.end <= first + all_rows;
+        const bool last_list = !sum || list + 1 == lists;
 #pragma unroll 1
-        for (int row = begin; row < end; row += step) {
-          tiles_ += !sum || list == 0;
-          rows.row = row, rows.count = min(step, end - row);
+        for (int group_begin = begin; group_begin < end; group_begin += group) {
+          const int group_end = min(group_begin + group, end);
+          if (!sum || list == 0) {
+            first_tile_ = tiles_;
+            tiles_ += (group_end - group_begin + step - 1) / step;
+          }
 #pragma unroll 1
           for (int part = 0; part < parts; ++part) {
             const bool last = part + 1 == parts;
-            ended = last && ends && row + rows.count == end;
             rows.offset = part * part_bytes, rows.bytes = last ? last_bytes : part_bytes;
             rows.cols = cols - part * part_cols, rows.cols_here = last ? rows.cols : part_cols;
             rows.first_group = first_group + part * (part_cols / 32);
-            piece(rows, last && (!sum || list + 1 == lists), ended);
+            rows.team = first_tile_ % kTeams;
+#pragma unroll 1
+            for (int row = group_begin; row < group_end; row += step) {
+              rows.row = row, rows.count = min(step, group_end - row);
+              ended = last && ends && row + rows.count == end;
+              piece(rows, last && last_list, ended);
+              rows.team = rows.team + 1 == kTeams ? 0 : rows.team + 1;
+            }
           }
         }
         if (sum) {
@@ -153,6 +166,7 @@ class Producer {
     int offset, bytes;    // of each row
     int cols, cols_here;  // from the first of the piece on, and of the piece
     int first_group;
+    int team;
     bool contiguous;
   };
 
@@ -231,7 +245,7 @@ class Producer {
       scales_from = rows.scales + static_cast<uint64_t>(row) * rows.scales_stride + rows.offset / 8;
       scales_shift = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(scales_from) & 15);
       scales_size = lane < count ? (scales_shift + (rows.cols_here + 15) / 16 + 15) & ~15u : 0;
-      scales_to = begin + count * rows.pitch + lane * rows.scales_pitch;
+      scales_to = begin + count * rows.pitch + min(lane, count - 1) * rows.scales_pitch;
     }
 #if __CUDA_ARCH__ >= 900
     const uint32_t all = __reduce_add_sync(~0u, size + scales_size);
@@ -252,6 +266,7 @@ class Producer {
     if (lane == 0) {
       piece.rows = count, piece.groups = (rows.cols_here + 31) / 32, piece.first_group = rows.first_group;
       piece.cols = rows.cols, piece.list = rows.list, piece.first_row = rows.row, piece.last = last;
+      piece.team = rows.team;
       piece.tiles_of_stage = final ? tiles_ : 0;
     }
     announce(full);
@@ -286,7 +301,8 @@ class Producer {
   int open_ = 0;    // slots taken and not yet given back
   int flying_ = 0;  // of these, the last ones: not yet there
   RingPosition head_, tail_, landing_;
-  int tiles_ = 0;  // of this stage
+  int tiles_ = 0;       // of this stage
+  int first_tile_ = 0;  // of this group
 };
 
 // The warps that multiply by weights of one format; kAligned as in Codes.
@@ -295,7 +311,7 @@ struct Consumer {
   Shared& shared;
   uint32_t operands, group_sums, ring;  // shared memory
   RingPosition at;
-  int turn;             // pairs of groups go round among the warps, on from piece to piece
+  int turn;             // pairs of groups go round among a team's warps, on from piece to piece
   int tile_number = 0;  // modulo kSums
 
   // One stage. done() is called by one warp of the block, after the last tile is written.
@@ -315,6 +331,12 @@ struct Consumer {
         return;
       }
       const bool last = piece.last;
+      if (piece.team != warp_id() / kTeam) {
+        release();
+        if (last) tile_number = tile_number + 1 == kSums ? 0 : tile_number + 1;
+        if (tiles_of_stage > 0) return;
+        continue;
+      }
       if (scaled) {
         float part[kMaxOctets] = {};
         multiply_piece(piece, groups, rows, part);
@@ -323,8 +345,8 @@ struct Consumer {
       } else {
         multiply_piece(piece, groups, rows, sum);
       }
-      turn -= (groups + 1) / 2 % kConsumers;
-      if (turn < 0) turn += kConsumers;
+      turn -= (groups + 1) / 2 % kTeam;
+      if (turn < 0) turn += kTeam;
       if (last) finish(stage, piece, sum, tiles_of_stage, gate);
       release();
       if (tiles_of_stage > 0) return;
@@ -364,12 +386,12 @@ struct Consumer {
       using C = Codes<F>;
       const bool odd = groups % 2 != 0;
       uint32_t input = operands + digits_at(first_group + 2 * turn + second, lane / 4 % 4, j);
-#pragma unroll 1
-      for (int p = turn; p < pairs; p += kConsumers) {
+#pragma unroll(kOctets == 1 ? 2 : 1)
+      for (int p = turn; p < pairs; p += kTeam) {
         uint2 x = load_two(input);
-        // 30 groups on, whose parts are turned by two more.
-        static_assert(2 * kConsumers % 4 == 2);
-        input = (input ^ 64u) + 2 * kConsumers * kDigitsBytes;
+        // Ten groups on, whose parts are turned by two more.
+        static_assert(2 * kTeam % 4 == 2);
+        input = (input ^ 64u) + 2 * kTeam * kDigitsBytes;
         int mine = 2 * p + (j >= 2);  // the group of this lane's corner
         if (odd) {
           if (2 * p + second >= groups) x = {};
@@ -413,7 +435,7 @@ struct Consumer {
       const uint32_t input = operands + (first_group * 4 * kS + part * 4 + j) * 16;
       float running[kOctets][4] = {};
 #pragma unroll 1
-      for (int p = turn; p < pairs; p += kConsumers) {
+      for (int p = turn; p < pairs; p += kTeam) {
         const int g0 = min(2 * p, groups - 1), g1 = min(2 * p + 1, groups - 1);
         uint4 x = {};
         if (part < kS && 2 * p + second < groups) x = load_vector(input + (2 * p + second) * (64 * kS));
@@ -462,14 +484,14 @@ struct Consumer {
 #pragma unroll
     for (int o = 0; o < kMaxOctets; ++o) sum[o] = 0;
     const int octet = j % 2 * 2 + j / 2;
-    if (octet < kMaxOctets) shared.sums[tile_number][warp_id()][8 * octet + lane / 4] = mine;
+    if (octet < kMaxOctets) shared.sums[tile_number][warp_id() % kTeam][8 * octet + lane / 4] = mine;
     __syncwarp();
     uint32_t before = 0;
     if (lane == 0) {
       before = add_in_block(&shared.arrived[tile_number], 1u);
-      if (before == kConsumers - 1) shared.arrived[tile_number] = 0;
+      if (before == kTeam - 1) shared.arrived[tile_number] = 0;
     }
-    const bool last = __shfl_sync(~0u, before, 0) == kConsumers - 1;
+    const bool last = __shfl_sync(~0u, before, 0) == kTeam - 1;
     if (last) {
       write(stage, piece);
       __syncwarp();
@@ -493,7 +515,7 @@ struct Consumer {
     if (r >= piece.rows) return;
     float total = 0;
 #pragma unroll
-    for (int w = 0; w < kConsumers; ++w) total += shared.sums[tile_number][w][r];
+    for (int w = 0; w < kTeam; ++w) total += shared.sums[tile_number][w][r];
     total *= shared.unscale * factor_as<F>();
     const int row = piece.first_row + r, expert = piece.list - a.num_matrices;
     float* y = a.experts.shape.y + row;

@@ -98,50 +98,66 @@ __device__ inline void choose(const Route& op, const float* logits, int32_t* ids
   }
 }
 
-// The same for one group of up to 512 experts, in registers.
-__device__ __forceinline__ void choose_of_all(const Route& op, const float* logits, int32_t* ids, float* weights,
-                                              bool count) {
-  constexpr int kMost = 16;  // of a lane
-  const int n = op.n_routed_experts, lane = lane_id(), mine = (n - lane + kWarp - 1) / kWarp;
-  float score[kMost] = {};
-  uint32_t key[kMost] = {};  // grows with the choice; 0: none
+// The same for one group of up to 512 experts, in registers. What does not depend on the logits is read by the
+// constructor.
+class ExpertChoice {
+ public:
+  __device__ explicit ExpertChoice(const Route& op) {
 #pragma unroll
-  for (int i = 0; i < kMost; ++i) {
-    if (i * kWarp >= n) break;
-    const int e = lane + i * kWarp;
-    if (i >= mine) continue;
-    score[i] = __fdividef(1.0f, 1.0f + expf(-__ldcg(logits + e)));
-    const uint32_t bits = __float_as_uint(score[i] + __ldg(op.bias + e));
-    key[i] = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    for (int i = 0; i < kMost; ++i) {
+      if (i * kWarp >= op.n_routed_experts) break;
+      const int e = lane_id() + i * kWarp;
+      if (e < op.n_routed_experts) bias_[i] = __ldg(op.bias + e);
+    }
   }
-  float sum = 0, kept = 0;
+  __device__ __forceinline__ void choose(const Route& op, const float* logits, int32_t* ids, float* weights,
+                                         bool count) const {
+    const int n = op.n_routed_experts, lane = lane_id();
+    float score[kMost] = {};
+    uint32_t key[kMost] = {};  // grows with the choice; 0: none
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      if (i * kWarp >= n) break;
+      const int e = lane + i * kWarp;
+      if (e >= n) continue;
+      score[i] = __fdividef(1.0f, 1.0f + expf(-__ldcg(logits + e)));
+      const uint32_t bits = __float_as_uint(score[i] + bias_[i]);
+      key[i] = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    }
+    float sum = 0, kept = 0;
 #pragma unroll 1
-  for (int k = 0; k < op.num_experts_per_tok; ++k) {
-    uint32_t best = 0, index = 0xffffu;
-    float weight = 0;
+    for (int k = 0; k < op.num_experts_per_tok; ++k) {
+      uint32_t best = 0, index = 0xffffu;
+      float weight = 0;
 #pragma unroll
-    for (int i = 0; i < kMost; ++i) {
-      if (i * kWarp >= n) break;
-      if (key[i] > best) best = key[i], index = lane + i * kWarp, weight = score[i];
-    }
-    const uint32_t most = __reduce_max_sync(~0u, best);
-    const uint32_t chosen = min(__reduce_min_sync(~0u, best == most ? index : 0xffffu), static_cast<uint32_t>(n - 1));
-    weight = __shfl_sync(~0u, weight, static_cast<int>(chosen) % kWarp);
+      for (int i = 0; i < kMost; ++i) {
+        if (i * kWarp >= n) break;
+        if (key[i] > best) best = key[i], index = lane + i * kWarp, weight = score[i];
+      }
+      const uint32_t most = __reduce_max_sync(~0u, best);
+      const uint32_t first = __reduce_min_sync(~0u, best == most ? index : 0xffffu);
+      const auto chosen = static_cast<int>(min(first, static_cast<uint32_t>(n - 1)));
+      weight = __shfl_sync(~0u, weight, chosen % kWarp);
 #pragma unroll
-    for (int i = 0; i < kMost; ++i) {
-      if (i * kWarp >= n) break;
-      if (lane + i * kWarp == static_cast<int>(chosen)) key[i] = 0;
+      for (int i = 0; i < kMost; ++i) {
+        if (i * kWarp >= n) break;
+        if (lane + i * kWarp == chosen) key[i] = 0;
+      }
+      sum += weight;
+      if (lane == k) kept = weight;
+      if (lane == 0) {
+        ids[k] = chosen;
+        if (count && op.expert_tokens) atomicAdd(op.expert_tokens + chosen, 1);
+      }
     }
-    sum += weight;
-    if (lane == k) kept = weight;
-    if (lane == 0) {
-      ids[k] = static_cast<int32_t>(chosen);
-      if (count && op.expert_tokens) atomicAdd(op.expert_tokens + chosen, 1);
+    if (lane < op.num_experts_per_tok) {
+      weights[lane] = (op.norm_topk_prob ? __fdividef(kept, sum + 1e-20f) : kept) * op.routed_scaling_factor;
     }
   }
-  if (lane < op.num_experts_per_tok) {
-    weights[lane] = (op.norm_topk_prob ? __fdividef(kept, sum + 1e-20f) : kept) * op.routed_scaling_factor;
-  }
-}
+
+ private:
+  static constexpr int kMost = 16;  // of a lane
+  float bias_[kMost] = {};
+};
 
 }  // namespace proa::cuda

@@ -62,11 +62,12 @@ MatVecPlan plan_of(const MatVec& op, int blocks) {
   constexpr auto kBlockBytes = static_cast<int>(sizeof(typename F::Block));
   const int row_bytes[2] = {ceil_div(cols[0], F::block_elements) * kBlockBytes,
                             ceil_div(cols[1], F::block_elements) * kBlockBytes};
-  // Tiles of whole rows, as many as a piece holds; then as few as make the same number of tiles.
+  // Every team gets as many tiles, of whole rows if a piece holds enough of them.
   const int longest = std::max(row_bytes[0], row_bytes[1]) + 64;
-  int tile = std::clamp(kPieceBytes / longest, 1, kMaxTileRows);
-  if (tile > 8 && rows > kMaxTileRows) tile = tile / 8 * 8;
-  tile = ceil_div(std::max(rows, 1), ceil_div(std::max(rows, 1), tile));
+  int tile = rows;
+  for (int each = 1; tile > kMaxTileRows || (tile > 8 && tile * longest > kPieceBytes) || each == 1; ++each) {
+    tile = std::max(1, ceil_div(rows, kTeams * each));
+  }
   plan.tile_rows = tile;
   for (int kind = 0; kind < 2; ++kind) {
     if (cols[kind] == 0) continue;

@@ -12,13 +12,14 @@ namespace proa::cuda {
 // where shared memory has nearly all of the first-level cache.
 #define PROA_PART static __device__ __noinline__
 
-// With PROA_STEP_TRACE the blocks print what their clocks say of each stage of a step: see tools/step_trace.py.
+// With -DPROA_STEP_TRACE=N the N-th step of a process prints how long the blocks took for each part of each stage, in
+// clocks: the fastest, the one in the middle, the slowest and which that was.
 #ifdef PROA_STEP_TRACE
-constexpr int kTraced = 256;  // stages
-__device__ long long step_trace[kTraced][4];
+constexpr int kTraced = 200;  // stages
+__device__ long long step_trace[132][kTraced][4];
 __device__ int step_traces;
 #define PROA_TRACE(s, i) \
-  if (blockIdx.x == 40 && threadIdx.x == 0 && (s) < kTraced) step_trace[s][i] = clock64()
+  if (threadIdx.x == 0 && (s) < kTraced) step_trace[blockIdx.x][s][i] = clock64()
 #else
 #define PROA_TRACE(s, i)
 #endif
@@ -34,6 +35,7 @@ struct StepMemory {
   int total() const;
 };
 
+constexpr int kAheadBytes = 160 * 1024;                     // of a block, see prefetch_ahead()
 constexpr int kStageWords = sizeof(Stage) / sizeof(uint2);  // a thread copies one
 static_assert(sizeof(Stage) % sizeof(uint2) == 0 && kStageWords <= kConsumerThreads);
 
@@ -71,6 +73,28 @@ __device__ __forceinline__ void prefetch_early(const Stage& stage) {
   if (stage.kind == Stage::Kind::conv_ssm_step) prefetch_conv_ssm(stage.ssm, stage.chunk_rows);
 }
 
+// While the choice of experts is awaited memory would idle: this block's rows of the matrices that come after go to the
+// second-level cache.
+__device__ __forceinline__ void prefetch_ahead(const Stage* stages, int s, int count) {
+#if __CUDA_ARCH__ >= 900
+  int bytes = kAheadBytes;
+#pragma unroll 1
+  for (int t = s + 1; t < count && t < s + 3 && bytes > 0; ++t) {
+    const Stage& stage = stages[t];
+    if (stage.kind != Stage::Kind::matvec || stage.matvec.num_matrices == 0) continue;
+    const Matrix& m = stage.matvec.matrices[0];
+    const Range mine = share_of(m.rows);
+    const uint8_t* from = m.data + static_cast<int64_t>(mine.begin) * m.stride;
+    const int size = min(static_cast<int>((mine.end - mine.begin) * m.stride), bytes) & ~15;
+    bytes -= size;
+    from -= reinterpret_cast<uintptr_t>(from) & 15;
+    if (lane_id() == 0 && size > 0) {
+      asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(size) : "memory");
+    }
+  }
+#endif
+}
+
 __device__ __forceinline__ void produce(const Stage* stages, int count, StepSync* sync, Shared& shared, uint8_t* ring,
                                         int ring_bytes, int most_in_flight) {
   Producer producer(shared, ring, ring_bytes, most_in_flight);
@@ -79,38 +103,50 @@ __device__ __forceinline__ void produce(const Stage* stages, int count, StepSync
     const Stage& stage = stages[s];
     prefetch_early(stage);
     if (stage.kind != Stage::Kind::matvec) continue;
-    const Experts& experts = stage.matvec.experts;
     const auto wait_for_experts = [&] {
+      // Where all will be found is looked up before the choice is known. Those of the sum that follows too: consumers
+      // ask for them before a piece of it has come.
+      int sum = s + 1;
+      while (sum < count && !(stages[sum].kind == Stage::Kind::matvec && narrow(stages[sum].matvec))) ++sum;
+      const Experts& up = stage.matvec.experts;
+      const Experts& down = stages[min(sum, count - 1)].matvec.experts;
+      const bool sums = sum < count;
+      const auto *data = up.data, *scales = up.scales, *down_data = down.data, *down_scales = down.scales;
+      const float *scale = up.scale, *down_scale = down.scale;
+      const int chosen = up.count, k = lane_id();
+      prefetch_ahead(stages, s, count);
       if (stage.routes) {
-        if (lane_id() == 0) wait_for_count(&sync->logits, (stage.routed_before + 1) * blocks);
+        const ExpertChoice choice(stage.route);
+        if (k == 0) wait_for_count(&sync->logits, (stage.routed_before + 1) * blocks);
         __syncwarp();
         if (stage.route.n_group == 1) {
-          choose_of_all(stage.route, stage.logits, shared.expert_id, shared.expert_weight, blockIdx.x == 0);
+          choice.choose(stage.route, stage.logits, shared.expert_id, shared.expert_weight, blockIdx.x == 0);
         } else {
           choose(stage.route, stage.logits, shared.expert_id, shared.expert_weight, blockIdx.x == 0, shared.choice);
         }
-        __syncwarp();
       } else {
-        if (lane_id() == 0) wait_for_count(&sync->stages, s * blocks);
+        if (k == 0) wait_for_count(&sync->stages, s * blocks);
         __syncwarp();
-      }
-      // Those of the sum that follows too: consumers ask for them before a piece of it has come.
-      int sum = s + 1;
-      while (sum < count && !(stages[sum].kind == Stage::Kind::matvec && narrow(stages[sum].matvec))) ++sum;
-      for (int k = lane_id(); k < experts.count; k += kWarp) {
-        if (!stage.routes) {
-          shared.expert_id[k] = __ldcg(experts.ids + k);
-          shared.expert_weight[k] = __ldcg(experts.weights + k);
-        } else if (blockIdx.x == 0) {
-          stage.route.topk_ids[k] = shared.expert_id[k];
-          stage.route.topk_weights[k] = shared.expert_weight[k];
+        if (k < chosen) {
+          shared.expert_id[k] = __ldcg(up.ids + k);
+          shared.expert_weight[k] = __ldcg(up.weights + k);
         }
+      }
+      __syncwarp();
+      if (k < chosen) {
         const int id = shared.expert_id[k];
-        for (int i = 0; i < 2 && (i == 0 || sum < count); ++i) {
-          const Experts& of = i ? stages[sum].matvec.experts : experts;
-          shared.data[i][k] = reinterpret_cast<const uint8_t*>(of.data[id]);
-          shared.scales[i][k] = of.scales ? reinterpret_cast<const uint8_t*>(of.scales[id]) : nullptr;
-          shared.expert_scale[i][k] = of.scale ? of.scale[id] : 1.0f;
+        const auto* of_up = reinterpret_cast<const uint8_t*>(data[id]);
+        shared.scales[0][k] = scales ? reinterpret_cast<const uint8_t*>(scales[id]) : nullptr;
+        shared.expert_scale[0][k] = scale ? scale[id] : 1.0f;
+        if (sums) {
+          shared.data[1][k] = reinterpret_cast<const uint8_t*>(down_data[id]);
+          shared.scales[1][k] = down_scales ? reinterpret_cast<const uint8_t*>(down_scales[id]) : nullptr;
+          shared.expert_scale[1][k] = down_scale ? down_scale[id] : 1.0f;
+        }
+        shared.data[0][k] = of_up;
+        if (stage.routes && blockIdx.x == 0) {
+          stage.route.topk_ids[k] = id;
+          stage.route.topk_weights[k] = shared.expert_weight[k];
         }
       }
       __syncwarp();
@@ -291,7 +327,8 @@ PROA_PART void join_stage(int s, uint2 next) {
 
 template <class Formats>
 __device__ __forceinline__ void consume(const Stage* stages, int count, StepSync* sync) {
-  int4 state = {0, 0, warp_id(), 0};  // place in the ring, its turn; whose turn a pair of groups is; tile number
+  int4 state = {0, 0, warp_id() % kTeam,
+                0};  // place in the ring, its turn; whose turn a pair of groups is; tile number
   const int tid = static_cast<int>(threadIdx.x);
   const auto word_of = [&](int s) { return __ldg(reinterpret_cast<const uint2*>(stages + s) + tid); };
   if (tid < kStageWords) block_memory().stages[0][tid] = word_of(0);
@@ -340,13 +377,27 @@ __device__ __forceinline__ void consume(const Stage* stages, int count, StepSync
     }
   }
 #ifdef PROA_STEP_TRACE
-  if (blockIdx.x == 40 && tid == 0 && atomicAdd(&step_traces, 1) == PROA_STEP_TRACE) {
+  __threadfence();
+  if (tid == 0 && atomicAdd(&step_traces, 1) == PROA_STEP_TRACE * static_cast<int>(gridDim.x) - 1 && count > 20) {
     for (int s = 0; s + 1 < count && s + 1 < kTraced; ++s) {
-      const long long* t = step_trace[s];
-      printf("stage %d kind %d input %d mode %d rows %d: early %lld wait %lld input %lld all %lld\n", s,
-             static_cast<int>(stages[s].kind), static_cast<int>(stages[s].matvec.input),
-             static_cast<int>(stages[s].matvec.mode), stages[s].plan.tile_rows, t[1] - t[0], t[2] - t[1], t[3] - t[2],
-             step_trace[s + 1][0] - t[0]);
+      printf("stage %d kind %d input %d mode %d rows %d:", s, static_cast<int>(stages[s].kind),
+             static_cast<int>(stages[s].matvec.input), static_cast<int>(stages[s].matvec.mode),
+             stages[s].plan.tile_rows);
+      for (int part = 0; part < 5; ++part) {
+        int most = 0;
+        long long least_time = 1ll << 60, most_time = -1, sum = 0;
+        for (int b = 0; b < static_cast<int>(gridDim.x); ++b) {
+          const long long* t = step_trace[b][s];
+          const long long end = step_trace[b][s + 1][0];
+          const long long time = part < 3 ? t[part + 1] - t[part] : part == 3 ? end - t[3] : end - t[0];
+          sum += time;
+          if (time > most_time) most_time = time, most = b;
+          if (time < least_time) least_time = time;
+        }
+        const char* names[] = {"early", "wait", "input", "multiply", "all"};
+        printf(" %s %lld %lld %lld (%d)", names[part], least_time, sum / gridDim.x, most_time, most);
+      }
+      printf("\n");
     }
   }
 #endif
@@ -401,7 +452,6 @@ bool launch_step(const Stage* stages, const std::vector<Stage>& host, StepSync* 
   for (const Stage& stage : host) {
     if (stage.kind == Stage::Kind::matvec && !Formats::has(stage.format)) return false;
   }
-  if (const char* e = getenv("PROA_IN_FLIGHT")) layout.most_in_flight = atoi(e);
   layout.ring = (launch.shared_limit() - layout.total()) / 128 * 128;
   launch.together(step_kernel<Formats>, dim3(launch.num_sms()), dim3(kStepThreads), static_cast<size_t>(layout.total()),
                   stages, static_cast<int>(host.size()), sync, layout);
