@@ -28,7 +28,6 @@
 #include "bench/plot.h"
 #include "bench/report.h"
 #include "checkpoint/checkpoint.h"
-#include "core/anonymous_memory.h"
 #include "core/checksum.h"
 #include "core/text.h"
 #include "models/step_cost.h"
@@ -77,11 +76,11 @@ class Bench {
   BenchReport& report() { return report_; }
 
  private:
-  Result<void> fits(const MeasureConfig& config) const;
+  Result<MemoryPlan> plan(const PreparedModel& prepared, const MeasureConfig& config) const;
   Result<void> check();
   Result<void> first_token();
   Result<void> add(Result<BenchRow> row);
-  void memory();
+  void add_memory();
 
   BenchRow named(BenchRow row) const {
     row.model = model_name_;
@@ -147,75 +146,86 @@ Probe arithmetic_for(const Model& model, Backend& backend) {
   return backend.probe(Probe::bf16, 0.02) > 0 ? Probe::bf16 : Probe::f32;
 }
 
-// Every point of the sweeps is held against the memory there is before the first one runs.
-Result<void> Bench::fits(const MeasureConfig& config) const {
-  const Model& model = *opened_->model;
-  constexpr uint64_t kSpare = uint64_t{1} << 30;      // for the probes, and for what else runs on the machine
-  if (!opened_->backend->shares_memory()) return {};  // the engine asks the device
-  const uint64_t free = available_memory();
-  if (free == 0) return {};
-  const uint64_t available = free - std::min(free, kSpare);
-  // Dummy weights have taken their memory already; a mapped file must stay in it to be read at memory speed.
-  const uint64_t weights =
-      opened_->checkpoint->dummy() ? 0 : static_cast<uint64_t>(std::max<int64_t>(model.info().weight_bytes, 0));
-  const auto needs = [&](const EngineConfig& engine) -> uint64_t {
-    const auto plan = Engine::plan(model, engine);
-    return plan.ok() ? weights + plan->total_bytes() : ~uint64_t{0};
+// Every point of the sweeps is held against the memory there is before anything is loaded. The plan of the largest.
+Result<MemoryPlan> Bench::plan(const PreparedModel& prepared, const MeasureConfig& config) const {
+  MemoryPlan largest;
+  // Weights that do not stay in memory cannot be read at its speed.
+  const auto fit = [&](const EngineConfig& engine) { return plan_memory(options_.open, prepared, engine, true); };
+  const auto keep_largest = [&](const MemoryPlan& plan) {
+    if (plan.total_bytes() > largest.total_bytes()) largest = plan;
   };
-  const auto refuse = [&](const std::string& flags, uint64_t bytes, const std::string& hint) {
-    return Error{"bench", flags, "at most " + bytes_text(available) + " of memory",
-                 bytes == ~uint64_t{0} ? "more than can be addressed"
-                                       : bytes_text(bytes) + ", " + bytes_text(weights) + " of it mapped weights",
-                 hint};
+  const auto refuse = [&](Error error, const std::string& flags, const std::string& smaller) {
+    error.where = flags + " on " + error.where;
+    if (!smaller.empty()) error.hint = smaller + " fits";  // otherwise no size does
+    return error;
   };
   for (const int length : options_.input_lens) {
-    const uint64_t bytes = needs(prefill_engine(config, 0, length));
-    if (bytes <= available) continue;
+    const auto fits = [&](int tokens) { return fit(prefill_engine(config, 0, tokens)); };
+    const auto plan = fits(length);
+    if (plan.ok()) {
+      keep_largest(*plan);
+      continue;
+    }
     int shorter = length;
-    while (shorter > 1 && needs(prefill_engine(config, 0, shorter)) > available) shorter /= 2;
-    return refuse("--input-len " + std::to_string(length), bytes, "--input-len " + std::to_string(shorter) + " fits");
+    while (shorter > 1 && !fits(shorter).ok()) shorter /= 2;
+    return refuse(plan.error(), "--input-len " + std::to_string(length),
+                  fits(shorter).ok() ? "--input-len " + std::to_string(shorter) : "");
   }
   for (const int batch : options_.batch_sizes) {
     for (const int64_t depth : options_.depths) {
-      const uint64_t bytes = needs(decode_engine(config, batch, depth, options_.output_len));
-      if (bytes <= available) continue;
+      const auto fits = [&](int sequences, int64_t tokens) {
+        return fit(decode_engine(config, sequences, tokens, options_.output_len));
+      };
+      const auto plan = fits(batch, depth);
+      if (plan.ok()) {
+        keep_largest(*plan);
+        continue;
+      }
+      const auto flags = [](int sequences, int64_t tokens) {
+        return "--batch-size " + std::to_string(sequences) + " --depth " + std::to_string(tokens);
+      };
       int fewer = batch;
       int64_t nearer = depth;
-      while (fewer > 1 && needs(decode_engine(config, fewer, nearer, options_.output_len)) > available) fewer /= 2;
-      while (nearer > 0 && needs(decode_engine(config, fewer, nearer, options_.output_len)) > available) nearer /= 2;
-      return refuse("--batch-size " + std::to_string(batch) + " --depth " + std::to_string(depth), bytes,
-                    "--batch-size " + std::to_string(fewer) + " --depth " + std::to_string(nearer) + " fits");
+      while (fewer > 1 && !fits(fewer, nearer).ok()) fewer /= 2;
+      while (nearer > 0 && !fits(fewer, nearer).ok()) nearer /= 2;
+      return refuse(plan.error(), flags(batch, depth), fits(fewer, nearer).ok() ? flags(fewer, nearer) : "");
     }
   }
-  return {};
+  return largest;
 }
 
 Result<void> Bench::run() {
   progress_.show("loading " + options_.open.model);
   const auto began = Clock::now();
-  PROA_ASSIGN(auto opened, open_model(options_.open));
+  PROA_ASSIGN(PreparedModel prepared, prepare_model(options_.open));
+  MeasureConfig config{.num_iters = options_.num_iters,
+                       .max_num_batched_tokens = options_.open.max_num_batched_tokens,
+                       .kv_cache_dtype = prepared.config.kv_cache_dtype,
+                       .gpu_memory_utilization = prepared.config.gpu_memory_utilization,
+                       .uncounted_weight_bytes = prepared.config.uncounted_weight_bytes,
+                       .probe_seconds = options_.probe_seconds,
+                       .arithmetic = arithmetic_for(*prepared.model, *prepared.backend),
+                       .random_weights = prepared.checkpoint->dummy() != nullptr,
+                       .interrupted = &InterruptFlag::flag()};
+  PROA_ASSIGN(const MemoryPlan memory, plan(prepared, config));
+  progress_.note(memory.text());
+  progress_.show("loading " + options_.open.model);
+  PROA_ASSIGN(auto opened, load_model(options_.open, std::move(prepared)));
   opened_.emplace(std::move(opened));
   PROA_TRY(opened_->backend->synchronize());  // weights may still be on their way
+  config.uncounted_weight_bytes = opened_->config.uncounted_weight_bytes;
   const double load_seconds = std::chrono::duration<double>(Clock::now() - began).count();
   report_ = describe_machine(
       *opened_->backend,
       options_.open.threads > 0 ? options_.open.threads : static_cast<int>(std::thread::hardware_concurrency()),
       command_line());
+  report_.memory_plan = memory;
   model_name_ = base_name(options_.open.model);
   const bool dummy = opened_->checkpoint->dummy() != nullptr;
   quantization_ = options_.open.quantization.empty() ? main_format(*opened_->model) : options_.open.quantization;
   weights_ =
       dummy ? "dummy seed " + std::to_string(options_.open.seed.value_or(0)) : weights_name(*opened_->checkpoint);
   kv_cache_dtype_ = std::string(info(opened_->config.kv_cache_dtype).name);
-
-  const MeasureConfig config{.num_iters = options_.num_iters,
-                             .max_num_batched_tokens = options_.open.max_num_batched_tokens,
-                             .kv_cache_dtype = opened_->config.kv_cache_dtype,
-                             .probe_seconds = options_.probe_seconds,
-                             .arithmetic = arithmetic_for(*opened_->model, *opened_->backend),
-                             .random_weights = opened_->checkpoint->dummy() != nullptr,
-                             .interrupted = &InterruptFlag::flag()};
-  PROA_TRY(fits(config));
 
   report_.rows.push_back(named({.what = What::load, .seconds = {load_seconds}}));
   PROA_TRY(first_token());
@@ -234,7 +244,7 @@ Result<void> Bench::run() {
       PROA_TRY(add(measure_decode(m.model, m.backend, m.tokenizer, config, batch, depth, options_.output_len)));
     }
   }
-  memory();
+  add_memory();
   return {};
 }
 
@@ -283,7 +293,7 @@ Result<void> Bench::check() {
   return {};
 }
 
-void Bench::memory() {
+void Bench::add_memory() {
   const auto part = [&](const char* name, double bytes) {
     report_.rows.push_back(named({.what = What::memory, .part = name, .bytes = bytes}));
   };

@@ -218,7 +218,21 @@ void print(const Json& report) {
   std::vector<std::string> slow;
   for (const Json& op : backend["on_reference"]) slow.push_back(op);
   row("device", backend["device"].get<std::string>() + ", " + backend["description"].get<std::string>() + "; " +
-                    (slow.empty() ? "a kernel for every op" : "on the reference: " + join(slow)));
+                    (slow.empty() ? "a kernel for every op" : "on the reference: " + join(slow)) + "; " +
+                    bytes(backend["memory_free"]) + " of memory free of " + bytes(backend["memory_total"]));
+  if (!backend["cuda_architectures"].empty()) {
+    std::vector<std::string> run, never;
+    for (const Json& each : backend["cuda_architectures"]) {
+      const std::string devices = each["devices"];
+      (each["has_run"].get<bool>() ? run : never)
+          .push_back(each["name"].get<std::string>() + (devices.empty() ? "" : " (" + devices + ")"));
+    }
+    row("CUDA code", join(run) + (run.empty() || never.empty() ? "" : "; ") +
+                         (never.empty() ? "" : "compiled, never run: " + join(never)));
+    if (const auto reason = backend.find("cuda_unavailable"); reason != backend.end() && reason->is_string()) {
+      row("", reason->get<std::string>());
+    }
+  }
   std::puts("");
   print_weights(report);
   std::puts("");

@@ -189,7 +189,7 @@ Json step_cost(const Model& model, Format kv_cache_dtype) {
   return step;
 }
 
-Result<Json> memory(const Model& model, const OpenOptions& options, Format kv_cache_dtype) {
+Result<Json> memory(const Model& model, Backend& device, const OpenOptions& options, Format kv_cache_dtype) {
   const int64_t longest = model.info().max_position_embeddings;
   std::set<int64_t> lengths;
   if (options.max_model_len > 0) {
@@ -200,25 +200,24 @@ Result<Json> memory(const Model& model, const OpenOptions& options, Format kv_ca
   }
   Json contexts = Json::array();
   for (const int64_t length : lengths) {
-    PROA_ASSIGN(
-        const MemoryPlan plan,
-        Engine::plan(model, {.max_num_seqs = options.max_num_seqs,
-                             .max_num_batched_tokens = std::max(options.max_num_batched_tokens, options.max_num_seqs),
-                             .max_model_len = length,
-                             .kv_cache_dtype = kv_cache_dtype}));
-    const auto weight_bytes = static_cast<size_t>(model.info().weight_bytes);
+    PROA_ASSIGN(const MemoryPlan plan,
+                Engine::needs(model, device,
+                              {.max_num_seqs = options.max_num_seqs,
+                               .max_num_batched_tokens = std::max(options.max_num_batched_tokens, options.max_num_seqs),
+                               .max_model_len = length,
+                               .kv_cache_dtype = kv_cache_dtype}));
     contexts.push_back({{"max_model_len", length},
-                        {"weights", weight_bytes},
+                        {"weights", plan.weight_bytes},
                         {"kv", plan.kv_bytes},
                         {"state", plan.state_bytes},
-                        {"workspace", plan.workspace_bytes},
+                        {"workspace", plan.workspace_bytes + plan.scratch_bytes},
                         {"step", plan.step_bytes},
-                        {"total", weight_bytes + plan.total_bytes()}});
+                        {"total", plan.total_bytes()}});
   }
   return Json{{"max_num_seqs", options.max_num_seqs}, {"contexts", std::move(contexts)}};
 }
 
-Json backend_report(const Backend& backend) {
+Json backend_report(Backend& backend) {
   Json ops = Json::array();
   std::string name;
   for (const char c : std::string(backend.on_reference()) + ",") {
@@ -229,7 +228,18 @@ Json backend_report(const Backend& backend) {
       name.clear();
     }
   }
-  return {{"device", backend.name()}, {"description", backend.description()}, {"on_reference", std::move(ops)}};
+  const DeviceMemory memory = backend.memory();
+  Json report = {{"device", backend.name()},       {"description", backend.description()},
+                 {"memory_total", memory.total},   {"memory_free", memory.free},
+                 {"on_reference", std::move(ops)}, {"cuda_architectures", Json::array()}};
+  for (const CudaArchitecture& each : cuda_architectures()) {
+    report["cuda_architectures"].push_back({{"name", each.name}, {"devices", each.devices}, {"has_run", each.has_run}});
+  }
+  if (!report["cuda_architectures"].empty() && !backend.name().starts_with("cuda")) {
+    const auto cuda = make_backend("cuda:0");
+    report["cuda_unavailable"] = cuda.ok() ? Json() : Json(cuda.error().message());
+  }
+  return report;
 }
 
 Json layer_counts(const ModelInfo& info) {
@@ -240,16 +250,6 @@ Json layer_counts(const ModelInfo& info) {
     if (const auto count = std::count(pattern.begin(), pattern.end(), letter)) counts[name] = count;
   }
   return counts;
-}
-
-// Dummy weights are asked for by their headers alone: no byte of them is made, so any size can be looked at.
-Result<Checkpoint> open_headers(const OpenOptions& options) {
-  if (options.load_format != "dummy") return open_checkpoint(options);
-  PROA_ASSIGN(const DummyRequest request, find_dummy(options.model, options.quantization));
-  PROA_ASSIGN(const DummyCheckpoint dummy,
-              make_dummy(request.name + " as dummy " + std::string(request.precision->name), request.config,
-                         *request.precision));
-  return Checkpoint::dummy(dummy, 1, 0);
 }
 
 // The few small tensors that opening a model reads lie far apart. Reading ahead at each of them would fetch hundreds of
@@ -318,7 +318,7 @@ Result<Json> inspect(const OpenOptions& options) {
   report["chat_template"] = chat_template(*checkpoint, encoder, options.chat_template);
   report["generation"] = generation(*checkpoint, encoder);
   report["step"] = step_cost(*model, kv_cache_dtype);
-  PROA_ASSIGN(report["memory"], memory(*model, options, kv_cache_dtype));
+  PROA_ASSIGN(report["memory"], memory(*model, *device, options, kv_cache_dtype));
   report["backend"] = backend_report(*device);
   return report;
 }

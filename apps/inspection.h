@@ -22,7 +22,9 @@ namespace proa {
 //   step {kv_cache_dtype, kv_bytes_per_token, ssm_state_bytes, conv_state_bytes, weight_bytes_per_token, decode_flops,
 //     batches [{num_seqs, distinct_experts, weight_bytes, bytes_per_token}]}
 //   memory {max_num_seqs, contexts [{max_model_len, weights, kv, state, workspace, step, total}]}
-//   backend {device, description, on_reference []}
+//   backend {device, description, memory_total, memory_free, on_reference [],
+//     cuda_architectures [{name, devices, has_run}] that this program holds code for; where there are any and another
+//     device was taken, cuda_unavailable: what keeps cuda:0 from being used, or null}
 // tokenizer, chat_template and generation are {error} where the checkpoint has them broken or lacks them. Errors: what
 // keeps the model itself from being opened.
 Result<nlohmann::ordered_json> inspect(const OpenOptions& options);

@@ -70,6 +70,21 @@ Result<DummyRequest> find_dummy(const std::string& model, const std::string& qua
   return request;
 }
 
+Result<Checkpoint> open_headers(const OpenOptions& options) {
+  if (options.load_format != "dummy") return open_checkpoint(options);
+  PROA_ASSIGN(const DummyRequest request, find_dummy(options.model, options.quantization));
+  PROA_ASSIGN(const DummyCheckpoint dummy,
+              make_dummy(request.name + " as dummy " + std::string(request.precision->name), request.config,
+                         *request.precision));
+  return Checkpoint::dummy(dummy, 1, 0);
+}
+
+std::string dummy_that_fits(const OpenOptions& options, uint64_t available) {
+  if (options.load_format != "dummy" || available == 0) return "";
+  const auto request = find_dummy(options.model, options.quantization);
+  return request.ok() ? command_that_fits(*request, available) : "";
+}
+
 Result<Checkpoint> open_checkpoint(const OpenOptions& options, bool for_device) {
   if (options.load_format != "dummy") {
     if (options.load_format != "auto") {

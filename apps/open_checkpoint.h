@@ -14,6 +14,13 @@ namespace proa {
 // Dummy weights for a device with memory of its own are left for it to make: none of them takes memory here.
 Result<Checkpoint> open_checkpoint(const OpenOptions& options, bool for_device = false);
 
+// The same with dummy weights by their headers alone: no byte of them is made, so any size can be looked at.
+Result<Checkpoint> open_headers(const OpenOptions& options);
+
+// A command with dummy weights, the most precise that take at most `available` bytes; "" where nothing does, or where
+// the options ask for a checkpoint.
+std::string dummy_that_fits(const OpenOptions& options, uint64_t available);
+
 struct DummyRequest {
   std::string name;               // for people: the model's, or the folder's
   std::string published;          // of a known model its full name; empty: a folder

@@ -9,6 +9,7 @@
 #include "backends/backends.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/config_reader.h"
+#include "core/text.h"
 
 namespace proa {
 
@@ -118,9 +119,15 @@ void add_open_flags(CLI::App& command, OpenOptions& options) {
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   command
-      .add_option("--max-model-len", options.max_model_len,
-                  "tokens of a conversation, prompt and answer; 0: the model's own")
+      .add_option(
+          "--max-model-len", options.max_model_len,
+          "tokens of a conversation, prompt and answer; 0: the model's own, at most 32768 and what fits in memory")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 24))
+      ->capture_default_str();
+  command
+      .add_option("--gpu-memory-utilization", options.gpu_memory_utilization,
+                  "the part of a GPU's memory that may be taken, by other processes too")
+      ->check(CLI::Range(0.01, 1.0))
       ->capture_default_str();
   command.add_option("--kv-cache-dtype", options.kv_cache_dtype, "auto, bfloat16, float16 or float32")
       ->capture_default_str();
@@ -131,14 +138,69 @@ void add_open_flags(CLI::App& command, OpenOptions& options) {
                      "a Jinja file to use in place of the checkpoint's template");
 }
 
-Result<OpenedModel> open_model(const OpenOptions& options) {
+Result<PreparedModel> prepare_model(const OpenOptions& options) {
   PROA_ASSIGN(const Format kv_cache_dtype, parse_kv_cache_dtype(options.kv_cache_dtype));
   PROA_ASSIGN(auto made, make_backend(options.device, {.num_threads = options.threads}));
-  const std::shared_ptr<Backend> backend = std::move(made);
-  PROA_ASSIGN(auto opened, open_checkpoint(options, !backend->shares_memory()));
-  const auto checkpoint = std::make_shared<const Checkpoint>(std::move(opened));
-  PROA_ASSIGN(auto owned_model, open_model(checkpoint, *backend));
-  const std::shared_ptr<const Model> model = std::move(owned_model);
+  PreparedModel prepared{.backend = std::move(made)};
+  PROA_ASSIGN(auto headers, open_headers(options));
+  prepared.checkpoint = std::make_shared<const Checkpoint>(std::move(headers));
+  prepared.loaded = prepared.backend->memory().maps_files && !prepared.checkpoint->dummy();
+  std::unique_ptr<Backend> host;
+  if (!prepared.loaded) {
+    PROA_ASSIGN(host, make_backend("reference"));
+  }
+  PROA_ASSIGN(prepared.model, open_model(prepared.checkpoint, host ? *host : *prepared.backend));
+  prepared.config = {.max_num_seqs = options.max_num_seqs,
+                     .max_num_batched_tokens = options.max_num_batched_tokens,
+                     .max_model_len = options.max_model_len,
+                     .gpu_memory_utilization = options.gpu_memory_utilization,
+                     .uncounted_weight_bytes = prepared.model->info().weight_bytes,
+                     .kv_cache_dtype = kv_cache_dtype};
+  return prepared;
+}
+
+Result<MemoryPlan> plan_memory(const OpenOptions& options, const PreparedModel& prepared, const EngineConfig& config,
+                               bool weights_stay) {
+  auto plan = Engine::plan(*prepared.model, *prepared.backend, config);
+  const bool dummy = prepared.checkpoint->dummy() != nullptr;
+  if (plan.ok() && (plan->weights_stay || !(weights_stay || dummy))) return plan;
+  Error error;
+  if (!plan.ok()) {
+    error = std::move(plan).error();
+    if (!dummy || error.hint.find(" fits") != std::string::npos) return error;
+  } else {
+    const auto bytes = [](size_t value) { return bytes_text(static_cast<double>(value)); };
+    error = {"plan memory", plan->device, "at most " + bytes(plan->memory.free) + " that are free",
+             bytes(plan->total_bytes()) + ": weights " + bytes(plan->weight_bytes) + ", KV, state and workspace " +
+                 bytes(plan->engine_bytes()),
+             "weights in a smaller format, or less memory in use by others"};
+    if (!dummy) return error;
+  }
+  // Dummy weights come in any precision.
+  const auto needs = Engine::needs(*prepared.model, *prepared.backend, config);
+  if (!needs.ok()) return error;
+  const auto limit = static_cast<size_t>(static_cast<double>(needs->memory.total) * needs->utilization);
+  const size_t taken = needs->memory.total - needs->memory.free + needs->engine_bytes();
+  if (const std::string command = dummy_that_fits(options, limit - std::min(limit, taken)); !command.empty()) {
+    error.hint = command;
+  }
+  return error;
+}
+
+Result<OpenedModel> load_model(const OpenOptions& options, PreparedModel prepared) {
+  std::shared_ptr<const Checkpoint> checkpoint = prepared.checkpoint;
+  std::shared_ptr<const Model> model = prepared.model;
+  const std::shared_ptr<Backend> backend = prepared.backend;
+  EngineConfig config = prepared.config;
+  if (!prepared.loaded) {
+    if (checkpoint->dummy()) {
+      prepared = {};
+      PROA_ASSIGN(auto opened, open_checkpoint(options, !backend->shares_memory()));
+      checkpoint = std::make_shared<const Checkpoint>(std::move(opened));
+    }
+    PROA_ASSIGN(model, open_model(checkpoint, *backend));
+    config.uncounted_weight_bytes = 0;
+  }
   PROA_ASSIGN(Tokenizer tokenizer, Tokenizer::open(*checkpoint));
   if (tokenizer.vocab_size() > model->info().vocab_size) {
     return Error{
@@ -147,26 +209,23 @@ Result<OpenedModel> open_model(const OpenOptions& options) {
         std::to_string(tokenizer.vocab_size()), ""};
   }
   PROA_ASSIGN(GenerationConfig generation, read_generation_config(*checkpoint, tokenizer.eos_ids()));
+  config.eos_token_ids = generation.eos_token_ids;
 
   std::optional<ChatTemplate> chat_template;
   PROA_ASSIGN(const auto source, chat_template_source(*checkpoint, &tokenizer, options.chat_template));
   if (source) {
     PROA_ASSIGN(chat_template, ChatTemplate::create(source->text, special_token_texts(tokenizer), source->from));
   }
-
-  int64_t max_model_len = options.max_model_len;
-  if (max_model_len == 0) max_model_len = std::min(model->info().max_position_embeddings, kDefaultMaxModelLen);
-  EngineConfig config{.max_num_seqs = options.max_num_seqs,
-                      .max_num_batched_tokens = options.max_num_batched_tokens,
-                      .max_model_len = max_model_len,
-                      .kv_cache_dtype = kv_cache_dtype,
-                      .eos_token_ids = generation.eos_token_ids};
   return OpenedModel{
       checkpoint, model, backend, std::move(tokenizer), std::move(chat_template), generation.params, std::move(config)};
 }
 
-Result<OpenedEngine> open_engine(const OpenOptions& options) {
-  PROA_ASSIGN(OpenedModel opened, open_model(options));
+Result<OpenedEngine> open_engine(const OpenOptions& options,
+                                 const std::function<void(const MemoryPlan&)>& before_loading) {
+  PROA_ASSIGN(PreparedModel prepared, prepare_model(options));
+  PROA_ASSIGN(const MemoryPlan plan, plan_memory(options, prepared, prepared.config));
+  if (before_loading) before_loading(plan);
+  PROA_ASSIGN(OpenedModel opened, load_model(options, std::move(prepared)));
   PROA_ASSIGN(auto engine, Engine::create(opened.model, opened.backend, opened.tokenizer, opened.config));
   return OpenedEngine{std::move(opened), std::move(engine)};
 }

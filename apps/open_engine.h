@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -31,15 +32,23 @@ struct OpenOptions {                 // flags, named as vLLM's
   std::string kv_cache_dtype = "auto";  // auto, bfloat16, float16, float32
   std::string chat_template;            // a file; empty: the checkpoint's own
   int threads = 0;
-  int64_t max_model_len = 0;  // tokens; 0: the model's own, at most kDefaultMaxModelLen
+  int64_t max_model_len = 0;  // tokens; 0: the model's own, at most kDefaultMaxModelLen and what fits
   int max_num_batched_tokens = 512;
   int max_num_seqs = 1;
+  double gpu_memory_utilization = 0.9;  // the part of a GPU's memory that may be taken
 };
 
-// Where a file allows 2^20 tokens, room is not reserved for them unless they are asked for.
-constexpr int64_t kDefaultMaxModelLen = 32768;
-
 void add_open_flags(CLI::App& command, OpenOptions& options);
+
+// What is known before weights are loaded: enough to plan memory.
+struct PreparedModel {
+  std::shared_ptr<Backend> backend;
+  std::shared_ptr<const Checkpoint> checkpoint;  // of dummy weights the headers alone
+  // On the backend itself where that needs no loading, otherwise on the host.
+  std::shared_ptr<const Model> model;
+  bool loaded = false;
+  EngineConfig config;  // as the flags have it; no eos_token_ids
+};
 
 // Everything but the engine, of which several can share it one after the other.
 struct OpenedModel {
@@ -78,7 +87,16 @@ Result<std::optional<TemplateSource>> chat_template_source(const Checkpoint& che
 SpecialTokenTexts special_token_texts(const Tokenizer& tokenizer);
 
 // Errors: as of every part, naming file, tensor or flag.
-Result<OpenedModel> open_model(const OpenOptions& options);
-Result<OpenedEngine> open_engine(const OpenOptions& options);
+Result<PreparedModel> prepare_model(const OpenOptions& options);
+// What an engine would allocate beside the weights. Error: what does not fit, with the sizes and a command that fits;
+// where `weights_stay` is asked for, also weights of a file that is larger than what is left of the memory. Dummy
+// weights lie in no file and have to stay.
+Result<MemoryPlan> plan_memory(const OpenOptions& options, const PreparedModel& prepared, const EngineConfig& config,
+                               bool weights_stay = false);
+Result<OpenedModel> load_model(const OpenOptions& options, PreparedModel prepared);
+
+// All of it; `before_loading` sees the plan.
+Result<OpenedEngine> open_engine(const OpenOptions& options,
+                                 const std::function<void(const MemoryPlan&)>& before_loading = {});
 
 }  // namespace proa

@@ -213,7 +213,10 @@ std::string read_standard_input() {
 
 int run(const RunOptions& options, bool has_prompt) {
   const auto started = std::chrono::steady_clock::now();
-  auto opened = open_engine(options.open);
+  const auto show_plan = [&](const MemoryPlan& plan) {
+    if (options.verbose || isatty(STDERR_FILENO)) std::fprintf(stderr, "%s\n", plan.text().c_str());
+  };
+  auto opened = open_engine(options.open, show_plan);
   if (!opened.ok()) return fail(opened.error());
   const double load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
 
@@ -245,7 +248,7 @@ void add_run_command(CLI::App& app, int& exit_code) {
   command->add_flag("--raw", options->raw, "the prompt is plain text to continue: no chat template");
   command->add_flag("--json", options->json,
                     "one JSON object: text, token_ids, logprobs, finish_reason, usage, timings (seconds)");
-  command->add_flag("-v,--verbose", options->verbose, "speed and times on standard error");
+  command->add_flag("-v,--verbose", options->verbose, "memory, speed and times on standard error");
 
   const std::string unset = " (default: the checkpoint's generation_config.json)";
   command->add_option("--temperature", options->temperature, "0: always the likeliest token" + unset);

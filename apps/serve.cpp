@@ -148,11 +148,14 @@ Result<void> override_defaults(const nlohmann::ordered_json& overrides, Sampling
   return {};
 }
 
-Result<OpenedEngine> open(ServeOptions& options) {
-  PROA_ASSIGN(OpenedModel opened, open_model(options.open));
-  opened.config.max_queue = options.max_queue;
-  opened.config.block_size = options.block_size;
-  opened.config.kv_cache_bytes = options.kv_cache_bytes;
+Result<OpenedEngine> open(ServeOptions& options, LogWriter& log) {
+  PROA_ASSIGN(PreparedModel prepared, prepare_model(options.open));
+  prepared.config.max_queue = options.max_queue;
+  prepared.config.block_size = options.block_size;
+  prepared.config.kv_cache_bytes = options.kv_cache_bytes;
+  PROA_ASSIGN(const MemoryPlan plan, plan_memory(options.open, prepared, prepared.config));
+  log.info(stamp("engine") + plan.text());
+  PROA_ASSIGN(OpenedModel opened, load_model(options.open, std::move(prepared)));
   SamplingParams& defaults = options.service.policy.defaults;
   if (!options.vllm_defaults) defaults = opened.defaults;
   if (options.generation_overrides.is_object()) PROA_TRY(override_defaults(options.generation_overrides, defaults));
@@ -182,7 +185,7 @@ int serve(const ServeFlags& flags) {
   for (const std::string& warning : options.warnings) log.warning("WARNING:  " + warning);
 
   const auto loading = Clock::now();
-  auto opened = open(options);
+  auto opened = open(options, log);
   if (!opened.ok()) return fail(opened.error());
   if (InterruptFlag::interrupted()) return 0;
   Engine& engine = *opened->engine;
@@ -195,7 +198,8 @@ int serve(const ServeFlags& flags) {
 
   options.service.version = PROA_VERSION;
   options.service.cache.cache_dtype = options.open.kv_cache_dtype;
-  options.service.cache.gpu_memory_utilization = "None";
+  options.service.cache.gpu_memory_utilization =
+      opened->backend->shares_memory() ? "None" : text("%g", config.gpu_memory_utilization);
   Service service(options.service, engine, opened->tokenizer,
                   opened->chat_template ? &*opened->chat_template : nullptr);
   log.info("INFO:     Started server process [" + std::to_string(::getpid()) + "]");

@@ -42,7 +42,6 @@ constexpr const char* kIgnoredSwitches[] = {"trust-remote-code",
                                             "disable-cascade-attn",
                                             "calculate-kv-scales"};
 constexpr const char* kIgnoredOptions[] = {"dtype",
-                                           "gpu-memory-utilization",
                                            "mamba-cache-dtype",
                                            "mamba-cache-mode",
                                            "mamba-block-size",
@@ -170,6 +169,11 @@ void add_model_flags(CLI::App& command, ServeFlags& flags) {
                      "prompt tokens of one step; default 512");
   command.add_option("--max-queue", flags.options.max_queue, "requests that may wait; more are answered with 429")
       ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  command
+      .add_option("--gpu-memory-utilization", open.gpu_memory_utilization,
+                  "the part of a GPU's memory that may be taken, by other processes too")
+      ->check(CLI::Range(0.01, 1.0))
       ->capture_default_str();
   command.add_option("--kv-cache-memory-bytes", flags.kv_cache_memory_bytes,
                      "of keys and values; default: what max-num-seqs requests of max-model-len tokens take");

@@ -182,6 +182,7 @@ inline std::vector<std::vector<float>> logits_together(const Model& model, Backe
   limits.block_size = kBlockSize;
   limits.num_slots = static_cast<int>(all.size()) + 1;
   const auto runner = must(ModelRunner::create(model, backend, limits));
+  const size_t reserved = backend.memory().scratch;
 
   const auto vocab_size = static_cast<size_t>(model.info().vocab_size);
   for (int step = 0;; ++step) {
@@ -229,6 +230,7 @@ inline std::vector<std::vector<float>> logits_together(const Model& model, Backe
                   r->logits.begin() + static_cast<ptrdiff_t>(row * vocab_size));
     }
   }
+  EXPECT_EQ(backend.memory().scratch, reserved) << "a step allocates nothing";
   std::vector<std::vector<float>> result;
   for (Running& r : all) result.push_back(std::move(r.logits));
   return result;

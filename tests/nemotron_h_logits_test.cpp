@@ -2,6 +2,7 @@
 // into steps and whatever else shares those steps.
 #include <gtest/gtest.h>
 
+#include "engine/engine.h"
 #include "golden.h"
 
 namespace proa::golden {
@@ -158,6 +159,47 @@ TEST_P(NemotronHLogits, OfTheGgufTwinAreTheSame) {
   for (const Sequence& sequence : golden_.sequences) {
     EXPECT_EQ(max_difference(logits(*folder, backend, sequence), logits(*gguf, backend, sequence)), 0);
   }
+}
+
+// What does not fit is refused by the plan, and by the allocation where nobody planned; the device goes on.
+TEST(FullDevice, RefusesWhatDoesNotFitAndGoesOn) {
+  auto made = make_backend("cuda:0");
+  if (!made.ok()) GTEST_SKIP() << made.error().message();
+  Backend& backend = **made;
+  const Case golden = load("nemotron_h/m_e_attn");
+  const auto model = open(golden.folder, backend);
+  const auto right = [&] {
+    const Sequence& sequence = golden.sequences.front();
+    return deviation(logits(*model, backend, sequence), sequence.logits) <= kTolerance;
+  };
+  ASSERT_TRUE(right());
+  EngineConfig config{.max_num_seqs = 1, .max_num_batched_tokens = 16, .gpu_memory_utilization = 1};
+  config.max_model_len = 17;
+  const MemoryPlan small = must(Engine::plan(*model, backend, config));
+  const int blocks = static_cast<int>((size_t{1} << 30) / small.bytes_per_block);
+  config.max_model_len = int64_t{blocks} * config.block_size;
+  ASSERT_TRUE(Engine::plan(*model, backend, config).ok()) << "a gigabyte is free";
+  {
+    const DeviceMemory memory = backend.memory();
+    EXPECT_GT(memory.total, memory.free);
+    const Buffer occupant = must(backend.allocate(memory.free - (size_t{512} << 20)));
+    EXPECT_LE(backend.memory().free, size_t{600} << 20);
+
+    const auto plan = Engine::plan(*model, backend, config);
+    ASSERT_FALSE(plan.ok());
+    EXPECT_EQ(plan.error().where, "cuda:0");
+    EXPECT_NE(plan.error().hint.find("--max-model-len "), std::string::npos) << plan.error().message();
+    EXPECT_NE(plan.error().hint.find(" fits"), std::string::npos) << plan.error().message();
+    std::printf("  %s\n", plan.error().message().c_str());
+
+    const auto runner = ModelRunner::create(*model, backend, {.max_blocks_per_seq = blocks, .num_blocks = blocks});
+    ASSERT_FALSE(runner.ok());
+    EXPECT_EQ(runner.error().doing + " " + runner.error().where, "allocate memory cuda:0");
+    std::printf("  %s\n", runner.error().message().c_str());
+    EXPECT_TRUE(backend.synchronize().ok());
+    EXPECT_TRUE(right());
+  }
+  EXPECT_TRUE(Engine::plan(*model, backend, config).ok());
 }
 
 INSTANTIATE_TEST_SUITE_P(Goldens, NemotronHLogits, testing::ValuesIn(kCases),

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <iterator>
 
 #include "backends/cpu/cpu_backend.h"
 #ifdef PROA_HAS_CUDA
@@ -19,6 +20,7 @@ class ReferenceBackend final : public Backend {
     return "embed, norm_linear, linear_residual, mlp, route, moe, conv_ssm_step, ssd_chunk, "
            "gated_norm_linear_residual, rope, attend, lm_head, sample";
   }
+  DeviceMemory memory() override { return host_memory(); }
   Result<Buffer> allocate(size_t bytes) override { return allocate_host(bytes); }
 };
 
@@ -48,8 +50,9 @@ Result<std::unique_ptr<Backend>> make_cuda(std::string_view device) {
   if (device != "cuda") {
     const std::string_view digits = device.substr(device.find(':') + 1);
     const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), ordinal);
-    if (error != std::errc() || end != digits.data() + digits.size()) {
-      return Error{"choose a device", "--device", "cuda:N with a number N", std::string(device), ""};
+    if (error != std::errc() || end != digits.data() + digits.size() || ordinal < 0) {
+      return Error{"choose a device", "--device", "cuda:N with N from 0 on", std::string(device),
+                   "cuda:0 is the first, and nvidia-smi lists them"};
     }
   }
   PROA_ASSIGN(auto backend, CudaBackend::create(ordinal));
@@ -60,11 +63,35 @@ int num_cuda_devices() { return 0; }
 
 Result<std::unique_ptr<Backend>> make_cuda(std::string_view device) {
   return Error{"choose a device", "--device", "auto, cpu or reference", std::string(device),
-               "this program was built without CUDA"};
+               "this program was built without CUDA; where nvcc is, cmake -DPROA_CUDA=ON builds it"};
 }
 #endif
 
+// What a target of nvcc stands for, and whether it was ever run.
+const CudaArchitecture kCudaArchitectures[] = {
+    {"sm_80", "A100", false},         {"sm_86", "RTX 30, A40", false},   {"sm_87", "Jetson Orin", false},
+    {"sm_89", "RTX 40, L40", false},  {"sm_90a", "H100, H200", true},    {"sm_100a", "B200", false},
+    {"sm_110", "Jetson Thor", false}, {"sm_110a", "Jetson Thor", false}, {"sm_120", "RTX 50", false},
+    {"sm_120a", "RTX 50", false},     {"sm_121", "DGX Spark", false},    {"sm_121a", "DGX Spark", false},
+};
+
 }  // namespace
+
+std::vector<CudaArchitecture> cuda_architectures() {
+  std::vector<CudaArchitecture> result;
+#ifdef PROA_HAS_CUDA
+  std::string_view rest = PROA_CUDA_ARCHITECTURES;  // "87-real, 90a-real"
+  while (!rest.empty()) {
+    const std::string_view target = rest.substr(0, rest.find(", "));
+    rest.remove_prefix(std::min(rest.size(), target.size() + 2));
+    const std::string name = "sm_" + std::string(target.substr(0, target.find('-')));
+    const auto known = std::find_if(std::begin(kCudaArchitectures), std::end(kCudaArchitectures),
+                                    [&](const CudaArchitecture& each) { return each.name == name; });
+    result.push_back(known == std::end(kCudaArchitectures) ? CudaArchitecture{name, "", false} : *known);
+  }
+#endif
+  return result;
+}
 
 Result<std::unique_ptr<Backend>> make_backend(std::string_view device, const BackendOptions& options) {
   if (device == "auto" && num_cuda_devices() > 0) {

@@ -21,6 +21,14 @@ struct BackendOptions {
 // plain reference). Error: names --device, what was found and what would work.
 Result<std::unique_ptr<Backend>> make_backend(std::string_view device, const BackendOptions& options = {});
 
+// A GPU architecture that this program holds code for; none where it was built without CUDA.
+struct CudaArchitecture {
+  std::string name;     // "sm_90a"
+  std::string devices;  // "H100, H200"; empty: not in the table
+  bool has_run;         // the tests passed on such a device; otherwise it is compiled and was never run
+};
+std::vector<CudaArchitecture> cuda_architectures();
+
 // Every backend this machine can run, for tests: the reference, the CPU with each instruction set it has, and the first
 // CUDA device.
 std::vector<std::unique_ptr<Backend>> all_backends();

@@ -50,6 +50,102 @@ TEST(Backends, ProbesOfADeviceAreOfThisWorld) {
   GTEST_SKIP() << "no device with memory of its own";
 }
 
+// One sentence each: what was found and what would work, whatever this program and this machine have.
+TEST(Backends, AWrongCudaDeviceIsRefused) {
+  const bool built = !cuda_architectures().empty();
+  const bool there = make_backend("cuda:0").ok();
+  for (const std::string device :
+       {"cuda:", "cuda:-1", "cuda:x", "cuda:1x", "cuda:99999999999", "cuda:99", "gpu", "CUDA:0"}) {
+    const auto made = make_backend(device);
+    ASSERT_FALSE(made.ok()) << device;
+    const Error& error = made.error();
+    EXPECT_EQ(error.doing, "choose a device");
+    EXPECT_TRUE(error.where.starts_with("--device")) << error.message();
+    EXPECT_FALSE(error.expected.empty() || error.actual.empty()) << error.message();
+    EXPECT_EQ(error.message().find('\n'), std::string::npos);
+    if (!built || !device.starts_with("cuda:")) {
+      EXPECT_EQ(error.actual, device);
+    } else if (device == "cuda:99") {
+      EXPECT_EQ(error.where, "--device cuda:99");
+      EXPECT_NE(error.hint.find(there ? "nvidia-smi" : "--device cpu"), std::string::npos) << error.message();
+    } else {
+      EXPECT_EQ(error.expected, "cuda:N with N from 0 on");
+      EXPECT_EQ(error.actual, device);
+    }
+  }
+}
+
+TEST(Backends, NamesTheCudaArchitecturesItHoldsCodeFor) {
+  for (const CudaArchitecture& each : cuda_architectures()) {
+    EXPECT_TRUE(each.name.starts_with("sm_")) << each.name;
+    EXPECT_EQ(each.has_run, each.name == "sm_90a") << each.name;
+  }
+}
+
+TEST(Backends, SayWhatMemoryThereIs) {
+  for (const auto& backend : all_backends()) {
+    const DeviceMemory memory = backend->memory();
+    EXPECT_GT(memory.free, 0u) << backend->name();
+    EXPECT_GT(memory.total, memory.free) << backend->name();
+    EXPECT_EQ(memory.scratch, 0u) << backend->name();
+    if (backend->shares_memory()) continue;
+    constexpr size_t kBytes = size_t{256} << 20;
+    const auto buffer = backend->allocate(kBytes);
+    ASSERT_TRUE(buffer.ok());
+    EXPECT_LE(backend->memory().free + kBytes / 2, memory.free);
+  }
+}
+
+// Rows are multiplied in scratch memory: what was reserved for the most is enough for all.
+TEST(Backends, ReserveWhatTheLargestStepNeeds) {
+  for (const auto& backend : all_backends()) {
+    SCOPED_TRACE(backend->name());
+    constexpr int kWidth = 64, kMost = 40;
+    const auto memory = backend->allocate((kWidth + 1 + 2 * kMost) * kWidth * sizeof(float));
+    ASSERT_TRUE(memory.ok());
+    float* at = memory->as<float>();
+    Weight weight{.data = memory->data(), .rows = kWidth, .cols = kWidth, .row_stride = kWidth * sizeof(float)};
+    weight.format = Format::F32;
+    const float* norm = at += kWidth * kWidth;
+    const float* x = at += kWidth;
+    float* y = at += kMost * kWidth;
+    const auto step = [&](int tokens) {
+      const LinearOutput outputs[] = {{weight, y}};
+      backend->norm_linear({tokens, kWidth, x, norm, 1e-5f, outputs});
+    };
+    const auto counted = backend->scratch_bytes([&] { step(kMost); });
+    ASSERT_TRUE(counted.ok());
+    EXPECT_EQ(backend->memory().scratch, 0u) << "it was only counted";
+    ASSERT_TRUE(backend->reserve([&] { step(kMost); }).ok());
+    EXPECT_EQ(backend->memory().scratch, *counted);
+    EXPECT_EQ(*counted > 0, backend->name() != "reference");
+    for (const int tokens : {kMost, 1, 7}) step(tokens);
+    ASSERT_TRUE(backend->synchronize().ok());
+    EXPECT_EQ(backend->memory().scratch, *counted);
+  }
+}
+
+// An op whose scratch the device does not have: an error of that step, and the next one is computed.
+TEST(Backends, ADeviceOutOfMemoryInAStepGoesOn) {
+  const auto backends = all_backends();
+  Backend& backend = *backends.back();
+  if (backend.shares_memory()) GTEST_SKIP() << "no CUDA device";
+  backend.conv_ssm_step(
+      {.shape = {.num_heads = 4096, .head_dim = 64, .n_groups = 1, .ssm_state_size = 128, .conv_kernel = 4},
+       .num_seqs = 1 << 24,
+       .tokens_per_seq = 1});
+  const auto failed = backend.synchronize();
+  ASSERT_FALSE(failed.ok());
+  EXPECT_EQ(failed.error().doing + " " + failed.error().where, "allocate memory cuda:0");
+  EXPECT_TRUE(backend.synchronize().ok());
+  const auto zeros = backend.allocate(1000);
+  ASSERT_TRUE(zeros.ok());
+  std::vector<std::byte> content(1000, std::byte{1});
+  backend.download(content.data(), zeros->data(), content.size());
+  ASSERT_TRUE(backend.synchronize().ok());
+  EXPECT_EQ(content, std::vector<std::byte>(1000));
+}
+
 TEST(Backends, MemoryIsZeroedAlignedAndRefusedWhenThereIsNone) {
   for (const auto& backend : all_backends()) {
     for (size_t bytes : {size_t{0}, size_t{1}, size_t{1000}}) {

@@ -71,6 +71,8 @@ EngineConfig engine_config(const MeasureConfig& config, const Work& work) {
           .max_num_batched_tokens = std::max(config.max_num_batched_tokens, work.batch),
           .max_model_len = work.depth + work.prompt_tokens + work.max_tokens,
           .max_queue = work.batch,
+          .gpu_memory_utilization = config.gpu_memory_utilization,
+          .uncounted_weight_bytes = config.uncounted_weight_bytes,
           .kv_cache_dtype = config.kv_cache_dtype,
           .synthetic_cache = work.depth > 0};
 }

@@ -21,10 +21,12 @@ struct MeasureConfig {
   int num_iters = 3;                 // timed passes
   int max_num_batched_tokens = 512;  // tokens of a step: the chunk of a prefill
   Format kv_cache_dtype = Format::BF16;
-  uint64_t seed = 0;              // of the prompts
-  double probe_seconds = 0.1;     // of each probe, before the first timed pass and after each
-  Probe arithmetic = Probe::f32;  // that a prefill's limit is taken from
-  bool random_weights = false;    // experts are hit evenly, and a reply that falls into a loop is an error
+  double gpu_memory_utilization = 0.9;
+  int64_t uncounted_weight_bytes = 0;  // as of EngineConfig
+  uint64_t seed = 0;                   // of the prompts
+  double probe_seconds = 0.1;          // of each probe, before the first timed pass and after each
+  Probe arithmetic = Probe::f32;       // that a prefill's limit is taken from
+  bool random_weights = false;         // experts are hit evenly, and a reply that falls into a loop is an error
   const std::atomic<bool>* interrupted = nullptr;  // set by Ctrl-C: the measurement ends with an error
 };
 

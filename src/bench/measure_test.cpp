@@ -18,14 +18,15 @@
 namespace proa {
 namespace {
 
-// The CPU backend with one fault, which begins after `healthy` calls of the op that it is in.
+// The CPU backend with one fault, which begins after `healthy` calls of the op that it is in; calls that only count
+// scratch are none.
 struct FaultyBackend : CpuBackend {
   enum class Fault { none, slow_lm_head, skip_moe, one_embedding, skewed_route };
 
   FaultyBackend(Fault which, int healthy_calls)
       : CpuBackend(CpuBackend::targets().front(), 1), fault(which), healthy(healthy_calls) {}
 
-  bool broken(Fault here) { return fault == here && healthy-- <= 0; }
+  bool broken(Fault here) { return !counting() && fault == here && healthy-- <= 0; }
 
   void lm_head(const LmHead& op) override {
     if (broken(Fault::slow_lm_head)) std::this_thread::sleep_for(std::chrono::milliseconds(20));

@@ -140,6 +140,7 @@ std::string to_table(const BenchReport& report) {
       "\n";
   text += join({"proa " + report.version, report.commit.empty() ? "" : "commit " + report.commit, report.date}, ", ") +
           "\n";
+  if (report.memory_plan) text += report.memory_plan->text() + "\n";
   if (report.answer) {
     const AnswerCheck& a = *report.answer;
     text += std::string("answer ") + (a.passed ? "right" : "WRONG") + ": KL " + digits(a.kl) + " (bound " +

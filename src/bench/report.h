@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "bench/statistics.h"
+#include "cache/memory_plan.h"
 #include "core/result.h"
 #include "ops/probe.h"
 
@@ -90,6 +91,7 @@ struct BenchReport {
   std::string command = {};                       // as typed
   std::string version = {};                       // of proa
   std::string commit = {};                        // "66d680f", "66d680f-dirty", or empty: built outside a repository
+  std::optional<MemoryPlan> memory_plan = {};     // of the point that needs most
   std::optional<AnswerCheck> answer = {};
   std::vector<BenchRow> rows = {};
   std::vector<std::string> failures = {};  // what the checks found: not empty means no number here counts

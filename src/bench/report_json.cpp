@@ -51,6 +51,25 @@ Json row_to_json(const BenchRow& row) {
   return json;
 }
 
+// f(name, field) for each.
+template <typename Plan, typename F>
+void for_each_field(Plan& plan, F&& f) {
+  f("device", plan.device);
+  f("device_total_bytes", plan.memory.total);
+  f("device_free_bytes", plan.memory.free);
+  f("gpu_memory_utilization", plan.utilization);
+  f("max_model_len", plan.max_model_len);
+  f("num_blocks", plan.num_blocks);
+  f("block_size", plan.block_size);
+  f("num_slots", plan.num_slots);
+  f("weight_bytes", plan.weight_bytes);
+  f("kv_bytes", plan.kv_bytes);
+  f("state_bytes", plan.state_bytes);
+  f("workspace_bytes", plan.workspace_bytes);
+  f("step_bytes", plan.step_bytes);
+  f("scratch_bytes", plan.scratch_bytes);
+}
+
 // Reads fields of one object; the first error is kept and the rest is skipped.
 class Reader {
  public:
@@ -98,6 +117,11 @@ class Reader {
     const bool fits = json.is_number_integer() && (!json.is_number_unsigned() || json.get<uint64_t>() <= INT64_MAX);
     if (!fits || json.get<int64_t>() < 0) return fail(name, "a whole number, not negative");
     value = json.get<int64_t>();
+  }
+  void take(const char* name, const Json& json, size_t& value) {
+    int64_t wide = 0;
+    take(name, json, wide);
+    value = static_cast<size_t>(wide);
   }
   void take(const char* name, const Json& json, int& value) {
     int64_t wide = 0;
@@ -187,6 +211,10 @@ std::string to_json(const BenchReport& report) {
   json["command"] = report.command;
   json["version"] = report.version;
   json["commit"] = report.commit;
+  if (report.memory_plan) {
+    Json& plan = json["memory_plan"];
+    for_each_field(*report.memory_plan, [&](const char* name, const auto& value) { plan[name] = value; });
+  }
   if (report.answer) {
     const AnswerCheck& a = *report.answer;
     json["answer"] = {{"num_steps", a.num_steps},     {"kl", a.kl},
@@ -228,6 +256,13 @@ Result<BenchReport> read_report(std::string_view text, std::string_view where) {
   if (!reader.error() && (!json.contains("rows") || !json.at("rows").is_array())) reader.fail("rows", "a list");
   if (reader.error()) return *reader.error();
 
+  if (json.contains("memory_plan") && !json.at("memory_plan").is_null()) {
+    MemoryPlan plan;
+    Reader fields(json.at("memory_plan"), std::string(where) + ": memory_plan");
+    for_each_field(plan, [&](const char* name, auto& value) { fields.required(name, value); });
+    if (fields.error()) return *fields.error();
+    report.memory_plan = plan;
+  }
   if (json.contains("answer") && !json.at("answer").is_null()) {
     AnswerCheck answer;
     Reader fields(json.at("answer"), std::string(where) + ": answer");

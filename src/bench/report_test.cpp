@@ -122,6 +122,9 @@ TEST(Report, TableSaysWhatFailed) {
   EXPECT_NE(table.find("answer WRONG: KL"), std::string::npos);
   EXPECT_NE(table.find("FAILED: the answer is wrong"), std::string::npos);
   EXPECT_NE(table.find("interrupted"), std::string::npos);
+  report.memory_plan = MemoryPlan{.num_blocks = 4, .block_size = 16, .weight_bytes = 3'000'000, .kv_bytes = 400'000};
+  EXPECT_NE(to_table(report).find("\nmemory: weights 3.00 MB + KV 400 kB (4 blocks, 64 tokens) = 3.40 MB\n"),
+            std::string::npos);
 }
 
 TEST(Report, JsonIsReadBackWhole) {
@@ -130,6 +133,19 @@ TEST(Report, JsonIsReadBackWhole) {
   report.interrupted = true;
   report.last_level_cache = 32 << 20;
   report.peak_memory_bytes = 1234567;
+  report.memory_plan = MemoryPlan{.num_blocks = 4,
+                                  .block_size = 16,
+                                  .num_slots = 2,
+                                  .max_model_len = 65,
+                                  .weight_bytes = 18'000'000'000,
+                                  .kv_bytes = 393'216,
+                                  .state_bytes = 96'500'000,
+                                  .workspace_bytes = 7,
+                                  .step_bytes = 8,
+                                  .scratch_bytes = 9,
+                                  .device = "cuda:0",
+                                  .memory = {.total = 80'000'000'000, .free = 79'000'000'000},
+                                  .utilization = 0.9};
   const std::string json = to_json(report);
   const auto read = read_report(json, "a.json");
   ASSERT_TRUE(read.ok()) << read.error().message();

@@ -18,6 +18,16 @@ bool read_number(const char* path, uint64_t& value) {
   return static_cast<bool>(file >> value);
 }
 
+// Bytes of a line such as "MemTotal:  24567 kB"; 0 if there is none.
+uint64_t meminfo(const std::string& name) {
+  std::ifstream info("/proc/meminfo");
+  for (std::string key, rest; info >> key; std::getline(info, rest)) {
+    uint64_t kib = 0;
+    if (key == name && info >> kib) return kib * 1024;
+  }
+  return 0;
+}
+
 }  // namespace
 
 Result<AnonymousMemory> AnonymousMemory::allocate(size_t bytes, const std::string& what) {
@@ -52,16 +62,21 @@ void AnonymousMemory::make_read_only() const {
   if (data_ != nullptr) ::mprotect(data_, size_, PROT_READ);
 }
 
+uint64_t total_memory() {
+  uint64_t total = meminfo("MemTotal:"), limit = 0;
+  if (read_number("/sys/fs/cgroup/memory.max", limit)) total = std::min(total, limit);
+  return total;
+}
+
 uint64_t available_memory() {
-  uint64_t available = 0;
-  std::ifstream info("/proc/meminfo");
-  for (std::string key; info >> key;) {
-    uint64_t kib = 0;
-    if (key == "MemAvailable:" && info >> kib) available = kib * 1024;
-    std::getline(info, key);
-  }
+  uint64_t available = meminfo("MemAvailable:");
   uint64_t limit = 0, used = 0;
   if (read_number("/sys/fs/cgroup/memory.max", limit) && read_number("/sys/fs/cgroup/memory.current", used)) {
+    std::ifstream stat("/sys/fs/cgroup/memory.stat");
+    uint64_t value = 0;
+    for (std::string key; stat >> key >> value;) {
+      if (key == "inactive_file" || key == "active_file") used -= std::min(used, value);
+    }
     available = std::min(available, limit > used ? limit - used : 0);
   }
   return available;

@@ -30,8 +30,11 @@ class AnonymousMemory {
   size_t size_ = 0;
 };
 
+// Bytes of the machine, or of this process's memory cgroup where that allows less; 0 when the system does not say.
+uint64_t total_memory();
 // Bytes that this process can still take without pushing others out, after MemAvailable of /proc/meminfo and the limit
-// of its memory cgroup; 0 when the system does not say.
+// of its memory cgroup; 0 when the system does not say. Pages of files, which both count, are free: they can be read
+// again.
 uint64_t available_memory();
 
 }  // namespace proa

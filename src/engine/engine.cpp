@@ -4,97 +4,17 @@
 #include <cassert>
 #include <chrono>
 #include <iterator>
-#include <limits>
 #include <random>
 #include <string>
 #include <utility>
 
 #include "engine/model_runner.h"
+#include "engine/plan_memory.h"
 #include "engine/scheduler.h"
 #include "engine/sequence.h"
 
 namespace proa {
 namespace {
-
-Error bad_config(const char* field, std::string expected, std::string actual) {
-  return {.doing = "configure engine",
-          .where = field,
-          .expected = std::move(expected),
-          .actual = std::move(actual),
-          .hint = ""};
-}
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-Result<void> check_ranges(const EngineConfig& config, int vocab_size) {
-  constexpr int64_t kMaxLen = int64_t{1} << 30;
-  const struct {
-    const char* field;
-    int64_t value, low, high;
-  } ranges[] = {
-      {"max_num_seqs", config.max_num_seqs, 1, 1 << 16},
-      {"max_num_batched_tokens", config.max_num_batched_tokens, config.max_num_seqs, 1 << 20},
-      {"max_model_len", config.max_model_len == 0 ? 2 : config.max_model_len, 2, kMaxLen},
-      {"max_queue", config.max_queue, 1, 1 << 20},
-      {"block_size", config.block_size, 1, 1 << 12},
-      {"kv_cache_bytes", config.kv_cache_bytes, 0, std::numeric_limits<int64_t>::max()},
-  };
-  for (const auto& range : ranges) {
-    if (range.value >= range.low && range.value <= range.high) continue;
-    return bad_config(range.field,
-                      "a value in [" + std::to_string(range.low) + ", " + std::to_string(range.high) + "]" +
-                          (range.low == config.max_num_seqs && range.low > 1 ? ", from max_num_seqs on" : ""),
-                      std::to_string(range.value));
-  }
-  for (int32_t id : config.eos_token_ids) {
-    if (id < 0 || id >= vocab_size) {
-      return bad_config("eos_token_ids", "ids in [0, " + std::to_string(vocab_size) + ")", std::to_string(id));
-    }
-  }
-  return {};
-}
-
-// Settles max_model_len and the number of blocks, each of which may follow from the other.
-Result<int> settle_memory(EngineConfig& config, const Model& model) {
-  const bool len_given = config.max_model_len > 0;
-  if (!len_given) {
-    const int64_t limit = model.info().max_position_embeddings;
-    config.max_model_len = std::clamp<int64_t>(limit > 0 ? limit : 4096, 2, int64_t{1} << 30);
-  }
-  // Positions in the cache are 32-bit.
-  const int64_t addressable = std::numeric_limits<int32_t>::max() / config.block_size;
-  const int64_t per_sequence = ceil_div(config.max_model_len - 1, config.block_size);
-  int64_t num_blocks = std::min(per_sequence * config.max_num_seqs, addressable);  // never more than can be used
-  const size_t block_bytes = KvCache::bytes_per_block(model.cache_specs(), config.block_size, config.kv_cache_dtype);
-  if (config.kv_cache_bytes > 0 && block_bytes > 0) {
-    num_blocks = std::min(num_blocks, config.kv_cache_bytes / static_cast<int64_t>(block_bytes));
-  }
-  if (num_blocks < 1 || (len_given && num_blocks < per_sequence)) {
-    const int64_t needed = len_given ? per_sequence : 1;
-    return bad_config("kv_cache_bytes",
-                      "at least " + std::to_string(needed * static_cast<int64_t>(block_bytes)) + " bytes, " +
-                          std::to_string(needed) + " blocks for max_model_len " + std::to_string(config.max_model_len),
-                      std::to_string(config.kv_cache_bytes));
-  }
-  config.max_model_len = std::min(config.max_model_len, num_blocks * config.block_size + 1);
-  config.kv_cache_bytes = num_blocks * static_cast<int64_t>(block_bytes);
-  return static_cast<int>(num_blocks);
-}
-
-RunnerLimits runner_limits(const EngineConfig& config, int num_blocks, int vocab_size) {
-  return {.max_num_seqs = config.max_num_seqs,
-          .max_num_batched_tokens = config.max_num_batched_tokens,
-          .max_num_logit_rows = config.max_num_seqs,
-          .max_top_logprobs = std::min(kMaxLogprobs, vocab_size),
-          .num_count_slots = config.max_num_seqs,
-          .max_blocks_per_seq = static_cast<int>(ceil_div(config.max_model_len - 1, config.block_size)),
-          .num_blocks = num_blocks,
-          .block_size = config.block_size,
-          .kv_cache_dtype = config.kv_cache_dtype,
-          .num_slots = config.max_num_seqs,
-          .synthetic_cache = config.synthetic_cache,
-          .count_experts = config.count_experts};
-}
 
 bool contains(const std::vector<int32_t>& ids, int32_t id) {
   return std::find(ids.begin(), ids.end(), id) != ids.end();
@@ -136,19 +56,18 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
   if (config.eos_token_ids.empty()) {
     config.eos_token_ids.assign(tokenizer.eos_ids().begin(), tokenizer.eos_ids().end());
   }
-  PROA_TRY(check_ranges(config, model->info().vocab_size));
-  PROA_ASSIGN(const int num_blocks, settle_memory(config, *model));
+  PROA_ASSIGN(MemoryPlan memory, plan_memory(*model, *backend, config, true));
 
   const SchedulerLimits scheduling{.max_num_seqs = config.max_num_seqs,
                                    .max_num_batched_tokens = config.max_num_batched_tokens,
                                    .max_model_len = static_cast<int>(config.max_model_len),
                                    .max_queue = config.max_queue,
-                                   .num_blocks = num_blocks,
+                                   .num_blocks = memory.num_blocks,
                                    .block_size = config.block_size};
-  const RunnerLimits running = runner_limits(config, num_blocks, model->info().vocab_size);
+  const RunnerLimits running = runner_limits(config, memory.num_blocks, model->info().vocab_size);
   std::unique_ptr<Engine> engine(
       new Engine(std::move(model), std::move(backend), std::move(tokenizer), std::move(config)));
-  engine->plan_ = ModelRunner::plan(*engine->model_, running);
+  engine->plan_ = std::move(memory);
   PROA_ASSIGN(engine->runner_, ModelRunner::create(*engine->model_, *engine->backend_, running));
   engine->scheduler_ = std::make_unique<Scheduler>(scheduling);
   engine->publish_stats();
@@ -156,10 +75,12 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
   return engine;
 }
 
-Result<MemoryPlan> Engine::plan(const Model& model, EngineConfig config) {
-  PROA_TRY(check_ranges(config, model.info().vocab_size));
-  PROA_ASSIGN(const int num_blocks, settle_memory(config, model));
-  return ModelRunner::plan(model, runner_limits(config, num_blocks, model.info().vocab_size));
+Result<MemoryPlan> Engine::plan(const Model& model, Backend& backend, EngineConfig config) {
+  return plan_memory(model, backend, config, true);
+}
+
+Result<MemoryPlan> Engine::needs(const Model& model, Backend& backend, EngineConfig config) {
+  return plan_memory(model, backend, config, false);
 }
 
 Engine::~Engine() {

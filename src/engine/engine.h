@@ -30,13 +30,24 @@
 
 namespace proa {
 
+// Where a file allows 2^20 tokens, room is not kept for them unless they are asked for.
+constexpr int64_t kDefaultMaxModelLen = 32768;
+
 struct EngineConfig {
   int max_num_seqs = 8;              // sequences that run at once: one state slot each
   int max_num_batched_tokens = 512;  // tokens of one step, at least max_num_seqs: the chunk of a prefill
-  int64_t max_model_len = 0;   // tokens of a sequence, prompt and output; 0: the model's limit, or what memory holds
-  int max_queue = 256;         // requests that may wait
-  int block_size = 16;         // tokens per KV block
-  int64_t kv_cache_bytes = 0;  // 0: as much as max_num_seqs sequences of max_model_len need
+  // Tokens of a sequence, prompt and output; 0: the model's limit, at most kDefaultMaxModelLen, or what memory holds.
+  int64_t max_model_len = 0;
+  int max_queue = 256;  // requests that may wait
+  int block_size = 16;  // tokens per KV block
+  // 0: what max_num_seqs sequences of max_model_len need, or less: what is left of the device's memory.
+  int64_t kv_cache_bytes = 0;
+  // The part of a GPU's memory that may be taken, by others too, as vLLM has it. Of the host's, all but half a
+  // gigabyte.
+  double gpu_memory_utilization = 0.9;
+  // Of the model's weights, what the device does not count as taken: all of them before they are loaded, afterwards
+  // those that stay in a file.
+  int64_t uncounted_weight_bytes = 0;
   Format kv_cache_dtype = Format::BF16;     // F32, F16 or BF16
   std::vector<int32_t> eos_token_ids = {};  // what ends a reply; empty: the tokenizer's eos_ids()
   // For measurements.
@@ -65,12 +76,15 @@ struct Sequence;
 class Engine {
  public:
   // Allocates everything and starts the thread. `backend` must be the one on which the model's weights are, and is the
-  // engine's alone from now on. Errors: a field of config out of range, by name; memory that cannot be had, with the
-  // bytes asked for; a max_model_len that kv_cache_bytes cannot hold, with both.
+  // engine's alone from now on. Errors: those of plan(); memory that cannot be had, with the bytes asked for.
   static Result<std::unique_ptr<Engine>> create(std::shared_ptr<const Model> model, std::shared_ptr<Backend> backend,
                                                 Tokenizer tokenizer, EngineConfig config);
-  // What create() would allocate; nothing is. Errors: as of create(), but for memory that cannot be had.
-  static Result<MemoryPlan> plan(const Model& model, EngineConfig config);
+  // What create() would allocate; nothing is. The model may be one opened on another backend, without its weights:
+  // sizes are known before loading. Errors: a field of config out of range, by name; a max_model_len that
+  // kv_cache_bytes cannot hold, with both; what does not fit the device's memory, with every size and flags that fit.
+  static Result<MemoryPlan> plan(const Model& model, Backend& backend, EngineConfig config);
+  // The same on a device of any size.
+  static Result<MemoryPlan> needs(const Model& model, Backend& backend, EngineConfig config);
   // Cancels what is in flight (every Reply gets its last event) and joins the thread.
   ~Engine();
   Engine(const Engine&) = delete;

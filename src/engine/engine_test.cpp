@@ -7,6 +7,7 @@
 #include <future>
 #include <new>
 #include <random>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <tuple>
@@ -630,6 +631,9 @@ TEST(EngineConfig, ErrorsNameTheField) {
       {{.kv_cache_bytes = -1}, "kv_cache_bytes"},
       {{.kv_cache_bytes = 10}, "kv_cache_bytes"},                          // less than a block
       {{.max_model_len = 400, .kv_cache_bytes = 5000}, "kv_cache_bytes"},  // 40 bytes a token
+      {{.gpu_memory_utilization = 0}, "gpu_memory_utilization"},
+      {{.gpu_memory_utilization = 1.01}, "gpu_memory_utilization"},
+      {{.uncounted_weight_bytes = -1}, "uncounted_weight_bytes"},
       {{.kv_cache_dtype = Format::Q4_0}, "kv_cache_dtype"},
       {{.eos_token_ids = {fake::kVocabSize}}, "eos_token_ids"},
   };
@@ -656,6 +660,161 @@ TEST(EngineConfig, MemoryFollowsFromLengthAndLengthFromMemory) {
   EXPECT_EQ(by_model->config().eos_token_ids, (std::vector<int32_t>{kEos, kEnd}));
 }
 
+// A device of a size of our own, whose ops need scratch.
+class SmallDevice : public HostBackend {
+ public:
+  SmallDevice(DeviceMemory memory, bool host) : memory_(memory), host_(host) {}
+  std::string_view name() const override { return host_ ? "cpu" : "cuda:0"; }
+  bool shares_memory() const override { return host_; }
+  DeviceMemory memory() override { return memory_; }
+  Result<Buffer> allocate(size_t bytes) override {
+    EXPECT_TRUE(reserved_) << "scratch comes first: what is left is the KV cache's";
+    return HostBackend::allocate(bytes);
+  }
+  Result<size_t> scratch_bytes(FunctionRef<void()>) override { return size_t{100'000}; }
+  Result<void> reserve(FunctionRef<void()>) override { return reserved_ = true, Result<void>(); }
+
+ private:
+  DeviceMemory memory_;
+  bool host_, reserved_ = false;
+};
+
+// 640 bytes a block of 16 tokens, 24 bytes a state slot, 100 kB of scratch, a few kB for a step.
+struct FitCase {
+  const char* what;
+  DeviceMemory memory;
+  EngineConfig change;
+  int64_t room;           // bytes for the engine
+  bool whole = false;     // all that max_num_seqs sequences can use is there
+  const char* flag = "";  // of the hint where it is refused
+};
+
+const DeviceMemory kGpu = {.total = 2'000'000, .free = 1'900'000, .maps_files = false};
+constexpr size_t kGiB = size_t{1} << 30;
+
+const FitCase kFitCases[] = {
+    {"what is left at 0.9", kGpu, {.max_num_seqs = 128}, 1'700'000},
+    {"a smaller part", kGpu, {.max_num_seqs = 128, .gpu_memory_utilization = 0.5}, 900'000},
+    {"all of it", kGpu, {.max_num_seqs = 128, .gpu_memory_utilization = 1}, 1'900'000},
+    {"never more than can be used", kGpu, {.max_num_seqs = 4}, 1'700'000, true},
+    {"weights to come", kGpu, {.max_num_seqs = 128, .uncounted_weight_bytes = 700'000}, 1'000'000},
+    {"scratch of an earlier engine",
+     {.total = 2'000'000, .free = 1'800'000, .scratch = 100'000},
+     {.max_num_seqs = 128},
+     1'700'000},
+    {"a length that just fits",
+     kGpu,
+     {.max_num_seqs = 4, .max_model_len = 512, .uncounted_weight_bytes = 1'560'000},
+     140'000},
+    {"a length that does not fit",
+     kGpu,
+     {.max_num_seqs = 1, .max_model_len = 512, .uncounted_weight_bytes = 1'580'000},
+     120'000,
+     false,
+     "--max-model-len"},
+    {"a length nobody asked for is shortened", kGpu, {.max_num_seqs = 1, .uncounted_weight_bytes = 1'580'000}, 120'000},
+    {"weights that fit at a larger part",
+     kGpu,
+     {.max_num_seqs = 1, .uncounted_weight_bytes = 1'700'000},
+     0,
+     false,
+     "--gpu-memory-utilization"},
+    {"weights larger than the device", kGpu, {.uncounted_weight_bytes = 3'000'000}, 0, false, "a smaller format"},
+    {"many sequences", kGpu, {.max_num_seqs = 4096, .max_num_batched_tokens = 4096}, 0, false, "--max-num-seqs"},
+    {"a host, whose weights may stay in their file",
+     {.total = kGiB, .free = (kGiB >> 1) + 1'000'000},
+     {.max_num_seqs = 128, .uncounted_weight_bytes = 3'000'000},
+     1'000'000},
+    {"a host with nothing left",
+     {.total = kGiB, .free = kGiB >> 1},
+     {.max_num_seqs = 1},
+     0,
+     false,
+     "less memory in use"},
+    {"a device that does not say", {}, {.max_num_seqs = 128}, 1 << 30, true},
+};
+
+TEST(EngineMemory, TheKvCacheGetsWhatIsLeftAndWhatDoesNotFitIsRefused) {
+  for (FitCase row : kFitCases) {
+    SCOPED_TRACE(row.what);
+    const bool host = row.memory.total == kGiB;
+    const auto backend = std::make_shared<SmallDevice>(row.memory, host);
+    row.change.max_num_batched_tokens = std::max(row.change.max_num_batched_tokens, row.change.max_num_seqs);
+    row.change.kv_cache_dtype = Format::F32;
+    const auto engine = Engine::create(std::make_shared<FakeModel>(), backend, make_tokenizer(), row.change);
+    const auto plan = Engine::plan(FakeModel(), *backend, row.change);
+    ASSERT_EQ(plan.ok(), engine.ok());
+    ASSERT_EQ(engine.ok(), *row.flag == 0)
+        << (engine.ok() ? engine.value()->memory_plan().text() : engine.error().message());
+    if (!engine.ok()) {
+      EXPECT_EQ(engine.error().where, backend->name());
+      const std::string& hint = engine.error().hint;
+      EXPECT_NE(hint.find(row.flag), std::string::npos) << engine.error().message();
+      // What it says fits, fits.
+      EngineConfig smaller = row.change;
+      std::istringstream words(hint);
+      int flags = 0;
+      for (std::string name; words >> name && name.starts_with("--"); ++flags) {
+        double value = 0;
+        words >> value;
+        if (name == "--max-model-len") smaller.max_model_len = static_cast<int64_t>(value);
+        if (name == "--max-num-batched-tokens") smaller.max_num_batched_tokens = static_cast<int>(value);
+        if (name == "--max-num-seqs") smaller.max_num_seqs = static_cast<int>(value);
+        if (name == "--gpu-memory-utilization") smaller.gpu_memory_utilization = value;
+      }
+      if (flags == 0) continue;
+      const auto fits = Engine::plan(FakeModel(), *backend, smaller);
+      EXPECT_TRUE(fits.ok()) << fits.error().message();
+      continue;
+    }
+    const MemoryPlan& memory = (*engine)->memory_plan();
+    EXPECT_EQ(memory.num_blocks, plan->num_blocks);
+    EXPECT_EQ(memory.scratch_bytes, 100'000u);
+    EXPECT_LE(memory.engine_bytes(), static_cast<size_t>(row.room));
+    EXPECT_EQ(memory.num_blocks == 32 * row.change.max_num_seqs, row.whole);
+    EXPECT_EQ(memory.weights_stay, !host);
+    if (!row.whole && memory.max_model_len == 512) {
+      EXPECT_GT(memory.engine_bytes() + memory.bytes_per_block, static_cast<size_t>(row.room))
+          << "no block is left out";
+    }
+    EXPECT_EQ(ask(**engine, {.prompt_token_ids = prompt(9, 1), .params = greedy(5)}).tokens,
+              fake::expected_greedy(prompt(9, 1), 5));
+  }
+}
+
+// A device that fails in one step.
+class FlakyBackend : public HostBackend {
+ public:
+  Result<void> synchronize() override {
+    if (steps_until_failure_-- == 0) return Error{"compute", "cuda:0", "", "out of memory", ""};
+    return {};
+  }
+  void fail_in(int steps) { steps_until_failure_ = steps; }
+
+ private:
+  std::atomic<int> steps_until_failure_{-1};
+};
+
+TEST(Engine, AFailedStepEndsWhatRanInItAndNothingElse) {
+  Gate gate;
+  auto model = std::make_shared<FakeModel>();
+  model->on_forward = [&](const Batch&) { gate.pass(); };
+  auto backend = std::make_shared<FlakyBackend>();
+  auto engine = make_engine({.max_num_seqs = 1}, model, backend);
+  auto running = engine->submit({.prompt_token_ids = {3, 4}, .params = greedy(20)}).value();
+  gate.wait_for_arrival(1);
+  auto waiting = engine->submit({.prompt_token_ids = {5, 6}, .params = greedy(20)}).value();
+  backend->fail_in(3);
+  gate.open();
+  const Answer failed = read(*running);
+  EXPECT_EQ(failed.tokens, fake::expected_greedy({3, 4}, 3));
+  EXPECT_EQ(failed.last().finish_reason, FinishReason::error);
+  ASSERT_TRUE(running->error());
+  EXPECT_EQ(running->error()->message(), "compute: cuda:0: out of memory");
+  EXPECT_EQ(read(*waiting).tokens, fake::expected_greedy({5, 6}, 20));
+  EXPECT_EQ(engine->stats().free_blocks, engine->memory_plan().num_blocks);
+}
+
 TEST(EngineConfig, EveryFailedAllocationIsAnError) {
   int failures = 0;
   for (int index = 0; index < 100; ++index) {
@@ -666,7 +825,8 @@ TEST(EngineConfig, EveryFailedAllocationIsAnError) {
     EXPECT_EQ(engine.error().doing, "allocate");
     ++failures;
   }
-  EXPECT_EQ(failures, 2 + 2 + 5);  // KV layers, state layers; workspace, inputs, results, block table, what stays on the device
+  EXPECT_EQ(failures,
+            2 + 2 + 5);  // KV layers, state layers; workspace, inputs, results, block table, what stays on the device
 }
 
 }  // namespace

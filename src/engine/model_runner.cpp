@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cassert>
+#include <numeric>
+
+#include "core/anonymous_memory.h"
 
 namespace proa {
 namespace {
@@ -60,20 +63,123 @@ StepResults results_in(std::byte* memory, const RunnerLimits& limits, const Mode
   return out;
 }
 
+// Asks for the ops of the largest steps that the limits allow, for Backend::scratch_bytes(); of smaller ones too, since
+// kernels are chosen by size. Where more than one token fits, steps of one are left out: they need less. Its memory is
+// zeros, of which all but a few arrays take no room.
+class LargestSteps {
+ public:
+  static Result<LargestSteps> create(const Model& model, const RunnerLimits& limits) {
+    const size_t results = result_bytes(limits, model.info()), device = device_bytes(limits, model.info().vocab_size);
+    const size_t table = Arena::padded<int32_t>(limits.max_blocks_per_seq);  // one row for all
+    LargestSteps steps(model, limits);
+    PROA_ASSIGN(steps.memory_, AnonymousMemory::allocate(input_bytes(limits) + results + table + device +
+                                                             model.workspace_bytes(limits.max_num_batched_tokens),
+                                                         "a step"));
+    std::byte* at = steps.memory_.bytes().data();
+    steps.in_ = inputs_in(at, limits);
+    steps.out_ = results_in(at += input_bytes(limits), limits, model.info());
+    steps.table_ = reinterpret_cast<int32_t*>(at += results);
+    steps.logits_ = reinterpret_cast<float*>(at += table);
+    steps.workspace_ = at + device;
+    for (const CacheSpec& spec : model.cache_specs()) {
+      steps.caches_.emplace_back();
+      if (spec.kind == CacheSpec::Kind::kv) {
+        steps.caches_.back().kv = {.format = limits.kv_cache_dtype, .num_blocks = 1, .block_size = limits.block_size};
+      } else if (spec.kind == CacheSpec::Kind::state) {
+        steps.caches_.back().state = {.num_slots = 1};
+      }
+    }
+    return steps;
+  }
+
+  void run(Backend& backend) {
+    const int tokens = limits_.max_num_batched_tokens, seqs = std::min(limits_.max_num_seqs, tokens);
+    for_sizes(tokens, [&](int n) {
+      step(backend, n, 1, 0);
+      if (seqs > 1) step(backend, n, std::min(seqs, n), 0);
+    });
+    if (seqs > 1 || tokens == 1) for_sizes(seqs, [&](int n) { step(backend, n, n, n); });
+  }
+
+ private:
+  LargestSteps(const Model& model, const RunnerLimits& limits) : model_(model), limits_(limits) {}
+
+  // 2, 4, 8 ... and `most`.
+  template <typename F>
+  static void for_sizes(int most, F&& each) {
+    for (int n = 2; n < most; n *= 2) each(n);
+    each(most);
+  }
+
+  // Every sequence ends where the longest may end.
+  void step(Backend& backend, int num_tokens, int num_seqs, int num_decodes) {
+    const int64_t len = std::max<int64_t>(product(limits_.max_blocks_per_seq, limits_.block_size), num_tokens);
+    for (int s = 0; s < num_seqs; ++s) {
+      const int first = static_cast<int>(product(num_tokens, s) / num_seqs);
+      const int end = static_cast<int>(product(num_tokens, s + 1) / num_seqs);
+      in_.query_start[s + 1] = end;
+      in_.seq_lens[s] = static_cast<int32_t>(len);
+      std::iota(in_.positions + first, in_.positions + end, static_cast<int32_t>(len - (end - first)));
+    }
+    const int rows = std::min(num_tokens, limits_.max_num_logit_rows);
+    const Batch batch{.num_tokens = num_tokens,
+                      .num_seqs = num_seqs,
+                      .num_decodes = num_decodes,
+                      .num_logit_rows = rows,
+                      .token_ids = in_.token_ids,
+                      .positions = in_.positions,
+                      .query_start = in_.query_start,
+                      .seq_lens = in_.seq_lens,
+                      .block_table = table_,
+                      .block_table_stride = 0,
+                      .slot_mapping = in_.slot_mapping,
+                      .state_slot_in = in_.state_slot_in,
+                      .state_slot_out = in_.state_slot_out,
+                      .logit_rows = in_.logit_rows,
+                      .expert_tokens = out_.expert_tokens};
+    Arena arena(workspace_, model_.workspace_bytes(limits_.max_num_batched_tokens));
+    model_.forward(backend, batch, caches_, arena, logits_);
+    backend.sample({.num_rows = rows,
+                    .vocab_size = model_.info().vocab_size,
+                    .num_top_logprobs = limits_.max_top_logprobs,
+                    .logits = logits_,
+                    .rows = in_.sampling,
+                    .tokens = out_.tokens,
+                    .logprobs = out_.logprobs,
+                    .top_ids = out_.top_ids,
+                    .top_logprobs = out_.top_logprobs});
+  }
+
+  const Model& model_;
+  const RunnerLimits limits_;
+  AnonymousMemory memory_;
+  StepInputs in_;
+  StepResults out_;
+  int32_t* table_ = nullptr;
+  float* logits_ = nullptr;
+  std::byte* workspace_ = nullptr;
+  std::vector<LayerCache> caches_;
+};
+
 }  // namespace
 
-MemoryPlan ModelRunner::plan(const Model& model, const RunnerLimits& limits) {
+Result<MemoryPlan> ModelRunner::plan(const Model& model, Backend& backend, const RunnerLimits& limits) {
   MemoryPlan plan;
   plan.num_blocks = limits.num_blocks;
   plan.block_size = limits.block_size;
   plan.bytes_per_block = KvCache::bytes_per_block(model.cache_specs(), limits.block_size, limits.kv_cache_dtype);
   plan.num_slots = limits.num_slots;
   plan.bytes_per_slot = SsmStateCache::bytes_per_slot(model.cache_specs());
+  plan.weight_bytes = static_cast<size_t>(model.info().weight_bytes);
   plan.kv_bytes = static_cast<size_t>(plan.num_blocks) * plan.bytes_per_block;
   plan.state_bytes = static_cast<size_t>(plan.num_slots) * plan.bytes_per_slot;
   plan.workspace_bytes = model.workspace_bytes(limits.max_num_batched_tokens);
   plan.step_bytes = input_bytes(limits) + result_bytes(limits, model.info()) + table_bytes(limits) +
                     device_bytes(limits, model.info().vocab_size);
+  PROA_ASSIGN(LargestSteps steps, LargestSteps::create(model, limits));
+  PROA_ASSIGN(plan.scratch_bytes, backend.scratch_bytes([&] { steps.run(backend); }));
+  plan.device = backend.name();
+  plan.memory = backend.memory();
   return plan;
 }
 
@@ -81,6 +187,8 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::create(const Model& model, Bac
                                                          const RunnerLimits& limits) {
   std::unique_ptr<ModelRunner> runner(new ModelRunner(model, backend, limits));
   const std::span<const CacheSpec> specs = model.cache_specs();
+  PROA_ASSIGN(LargestSteps steps, LargestSteps::create(model, limits));
+  PROA_TRY(backend.reserve([&] { steps.run(backend); }));
   PROA_ASSIGN(runner->kv_,
               KvCache::create(backend, specs, limits.num_blocks, limits.block_size, limits.kv_cache_dtype));
   if (limits.synthetic_cache) runner->kv_.fill_with_noise(backend);
@@ -89,8 +197,8 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::create(const Model& model, Bac
   for (size_t i = 0; i < specs.size(); ++i) {
     runner->caches_[i] = {.kv = runner->kv_.view(i), .state = runner->states_.view(i)};
   }
-  const MemoryPlan memory = plan(model, limits);
-  PROA_ASSIGN(runner->workspace_, backend.allocate(std::max<size_t>(memory.workspace_bytes, Arena::kAlignment)));
+  const size_t workspace = model.workspace_bytes(limits.max_num_batched_tokens);
+  PROA_ASSIGN(runner->workspace_, backend.allocate(std::max<size_t>(workspace, Arena::kAlignment)));
   const ModelInfo& info = model.info();
   PROA_ASSIGN(runner->input_memory_, backend.allocate_shared(input_bytes(limits)));
   PROA_ASSIGN(runner->result_memory_, backend.allocate_shared(result_bytes(limits, info)));

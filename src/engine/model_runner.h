@@ -72,14 +72,17 @@ struct StepResults {
 
 class ModelRunner {
  public:
-  // `model` and `backend` must outlive the runner. Error: no memory, with the bytes asked for.
+  // `model` and `backend` must outlive the runner. Errors: no memory, with the bytes asked for; a shape that the
+  // backend does not take.
   static Result<std::unique_ptr<ModelRunner>> create(const Model& model, Backend& backend, const RunnerLimits& limits);
 
   ~ModelRunner();
   ModelRunner(const ModelRunner&) = delete;
   ModelRunner& operator=(const ModelRunner&) = delete;
 
-  static MemoryPlan plan(const Model& model, const RunnerLimits& limits);
+  // What create() would allocate; nothing is, and the weights need not be on the backend. Error: a shape that it does
+  // not take.
+  static Result<MemoryPlan> plan(const Model& model, Backend& backend, const RunnerLimits& limits);
 
   void begin();
   void add(const SequenceStep& step);

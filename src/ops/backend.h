@@ -53,12 +53,21 @@ struct PlacedWeight {
   Buffer memory;
 };
 
+// Memory of a device, bytes.
+struct DeviceMemory {
+  size_t total = 0;        // 0: the device does not say, and then nothing is refused
+  size_t free = 0;         // that this process can still take; pages of files that can be read again count as free
+  size_t scratch = 0;      // of what is taken, what reserve() and ops keep: a later engine uses it again
+  bool maps_files = true;  // place() leaves weights where they lie: those of a file take nothing but such pages
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
 
   virtual std::string_view name() const = 0;         // "cpu", "cuda:0"
   virtual std::string_view description() const = 0;  // "AVX-512, 2 threads": for people
+  virtual DeviceMemory memory() { return {}; }
   // Error: the bytes asked for and what the device has.
   virtual Result<Buffer> allocate(size_t bytes) = 0;
   virtual Result<SharedBuffer> allocate_shared(size_t bytes) {
@@ -70,10 +79,10 @@ class Backend {
   // download fills only after synchronize().
   virtual bool shares_memory() const { return true; }
   virtual void upload(void* device, const void* host, size_t bytes) {
-    if (device != host) std::memcpy(device, host, bytes);
+    if (bytes > 0 && device != host) std::memcpy(device, host, bytes);
   }
   virtual void download(void* host, const void* device, size_t bytes) {
-    if (host != device) std::memcpy(host, device, bytes);
+    if (bytes > 0 && host != device) std::memcpy(host, device, bytes);
   }
 
   // A tensor of a checkpoint as a weight of this device: used where it lies if the device can read it there, and then
@@ -84,6 +93,17 @@ class Backend {
   virtual Result<PlacedWeight> place_dummy(const Tensor& tensor, const DummyFill& fill, uint64_t begin);
   // Ops that run on the reference here, by name, comma-separated; empty when none does.
   virtual std::string_view on_reference() const = 0;
+
+  // Scratch memory: what ops need beside their arguments. It belongs to the backend and would grow when a larger step
+  // is seen; an engine reserves it beforehand, so that steps allocate nothing and what is left can go to the KV cache.
+  //
+  // `steps` asks for the ops of the largest steps, of which only shapes count: nothing is computed, and of the
+  // arguments only what a Batch points to is read, in host memory. So the answer costs microseconds and no weight has
+  // to be there: what a model needs is known before it is loaded. (A profile run of a real step would cost seconds on a
+  // CPU, and need the weights.) An op added to a backend counts by asking for its scratch before it does anything else.
+  // Errors: a shape that an op of this backend does not take; of reserve() those of allocate() as well.
+  virtual Result<size_t> scratch_bytes(FunctionRef<void()> /*steps*/) { return size_t{0}; }
+  virtual Result<void> reserve(FunctionRef<void()> /*steps*/) { return {}; }
 
   virtual void embed(const Embed& op) { embed_reference(op); }
   virtual void norm_linear(const NormLinear& op) { norm_linear_reference(op); }

@@ -39,6 +39,11 @@ class Bench(unittest.TestCase):
         self.assertTrue({"load", "first_token", "memory"} <= {row["what"] for row in rows})
         self.assertTrue(report["answer"]["passed"])
         self.assertEqual(report["failures"], [])
+        plan = report["memory_plan"]
+        self.assertEqual(plan["num_slots"], 3)  # the largest point
+        self.assertGreater(plan["scratch_bytes"], 0)
+        self.assertGreaterEqual(plan["num_blocks"] * plan["block_size"], 3 * (32 + 8 + 8))
+        self.assertGreater(plan["device_total_bytes"], plan["device_free_bytes"])
         for field in ("device", "command", "date", "threads"):
             self.assertTrue(report[field], field)
         for row in rows:
@@ -53,6 +58,7 @@ class Bench(unittest.TestCase):
                         "--plot", self.folder / "plot")
             self.assertEqual(run.returncode, 0, run.stdout + run.stderr)
             self.assertIn("proa-buoy", run.stdout)
+            self.assertIn("\nmemory: weights ", run.stdout)
         with table.open() as file:
             rows = list(csv.DictReader(file))
         self.assertEqual(len(rows) % 2, 0)
@@ -73,7 +79,7 @@ class Bench(unittest.TestCase):
             ((MODEL, "--depth", "-1"), 2, "--depth"),
             ((self.folder / "none",), 1, "none"),
             ((MODEL, *QUICK, "--batch-size", "4096", "--depth", "16000000"), 1, "--batch-size"),
-            (("NVIDIA-Nemotron-3-Super-120B-A12B", "--load-format", "dummy", "-q", "bf16"), 1, "GB"),
+            (("NVIDIA-Nemotron-3-Super-120B-A12B", "--load-format", "dummy", "-q", "bf16"), 1, "weights 241 GB"),
             (("NVIDIA-Nemotron-3-Nano-30B-A3B", "--load-format", "dummy", "-q", "q9_9"), 1, "q4_0"),
             (("No-Such-Model", "--load-format", "dummy"), 1, "NVIDIA-Nemotron-3-Nano-30B-A3B"),
             (("compare", self.folder / "a", self.folder / "b"), 1, "a"),

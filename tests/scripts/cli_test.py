@@ -94,6 +94,9 @@ class BadInput(unittest.TestCase):
             (["run", model, "-p", "x", "--thinking", "perhaps"], "--thinking"),
             (["run", model, "-p", "x", "--threads", "-1"], "--threads"),
             (["run", model, "-p", "x", "--device", "abacus"], "abacus"),
+            (["run", model, "-p", "x", "--device", "cuda:-1"], "found cuda:-1"),
+            (["run", model, "-p", "x", "--device", "cuda:99"], "cuda:99"),
+            (["run", model, "-p", "x", "--gpu-memory-utilization", "0"], "--gpu-memory-utilization"),
             (["run", model, "-p", "x", "--kv-cache-dtype", "int3"], "--kv-cache-dtype"),
             (["run"], "model"),
             (["fly"], "subcommand"),
@@ -417,6 +420,9 @@ class Inspect(unittest.TestCase):
             parts = [context[part] for part in ("weights", "kv", "state", "workspace", "step")]
             self.assertEqual(sum(parts), context["total"])
         self.assertEqual(report["backend"]["on_reference"], [])
+        self.assertGreater(report["backend"]["memory_total"], report["backend"]["memory_free"])
+        for target in report["backend"]["cuda_architectures"]:  # none in a program without CUDA
+            self.assertEqual(target["has_run"], target["name"] == "sm_90a")
 
     def test_a_folder_and_its_gguf_are_the_same_model(self):
         folder = self.inspect(GOLDENS / "nemotron_h/m_e_attn")
@@ -493,6 +499,27 @@ class Inspect(unittest.TestCase):
 
 
 @unittest.skipUnless(SMOLLM2, "PROA_SMOLLM2 is not set")
+class Memory(unittest.TestCase):
+    """The plan that is shown before loading, and what is refused by it."""
+
+    def test_the_plan_is_shown_when_asked_for(self):
+        model = ROOT / "models/proa-buoy"
+        verbose = proa("run", model, "-p", "x", "--max-tokens", "1", "--max-model-len", "64", "-v", "--device", "cpu")
+        self.assertEqual(verbose.returncode, 0, verbose.stderr)
+        first = verbose.stderr.splitlines()[0]
+        self.assertRegex(first, r"^memory: weights .* \+ KV .* \(4 blocks, 64 tokens\) \+ state .* \(1 slot\) \+ workspace .* = ")
+        self.assertIn("; cpu has ", first)
+        quiet = proa("run", model, "-p", "x", "--max-tokens", "1", "--device", "cpu")
+        self.assertEqual((quiet.returncode, quiet.stderr), (0, ""))
+
+    @unittest.skipIf(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") > 200e9, "it fits here")
+    def test_what_does_not_fit_is_refused_at_once(self):
+        done = proa("run", "NVIDIA-Nemotron-3-Super-120B-A12B", "--load-format", "dummy", "-q", "bf16", "-p", "x",
+                    "--device", "cpu")
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+        self.assertRegex(done.stderr, r"^proa: plan memory: cpu: expected at most .*: weights 241 GB, .*\n$")
+
+
 class Answers(unittest.TestCase):
     def ask(self, prompt, *flags, stdin=""):
         arguments = [] if prompt is None else ["-p", prompt]

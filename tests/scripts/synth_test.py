@@ -84,7 +84,7 @@ class Synth(Case):
             self.skipTest("all of Super fits")
         done = proa("run", "NVIDIA-Nemotron-3-Super-120B-A12B", "--load-format", "dummy", "-p", "x")
         self.assertEqual(done.returncode, 1)
-        self.assertIn("found 241 GB", done.stderr)
+        self.assertIn("weights 241 GB", done.stderr)
 
     def test_a_full_disk_leaves_nothing(self):
         limit = 1 << 20

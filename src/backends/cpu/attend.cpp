@@ -450,9 +450,6 @@ HWY_EXPORT(store_tokens);
 HWY_EXPORT(attend_item);
 
 void CpuBackend::attend(const Attend& op) {
-  const auto store = PROA_DISPATCH(store_tokens, target());
-  threads().parallel_for(op.batch->num_tokens, 4, [&](int64_t begin, int64_t end, int) { store(op, begin, end); });
-
   const Plan plan(op, threads().num_threads());
   const int64_t stride = padded(op.head_dim), rows = padded(int64_t{plan.tile} * plan.group);
   const int64_t num_items = plan.count();
@@ -463,7 +460,11 @@ void CpuBackend::attend(const Attend& op) {
   const int64_t room_floats = rows * (2 * stride + kKeys + 2) + 2 * kKeys * stride;
   const size_t bytes = Arena::padded<Item>(num_items) + Arena::padded<float>(partial_floats) +
                        Arena::padded<float>(room_floats) * threads().num_threads();
-  Arena arena(scratch(bytes), bytes);
+  std::byte* memory = scratch(bytes);
+  if (counting()) return;
+  const auto store = PROA_DISPATCH(store_tokens, target());
+  threads().parallel_for(op.batch->num_tokens, 4, [&](int64_t begin, int64_t end, int) { store(op, begin, end); });
+  Arena arena(memory, bytes);
   Item* items = arena.take<Item>(num_items);
   float* partials = arena.take<float>(partial_floats);
   float* rooms = arena.take<float>(room_floats * threads().num_threads());

@@ -102,7 +102,9 @@ void CpuBackend::conv_ssm_step(const ConvSsmStep& op) {
   const int64_t room_floats = int64_t{shape.head_dim} * shape.ssm_state_size + 2 * op.tokens_per_seq;
   const size_t bytes = Arena::padded<float>(conv_floats) + Arena::padded<float>(history_floats) +
                        threads().num_threads() * Arena::padded<float>(room_floats);
-  Arena arena(scratch(bytes), bytes);
+  std::byte* memory = scratch(bytes);
+  if (counting()) return;
+  Arena arena(memory, bytes);
   float* activated = arena.take<float>(conv_floats);
   float* history = arena.take<float>(history_floats);
   float* rooms = arena.take<float>(0);

@@ -1,8 +1,10 @@
 #include "backends/cpu/cpu_backend.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
+#include "core/anonymous_memory.h"
 #include "hwy/highway.h"
 
 namespace proa {
@@ -40,7 +42,34 @@ Result<Buffer> allocate_host(size_t bytes) {
   return Buffer{std::shared_ptr<std::byte>(aligned, [block](std::byte*) { std::free(block); }), bytes};
 }
 
+DeviceMemory host_memory() {
+  return {.total = static_cast<size_t>(total_memory()), .free = static_cast<size_t>(available_memory())};
+}
+
+DeviceMemory CpuBackend::memory() {
+  DeviceMemory memory = host_memory();
+  memory.scratch = scratch_.bytes;
+  return memory;
+}
+
+Result<size_t> CpuBackend::scratch_bytes(FunctionRef<void()> steps) {
+  counted_ = 0;
+  counting_ = true;
+  steps();
+  counting_ = false;
+  return counted_;
+}
+
+Result<void> CpuBackend::reserve(FunctionRef<void()> steps) {
+  PROA_ASSIGN(const size_t bytes, scratch_bytes(steps));
+  if (bytes <= scratch_.bytes) return {};
+  scratch_ = {};
+  PROA_ASSIGN(scratch_, allocate_host(bytes));
+  return {};
+}
+
 std::byte* CpuBackend::scratch(size_t bytes) {
+  if (counting_) return counted_ = std::max(counted_, bytes), nullptr;
   if (bytes > scratch_.bytes) {
     scratch_ = {};
     auto grown = allocate_host(bytes + bytes / 4);

@@ -31,8 +31,9 @@
 
 namespace proa {
 
-// Host memory as Backend::allocate gives it.
+// Host memory as Backend::allocate gives it, and what there is of it.
 Result<Buffer> allocate_host(size_t bytes);
+DeviceMemory host_memory();
 
 class CpuBackend : public Backend {
  public:
@@ -44,8 +45,12 @@ class CpuBackend : public Backend {
 
   std::string_view name() const override { return "cpu"; }
   std::string_view description() const override { return description_; }
+  DeviceMemory memory() override;
   Result<Buffer> allocate(size_t bytes) override { return allocate_host(bytes); }
   std::string_view on_reference() const override { return ""; }
+
+  Result<size_t> scratch_bytes(FunctionRef<void()> steps) override;
+  Result<void> reserve(FunctionRef<void()> steps) override;
 
   void embed(const Embed& op) override;
   void norm_linear(const NormLinear& op) override;
@@ -67,14 +72,17 @@ class CpuBackend : public Backend {
   ThreadPool& threads() { return threads_; }
 
   // Uninitialised memory for one op, aligned to 64 bytes, valid until the next call: an op asks once, for all it needs
-  // (Arena cuts it up). Grows until the largest step has been seen, then no step allocates.
+  // (Arena cuts it up). Null while scratch is only counted: the op then returns. Grows where nobody reserved enough.
   std::byte* scratch(size_t bytes);
+  bool counting() const { return counting_; }
 
  private:
   int64_t target_;
   ThreadPool threads_;
   std::string description_;
   Buffer scratch_;
+  bool counting_ = false;
+  size_t counted_ = 0;
 };
 
 // Index of a target in the tables that HWY_EXPORT makes. Highway's own dispatch is one choice per process; tests run

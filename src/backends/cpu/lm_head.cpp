@@ -7,7 +7,9 @@ void CpuBackend::lm_head(const LmHead& op) {
   const int64_t stride = padded_cols(op.hidden_size);
   const int64_t panels = threads().num_threads() * panel_floats(op.hidden_size);
   const auto needed = Arena::padded<float>(op.num_rows * stride) + Arena::padded<float>(panels);
-  Arena arena(scratch(needed), needed);
+  std::byte* memory = scratch(needed);
+  if (counting()) return;
+  Arena arena(memory, needed);
   float* u = arena.take<float>(op.num_rows * stride);  // [num_rows, stride]
   float* panel = arena.take<float>(panels);
 

@@ -14,7 +14,9 @@ void CpuBackend::mlp(const Mlp& op) {
   const auto needed = Arena::padded<float>(op.num_tokens * u_stride) +
                       2 * Arena::padded<float>(op.num_tokens * h_stride) +
                       Arena::padded<float>(num_threads * panel_size);
-  Arena arena(scratch(needed), needed);
+  std::byte* memory = scratch(needed);
+  if (counting()) return;
+  Arena arena(memory, needed);
   float* u = arena.take<float>(op.num_tokens * u_stride);     // [num_tokens, u_stride]
   float* h = arena.take<float>(op.num_tokens * h_stride);     // [num_tokens, h_stride]
   float* gate = arena.take<float>(op.num_tokens * h_stride);  // [num_tokens, h_stride]

@@ -60,7 +60,9 @@ void CpuBackend::moe(const Moe& op) {
   const auto needed = Plan::bytes(op) + Arena::padded<float>(tokens * u_stride) +
                       2 * Arena::padded<float>(latent_size) + Arena::padded<float>(pairs * h_stride) +
                       Arena::padded<float>(tokens * s_stride) + Arena::padded<float>(num_threads * panel_size);
-  Arena arena(scratch(needed), needed);
+  std::byte* memory = scratch(needed);
+  if (counting()) return;
+  Arena arena(memory, needed);
   Plan plan(arena, op);
   float* u = arena.take<float>(tokens * u_stride);       // [num_tokens, u_stride]
   float* z = arena.take<float>(latent_size);             // [num_tokens, z_stride]

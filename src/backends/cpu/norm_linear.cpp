@@ -10,7 +10,9 @@ void CpuBackend::norm_linear(const NormLinear& op) {
   const int64_t panels = threads().num_threads() * panel_floats(op.hidden_size);
   const auto needed = Arena::padded<float>(op.num_tokens * stride) + Arena::padded<float>(panels) +
                       Arena::padded<Linear>(static_cast<int64_t>(op.outputs.size()));
-  Arena arena(scratch(needed), needed);
+  std::byte* memory = scratch(needed);
+  if (counting()) return;
+  Arena arena(memory, needed);
   float* u = arena.take<float>(op.num_tokens * stride);  // [num_tokens, stride]
   float* panel = arena.take<float>(panels);
   auto* linears = arena.take<Linear>(static_cast<int64_t>(op.outputs.size()));
@@ -34,7 +36,9 @@ void CpuBackend::linear_residual(const LinearResidual& op) {
   const int64_t panels = threads().num_threads() * panel_floats(cols);
   const int64_t copied = stride == cols ? 0 : op.num_tokens * stride;
   const auto needed = Arena::padded<float>(copied) + Arena::padded<float>(panels);
-  Arena arena(scratch(needed), needed);
+  std::byte* memory = scratch(needed);
+  if (counting()) return;
+  Arena arena(memory, needed);
   float* padded = arena.take<float>(copied);
   float* panel = arena.take<float>(panels);
 

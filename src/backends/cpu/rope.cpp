@@ -85,6 +85,7 @@ HWY_EXPORT(turn_tokens);
 void CpuBackend::rope(const Rope& op) {
   const size_t bytes = Arena::padded<float>(op.rotary_dim);
   std::byte* rooms = scratch(bytes * threads().num_threads());
+  if (counting()) return;
   const auto turn = PROA_DISPATCH(turn_tokens, target());
   threads().parallel_for(op.num_tokens, 1, [&](int64_t begin, int64_t end, int thread) {
     turn(op, begin, end, reinterpret_cast<float*>(rooms + thread * bytes));

@@ -73,7 +73,9 @@ void CpuBackend::route(const Route& op) {
   const int64_t room = n + op.n_group;  // floats per thread
   const auto needed = Arena::padded<float>(op.num_tokens * stride) + Arena::padded<float>(int64_t{op.num_tokens} * n) +
                       Arena::padded<float>(panels) + Arena::padded<float>(num_threads * room);
-  Arena arena(scratch(needed), needed);
+  std::byte* memory = scratch(needed);
+  if (counting()) return;
+  Arena arena(memory, needed);
   float* u = arena.take<float>(op.num_tokens * stride);          // [num_tokens, stride]
   float* score = arena.take<float>(int64_t{op.num_tokens} * n);  // [num_tokens, n]
   float* panel = arena.take<float>(panels);

@@ -306,6 +306,7 @@ void sample_row(const Sample& op, int r, const Room& room, int64_t target) {
 void CpuBackend::sample(const Sample& op) {
   const size_t bytes = Room::bytes(op.vocab_size);
   std::byte* rooms = scratch(bytes * threads().num_threads());
+  if (counting()) return;
   threads().parallel_for(op.num_rows, 1, [&](int64_t begin, int64_t end, int thread) {
     Arena arena(rooms + thread * bytes, bytes);
     const Room room(arena, op.vocab_size);

@@ -320,7 +320,9 @@ void CpuBackend::ssd_chunk(const SsdChunk& op) {
   const ChunkRoom room(shape, chunk_size, heads_per_item);
   const int64_t conv_floats = int64_t{op.num_tokens + 1} * shape.conv_dim();
   const size_t bytes = Arena::padded<float>(conv_floats) + threads().num_threads() * Arena::padded<float>(room.floats);
-  Arena arena(scratch(bytes), bytes);
+  std::byte* memory = scratch(bytes);
+  if (counting()) return;
+  Arena arena(memory, bytes);
   float* activated = arena.take<float>(conv_floats);  // [num_tokens + 1, conv_dim], the last row zero
   float* rooms = arena.take<float>(threads().num_threads() * padded(room.floats));
   std::memset(activated + int64_t{op.num_tokens} * shape.conv_dim(), 0, shape.conv_dim() * sizeof(float));

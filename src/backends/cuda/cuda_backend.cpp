@@ -1,12 +1,15 @@
 #include "backends/cuda/cuda_backend.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
+#include "backends/backends.h"
 #include "backends/cuda/dummy.h"
 #include "backends/cuda/kernels.h"
 #include "backends/cuda/linear.h"
 #include "backends/cuda/probe.h"
+#include "core/anonymous_memory.h"
 
 namespace proa {
 namespace {
@@ -18,13 +21,37 @@ constexpr size_t kSlabBytes = size_t{256} << 20;
 constexpr size_t kSmallWeight = size_t{16} << 20;
 constexpr size_t kStagingBytes = size_t{32} << 20;
 constexpr size_t kRecordedStages = 1024;
-constexpr int kMaxRows = 1024;  // tokens of one product: bounds the scratch memory
+constexpr size_t kStages = 256;  // of a kernel, without growing
+constexpr int kMaxRows = 1024;   // tokens of one product: bounds the scratch memory
 
 std::string megabytes(size_t bytes) { return std::to_string((bytes + (1 << 20) - 1) >> 20) + " MiB"; }
 std::string version(int number) { return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10); }
 
+// What would help, where that is known.
+std::string hint_for(cudaError_t error) {
+  switch (error) {
+    case cudaErrorMemoryAllocation:
+      return "other processes may hold its memory: nvidia-smi lists them";
+    case cudaErrorDevicesUnavailable:
+      return "another process holds it alone: nvidia-smi lists it";
+    case cudaErrorNoDevice:
+      return std::getenv("CUDA_VISIBLE_DEVICES") ? "CUDA_VISIBLE_DEVICES hides devices; --device cpu works"
+                                                 : "--device cpu works";
+    case cudaErrorNoKernelImageForDevice:
+      return "build with its architecture in -DPROA_CUDA_ARCHITECTURES";
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchFailure:
+    case cudaErrorHardwareStackError:
+    case cudaErrorECCUncorrectable:
+    case cudaErrorAssert:
+      return "the device takes no more work of this process: start it again";
+    default:
+      return "";
+  }
+}
+
 Error device_error(const std::string& where, cudaError_t error, std::string doing = "compute") {
-  return {.doing = std::move(doing), .where = where, .actual = cudaGetErrorString(error)};
+  return {.doing = std::move(doing), .where = where, .actual = cudaGetErrorString(error), .hint = hint_for(error)};
 }
 
 void free_device(std::byte* memory) { cudaFree(memory); }
@@ -53,10 +80,12 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::create(int ordinal) {
   }
   if (const cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess) {
     cudaGetLastError();
-    return refuse("a CUDA device", cudaGetErrorString(error), "--device cpu works");
+    const std::string hint = hint_for(error);
+    return refuse("a CUDA device", cudaGetErrorString(error), hint.empty() ? "--device cpu works" : hint);
   }
   if (ordinal < 0 || ordinal >= count) {
-    return refuse("a device in cuda:0 to cuda:" + std::to_string(count - 1), std::to_string(count) + " devices");
+    return refuse(count == 1 ? "cuda:0" : "cuda:0 to cuda:" + std::to_string(count - 1),
+                  std::to_string(count) + (count == 1 ? " device" : " devices"), "nvidia-smi lists them");
   }
   cudaDeviceProp properties;
   if (const cudaError_t error = cudaGetDeviceProperties(&properties, ordinal); error != cudaSuccess) {
@@ -68,11 +97,12 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::create(int ordinal) {
   if (error != cudaSuccess) return device_error(where, error, "open device");
   std::unique_ptr<CudaBackend> backend(new CudaBackend(ordinal, properties, stream));
   if (!cuda::has_code()) {
-    return refuse("a device of compute capability " + std::string(PROA_CUDA_ARCHITECTURES),
-                  std::string(properties.name) + " of " + std::to_string(properties.major) + "." +
-                      std::to_string(properties.minor),
-                  "build with -DPROA_CUDA_ARCHITECTURES=" + std::to_string(properties.major) +
-                      std::to_string(properties.minor) + "-real, or take --device cpu");
+    std::string compiled;
+    for (const CudaArchitecture& each : cuda_architectures()) compiled += (compiled.empty() ? "" : ", ") + each.name;
+    const std::string number = std::to_string(properties.major) + std::to_string(properties.minor);
+    return refuse("a device of " + compiled + ", which this program holds code for",
+                  std::string(properties.name) + " of sm_" + number,
+                  "build with -DPROA_CUDA_ARCHITECTURES=" + number + "-real, or take --device cpu");
   }
   for (Staging& staging : backend->staging_) {
     void* memory = nullptr;
@@ -81,11 +111,14 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::create(int ordinal) {
     if (error != cudaSuccess) return device_error(where, error, "allocate pinned memory");
     staging.memory = static_cast<std::byte*>(memory);
   }
+  PROA_ASSIGN(backend->step_sync_, backend->allocate(sizeof(cuda::StepSync)));
+  PROA_ASSIGN(backend->stage_memory_, backend->allocate(kStages * sizeof(cuda::Stage)));
   return backend;
 }
 
 CudaBackend::CudaBackend(int ordinal, const cudaDeviceProp& properties, cudaStream_t stream)
     : ordinal_(ordinal),
+      integrated_(properties.integrated != 0),
       reads_host_memory_(properties.integrated && properties.pageableMemoryAccess),
       stream_(stream),
       name_("cuda:" + std::to_string(ordinal)),
@@ -147,7 +180,7 @@ Result<SharedBuffer> CudaBackend::allocate_shared(size_t bytes) {
   return SharedBuffer{{std::shared_ptr<std::byte>(static_cast<std::byte*>(memory), free_pinned), bytes}, device};
 }
 
-Result<PlacedWeight> CudaBackend::reserve(const Tensor& tensor) {
+Result<PlacedWeight> CudaBackend::unfilled(const Tensor& tensor) {
   PlacedWeight placed{wrap(tensor), {}};
   placed.weight.residency = Residency::device;
   // Rows are read 16 bytes at a time: the last ones end within the padding.
@@ -173,7 +206,7 @@ Result<PlacedWeight> CudaBackend::place(const Tensor& tensor) {
     wrapped.weight.residency = Residency::device;
     return wrapped;
   }
-  PROA_ASSIGN(PlacedWeight placed, reserve(tensor));
+  PROA_ASSIGN(PlacedWeight placed, unfilled(tensor));
   // Through pinned memory, so that the copy out of the file and the one to the device overlap.
   for (size_t at = 0; at < tensor.bytes; at += kStagingBytes) {
     Staging& staging = staging_[next_staging_];
@@ -189,18 +222,20 @@ Result<PlacedWeight> CudaBackend::place(const Tensor& tensor) {
 
 Result<PlacedWeight> CudaBackend::place_dummy(const Tensor& tensor, const DummyFill& fill, uint64_t begin) {
   make_current();
-  PROA_ASSIGN(PlacedWeight placed, reserve(tensor));
+  PROA_ASSIGN(PlacedWeight placed, unfilled(tensor));
   cuda::fill_dummy(fill, begin, placed.memory.data(), tensor.bytes, launch_);
   return placed;
 }
 
 void CudaBackend::upload(void* device, const void* host, size_t bytes) {
+  if (counting_) return;
   make_current();
   run_stages();
   if (bytes > 0) launch_.keep(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_));
 }
 
 void CudaBackend::download(void* host, const void* device, size_t bytes) {
+  if (counting_) return;
   make_current();
   run_stages();
   if (bytes > 0) launch_.keep(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_));
@@ -219,7 +254,10 @@ void CudaBackend::run(uint64_t key, FunctionRef<void()> step) {
     return run_stages();
   }
   auto memory = allocate(kRecordedStages * sizeof(cuda::Stage));
-  if (!memory.ok()) return void(fail(memory.error()));
+  if (!memory.ok()) {  // no room for a record: the step itself needs none
+    step();
+    return run_stages();
+  }
   record_memory_ = *memory;
   recorded_.clear();
   cudaGraph_t graph = nullptr;
@@ -230,8 +268,15 @@ void CudaBackend::run(uint64_t key, FunctionRef<void()> step) {
   run_stages();
   capturing_ = false;
   launch_.keep(cudaStreamEndCapture(stream_, &graph));
-  if (graph) launch_.keep(cudaGraphInstantiate(&record.graph, graph, 0));
+  const cudaError_t instantiated = graph ? cudaGraphInstantiate(&record.graph, graph, 0) : cudaSuccess;
   if (graph) cudaGraphDestroy(graph);
+  if (instantiated == cudaErrorMemoryAllocation) {  // likewise
+    cudaGetLastError();
+    record_memory_ = {};
+    step();
+    return run_stages();
+  }
+  launch_.keep(instantiated);
   if (record.graph && (error_ || launch_.error() != cudaSuccess)) {  // what an op left out is not to be replayed
     cudaGraphExecDestroy(record.graph);
     return;
@@ -251,6 +296,7 @@ void CudaBackend::forget_records() {
 }
 
 void CudaBackend::add(cuda::Stage stage) {
+  if (counting_) return;
   for (const cuda::Stage& before : stages_) {
     // Caches are read before the stages before are done, and so must be older than all of them.
     if (before.kind != stage.kind) continue;
@@ -277,12 +323,6 @@ void CudaBackend::run_stages() {
   const std::vector<cuda::Stage> stages = std::move(stages_);
   stages_.clear();
   if (error_) return;
-  if (!step_sync_.memory) {
-    if (capturing_) return void(fail({"compute", name_, "memory that was there before", "a larger step", ""}));
-    auto memory = allocate(sizeof(cuda::StepSync));
-    if (!memory.ok()) return void(fail(memory.error()));
-    step_sync_ = *memory;
-  }
   const size_t bytes = stages.size() * sizeof(cuda::Stage);
   const cuda::Stage* device = nullptr;
   if (capturing_) {
@@ -293,7 +333,7 @@ void CudaBackend::run_stages() {
     recorded_.insert(recorded_.end(), stages.begin(), stages.end());
   } else {
     if (bytes > stage_memory_.bytes) {
-      auto memory = allocate(std::max(bytes, 64 * sizeof(cuda::Stage)));
+      auto memory = allocate(bytes);
       if (!memory.ok()) return void(fail(memory.error()));
       cudaStreamSynchronize(stream_);  // the memory before may be in use
       stage_memory_ = *memory;
@@ -308,7 +348,13 @@ Result<void> CudaBackend::synchronize() {
   make_current();
   run_stages();
   launch_.keep(cudaStreamSynchronize(stream_));
-  if (launch_.error() != cudaSuccess) return device_error(name_, launch_.error());
+  if (const cudaError_t found = launch_.error(); found != cudaSuccess) {
+    // Each error counts for the steps since the last call. What is broken for good reports itself again in the next.
+    launch_.clear();
+    cudaGetLastError();
+    error_.reset();
+    return device_error(name_, found);
+  }
   if (!error_) return {};
   const Error error = *std::move(error_);
   error_.reset();
@@ -320,31 +366,66 @@ double CudaBackend::probe(Probe what, double seconds) {
   return what == Probe::read ? cuda::read_probe(seconds, launch_) : cuda::arithmetic_probe(what, seconds, launch_);
 }
 
-std::byte* CudaBackend::scratch(size_t bytes) {
-  if (bytes <= scratch_.bytes) return scratch_.data();
+DeviceMemory CudaBackend::memory() {
+  make_current();
+  DeviceMemory memory;
+  cudaMemGetInfo(&memory.free, &memory.total);
+  // What is one with the host's memory counts pages of files as taken, which the host takes back when it must.
+  if (integrated_) memory.free = std::max<size_t>(memory.free, std::min<size_t>(available_memory(), memory.total));
+  memory.scratch = scratch_.bytes + tickets_.bytes + route_logits_.bytes;
+  memory.maps_files = reads_host_memory_;
+  return memory;
+}
+
+Result<size_t> CudaBackend::scratch_bytes(FunctionRef<void()> steps) {
+  make_current();
+  run_stages();  // what was asked for before is no part of it
+  counted_ = {};
+  counting_ = true;
+  launch_.set_dry(true);
+  steps();
+  launch_.set_dry(false);
+  counting_ = false;
+  if (error_) {  // of an op that does not take the shape
+    const Error error = *std::move(error_);
+    error_.reset();
+    return error;
+  }
+  return counted_.scratch + counted_.tickets + counted_.route_logits;
+}
+
+Result<void> CudaBackend::reserve(FunctionRef<void()> steps) {
+  PROA_TRY(scratch_bytes(steps));
+  const auto needs = counted_;
+  at_least(scratch_, counted_.scratch, needs.scratch, 0);
+  at_least(tickets_, counted_.tickets, needs.tickets, 0);
+  at_least(route_logits_, counted_.route_logits, needs.route_logits, 0);
+  return synchronize();
+}
+
+std::byte* CudaBackend::at_least(Buffer& memory, size_t& counted, size_t bytes, size_t spare) {
+  if (counting_) return counted = std::max(counted, bytes), nullptr;
+  if (bytes <= memory.bytes) return memory.data();
   if (capturing_) return fail({"compute", name_, "memory that was there before", "a larger step", ""}), nullptr;
   run_stages();
   cudaStreamSynchronize(stream_);
   forget_records();
-  scratch_ = {};
-  auto grown = allocate(bytes + bytes / 4);
+  memory = {};
+  auto grown = allocate(bytes + spare);
   if (!grown.ok()) return fail(grown.error()), nullptr;
-  scratch_ = *grown;
-  return scratch_.data();
+  memory = *grown;
+  return memory.data();
 }
+
+std::byte* CudaBackend::scratch(size_t bytes) { return at_least(scratch_, counted_.scratch, bytes, bytes / 4); }
 
 uint32_t* CudaBackend::tickets(size_t count) {
   const size_t bytes = std::max<size_t>(count, 1 << 16) * sizeof(uint32_t);
-  if (bytes > tickets_.bytes) {
-    if (capturing_) return fail({"compute", name_, "memory that was there before", "a larger step", ""}), nullptr;
-    run_stages();
-    cudaStreamSynchronize(stream_);
-    forget_records();
-    auto grown = allocate(bytes);
-    if (!grown.ok()) return fail(grown.error()), nullptr;
-    tickets_ = *grown;
-  }
-  return tickets_.as<uint32_t>();
+  return reinterpret_cast<uint32_t*>(at_least(tickets_, counted_.tickets, bytes, 0));
+}
+
+float* CudaBackend::route_logits(size_t count) {
+  return reinterpret_cast<float*>(at_least(route_logits_, counted_.route_logits, count * sizeof(float), 0));
 }
 
 std::optional<cuda::Matrix> CudaBackend::matrix(const Weight& weight) {
@@ -542,17 +623,9 @@ void CudaBackend::route(const Route& op) {
   if (op.num_tokens == 0) return;
   if (route_) run_stages();
   const size_t count = static_cast<size_t>(op.num_tokens) * static_cast<size_t>(op.n_routed_experts);
-  if (count * sizeof(float) > route_logits_.bytes) {
-    if (capturing_) return void(fail({"compute", name_, "memory that was there before", "a larger step", ""}));
-    run_stages();
-    cudaStreamSynchronize(stream_);
-    forget_records();
-    auto grown = allocate(count * sizeof(float));
-    if (!grown.ok()) return void(fail(grown.error()));
-    route_logits_ = *grown;
-  }
   // Not scratch: the next op may begin to write that while this one runs.
-  if (op.num_tokens == 1) {
+  if (!route_logits(count) && !counting_) return;
+  if (op.num_tokens == 1 && !counting_) {
     route_ = op;
     return;
   }
@@ -562,7 +635,7 @@ void CudaBackend::route(const Route& op) {
 void CudaBackend::route_alone(const Route& op) {
   float* logits = route_logits_.as<float>();
   uint32_t* counters = tickets(static_cast<size_t>(op.num_tokens));
-  if (!counters) return;
+  if (!counters && !counting_) return;
   if (!cuda::route_fused(op, logits, counters, launch())) {
     const Product product[] = {{op.gate, logits}};
     products({.slots = op.num_tokens,
@@ -845,7 +918,7 @@ void CudaBackend::attend(const Attend& op) {
     stage.kind = cuda::Stage::Kind::attend;
     stage.attend = cuda::make_attend_one(op, std::max(1, blocks), nullptr);
     stage.attend.partial = reinterpret_cast<float*>(scratch(cuda::attend_partial_size(stage.attend) * sizeof(float)));
-    if (blocks > 0 && stage.attend.partial) {
+    if (blocks > 0 && stage.attend.partial) {  // while counting the rest is asked for as well
       add(stage);
       stage.kind = cuda::Stage::Kind::join;
       return add(stage);
@@ -853,6 +926,11 @@ void CudaBackend::attend(const Attend& op) {
   }
   const int splits = cuda::attend_splits(op, launch_);
   auto* partial = reinterpret_cast<float*>(scratch(cuda::attend_partial_floats(op, splits) * sizeof(float)));
+  // A smaller step may be split more: into at most two blocks for each SM.
+  if (const size_t blocks = cuda::attend_tickets(op); counting_ && blocks > 0) {
+    scratch(cuda::attend_partial_floats(op, 2) / (2 * blocks) * 2 * static_cast<size_t>(launch_.num_sms()) *
+            sizeof(float));
+  }
   uint32_t* counters = tickets(splits > 1 ? cuda::attend_tickets(op) : 0);
   if (error_) return;
   cuda::attend(op, splits, partial, counters, launch());

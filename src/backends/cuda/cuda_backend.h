@@ -34,6 +34,9 @@ class CudaBackend final : public Backend {
   bool shares_memory() const override { return false; }
   bool same_bits_in_any_batch() const override { return false; }
 
+  DeviceMemory memory() override;
+  Result<size_t> scratch_bytes(FunctionRef<void()> steps) override;
+  Result<void> reserve(FunctionRef<void()> steps) override;
   Result<Buffer> allocate(size_t bytes) override;
   Result<SharedBuffer> allocate_shared(size_t bytes) override;
   Result<PlacedWeight> place(const Tensor& tensor) override;
@@ -65,11 +68,15 @@ class CudaBackend final : public Backend {
   CudaBackend(int ordinal, const cudaDeviceProp& properties, cudaStream_t stream);
 
   // The weight with memory of its own, not yet filled.
-  Result<PlacedWeight> reserve(const Tensor& tensor);
-  // Memory of one op, its content undefined. Grows until the largest step has been seen; null after an error.
+  Result<PlacedWeight> unfilled(const Tensor& tensor);
+  // Memory of one op, its content undefined. Grows where nobody reserved enough; null after an error, and while scratch
+  // is only counted.
   std::byte* scratch(size_t bytes);
-  // Counters that are 0, and are 0 again when an op is done.
+  // Counters that are 0, and are 0 again when an op is done. Null as above.
   uint32_t* tickets(size_t count);
+  float* route_logits(size_t count);  // the same
+  // `memory`, at least `bytes` of it; where it grows, `spare` more. Only noted in `counted` while counting.
+  std::byte* at_least(Buffer& memory, size_t& counted, size_t bytes, size_t spare);
   void make_current() const;
   bool fail(Error error);  // false; kept for synchronize()
   std::optional<cuda::Matrix> matrix(const Weight& weight);
@@ -98,6 +105,7 @@ class CudaBackend final : public Backend {
   void moe_of_many(const Moe& op);
 
   int ordinal_;
+  bool integrated_;  // memory is the host's
   bool reads_host_memory_;
   cudaStream_t stream_;
   std::string name_, description_;
@@ -123,7 +131,10 @@ class CudaBackend final : public Backend {
   };
   Buffer record_memory_;
   std::vector<cuda::Stage> recorded_;
-  bool capturing_ = false;
+  bool capturing_ = false, counting_ = false;
+  struct {
+    size_t scratch = 0, tickets = 0, route_logits = 0;  // bytes
+  } counted_;
   std::optional<Error> error_;
   std::map<uint64_t, Record> records_;
   std::set<uint64_t> seen_;

@@ -17,7 +17,9 @@ class Launch {
   int num_sms() const { return num_sms_; }
   int shared_limit() const { return shared_limit_; }  // bytes of shared memory a block may ask for
   int64_t count() const { return count_; }            // kernels launched so far
-  cudaError_t error() const { return error_; }        // the first one
+  cudaError_t error() const { return error_; }        // the first one since clear()
+  void clear() { error_ = cudaSuccess; }
+  void set_dry(bool dry) { dry_ = dry; }  // kernels are asked for and not launched
   void keep(cudaError_t error) const {
     if (error_ == cudaSuccess) error_ = error;
   }
@@ -26,6 +28,7 @@ class Launch {
   template <typename... Parameters, typename... Arguments>
   void operator()(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared_bytes,
                   const Arguments&... arguments) const {
+    if (dry_) return;
     // An SM divides its memory between shared memory and first-level cache. Kernels that divide it differently cannot
     // run side by side, and a successor could not begin early.
     keep(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
@@ -50,6 +53,7 @@ class Launch {
   template <typename... Parameters, typename... Arguments>
   void together(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared_bytes,
                 const Arguments&... arguments) const {
+    if (dry_) return;
     keep(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeCooperative;
@@ -70,6 +74,7 @@ class Launch {
   int num_sms_;
   int shared_limit_;
   bool dependent_;
+  bool dry_ = false;
   mutable int64_t count_ = 0;
   mutable cudaError_t error_ = cudaSuccess;
 };
