@@ -12,12 +12,13 @@ namespace proa::cuda {
 // where shared memory has nearly all of the first-level cache.
 #define PROA_PART static __device__ __noinline__
 
-// With -DPROA_STEP_TRACE=N the N-th step of a process prints how long the blocks took for each part of each stage, in
-// clocks: the fastest, the one in the middle, the slowest and which that was.
+// With -DPROA_STEP_TRACE=N (cmake -DCMAKE_CUDA_FLAGS=-DPROA_STEP_TRACE=200) the N-th step of a process prints how long
+// the blocks took for each part of each stage, in clocks: the fastest, the one in the middle, the slowest and which
+// that was.
 #ifdef PROA_STEP_TRACE
 constexpr int kTraced = 200;  // stages
-__device__ long long step_trace[132][kTraced][4];
-__device__ int step_traces;
+static __device__ long long step_trace[132][kTraced][4];
+static __device__ int step_traces;
 #define PROA_TRACE(s, i) \
   if (threadIdx.x == 0 && (s) < kTraced) step_trace[blockIdx.x][s][i] = clock64()
 #else
@@ -45,10 +46,6 @@ __device__ __forceinline__ void wait_for_count(const uint32_t* arrivals, uint32_
     uint32_t now;
     asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(arrivals) : "memory");
     if (now >= count) break;
-#ifdef PROA_STEP_TRACE
-    if (tries == 1u << 21) printf("block %d thread %d: %u of %u\n", blockIdx.x, threadIdx.x, now, count);
-    if (tries == 1u << 21) return;
-#endif
     if (tries == 1u << 24) __trap();  // seconds
   }
   asm volatile("fence.acq_rel.gpu;" ::: "memory");

@@ -1,7 +1,7 @@
 // The ops of one token as stages of one kernel, which all SMs run together from the first to the last. Weights do not
 // depend on activations: in each block one warp fetches them, stage after stage, as far ahead as shared memory holds
-// them, while the others compute and wait for each other between stages. So memory never idles where a step is a chain
-// of many small products.
+// them, while the others compute and wait for each other between stages. So the weights of a stage are there when its
+// input is, though a step is a chain of many small products.
 #pragma once
 
 #include <vector>
@@ -17,7 +17,7 @@ namespace proa::cuda {
 
 // How a product is cut into pieces, a piece being what one place of the ring holds; made on the host.
 struct MatVecPlan {
-  int tile_rows = 0;     // of a piece at most, a multiple of 8
+  int tile_rows = 0;     // of a piece at most
   int total_groups = 0;  // of 32 columns, all parts of the input
   // 0: matrices, 1: experts
   int part_cols[2] = {};     // columns of a piece
