@@ -8,6 +8,7 @@
 #include "checkpoint/checkpoint.h"
 #include "server/json_text.h"
 #include "server/openapi.h"
+#include "server/page.h"
 #include "server/reply_group.h"
 
 namespace proa {
@@ -68,6 +69,7 @@ Service::Service(ServiceConfig config, Engine& engine, const Tokenizer& tokenize
 
 const std::vector<Service::Entry>& Service::table() {
   static const std::vector<Entry> entries = {
+      {"/", &Service::page, nullptr, false},
       {"/health", &Service::health, nullptr, false},
       {"/load", &Service::load, nullptr, false},
       {"/ping", &Service::health, &Service::health, false},
@@ -189,6 +191,12 @@ void Service::load(Call& call) {
 
 void Service::metrics_text(Call& call) {
   call.respond({.content_type = "text/plain; version=0.0.4; charset=utf-8", .body = metrics_.text(engine_.stats())});
+}
+
+void Service::page(Call& call) {
+  call.respond({.content_type = "text/html; charset=utf-8",
+                .body = std::string(page_html()),
+                .headers = {{"content-security-policy", std::string(kPagePolicy)}}});
 }
 
 void Service::openapi(Call& call) { call.respond({.body = openapi_document(config_.version)}); }

@@ -106,6 +106,7 @@ class Service {
   void metrics_text(Call& call);
   void models(Call& call);
   void openapi(Call& call);
+  void page(Call& call);
   void tokenize(Call& call);
   void detokenize(Call& call);
   void chat_completions(Call& call);

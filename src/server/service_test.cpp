@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <regex>
 #include <thread>
 
 #include "server/testing.h"
@@ -113,6 +114,24 @@ TEST(Service, SmallRoutes) {
     EXPECT_EQ(response.body, row.answer) << row.path;
   }
   EXPECT_TRUE(Json::parse(server.get("/openapi.json").body).contains("paths"));
+}
+
+// The page needs nothing from elsewhere, and asks only for routes and families that there are.
+TEST(Service, ThePageAsksOnlyThisServer) {
+  ScriptedServer server;
+  const http::Response page = server.get("/");
+  EXPECT_EQ(page.status, 200);
+  EXPECT_EQ(page.content_type, "text/html; charset=utf-8");
+  EXPECT_EQ(page.body.find("src="), std::string::npos);
+  EXPECT_EQ(page.body.find("https://"), std::string::npos);
+  const std::string metrics = server.get("/metrics").body;
+  const std::regex families("'((vllm|process)[a-z_:]+)'");
+  int count = 0;
+  for (std::sregex_iterator at(page.body.begin(), page.body.end(), families), end; at != end; ++at, ++count) {
+    EXPECT_NE(metrics.find("\n" + (*at)[1].str()), std::string::npos) << (*at)[1];
+  }
+  EXPECT_GE(count, 8);
+  EXPECT_EQ(server.post("/", "{}").status, 405);
 }
 
 // --- what the fields do ---
@@ -592,7 +611,6 @@ TEST(Service, RoutesThatAreNone) {
     const char* type;
   } rows[] = {
       {"GET /nothing", 404, "Not Found"},
-      {"GET /", 404, "Not Found"},
       {"POST /v1/embeddings", 404, "Not Found"},
       {"GET /v1/chat/completions", 405, "Method Not Allowed"},
       {"POST /v1/models", 405, "Method Not Allowed"},
