@@ -22,6 +22,14 @@ ApiError http_error(int status, std::string message) {
   return {status, http::reason_phrase(status), std::move(message)};
 }
 
+ApiError not_an_object() {
+  ApiError error = http_error(400,
+                              "1 validation error:\n  {'type': 'model_attributes_type', 'loc': ('body',), 'msg': "
+                              "'Input should be a valid dictionary or object to extract fields from'}");
+  error.param = "body";
+  return error;
+}
+
 ApiError submit_error(const Error& error) {
   if (error.where == "max_queue")
     return http_error(429, "The queue of waiting requests is full, please try again later.");

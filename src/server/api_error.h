@@ -22,6 +22,7 @@ ApiError not_supported(std::string message, std::string param = "");  // what th
 ApiError model_not_found(std::string_view model);
 // What the library of vLLM's routes says: the type is the reason phrase.
 ApiError http_error(int status, std::string message);
+ApiError not_an_object();  // a body that is no JSON object
 // Of the engine, when it refuses a request: 429 with a full queue, else 400.
 ApiError submit_error(const Error& error);
 // Of a request that failed while it ran.

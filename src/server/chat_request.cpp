@@ -208,13 +208,7 @@ std::optional<ApiError> read_chat_prompt(FieldReader& fields, const RequestPolic
 
 std::optional<ApiError> read_chat_request(const Json& body, const RequestPolicy& policy, ChatRequest& request) {
   FieldReader fields(body);
-  if (!body.is_object()) {
-    ApiError error = http_error(400,
-                                "1 validation error:\n  {'type': 'model_attributes_type', 'loc': ('body',), 'msg': "
-                                "'Input should be a valid dictionary or object to extract fields from'}");
-    error.param = "body";
-    return error;
-  }
+  if (!body.is_object()) return not_an_object();
   std::optional<ApiError> contradiction = read_request_fields(fields, policy, request.fields);
   std::optional<int64_t> max_completion_tokens;
   fields.read("max_completion_tokens", max_completion_tokens);

@@ -56,13 +56,7 @@ void read_prompts(FieldReader& fields, std::vector<CompletionPrompt>& prompts) {
 std::optional<ApiError> read_completion_request(const Json& body, const RequestPolicy& policy,
                                                 CompletionRequest& request) {
   FieldReader fields(body);
-  if (!body.is_object()) {
-    ApiError error = http_error(400,
-                                "1 validation error:\n  {'type': 'model_attributes_type', 'loc': ('body',), 'msg': "
-                                "'Input should be a valid dictionary or object to extract fields from'}");
-    error.param = "body";
-    return error;
-  }
+  if (!body.is_object()) return not_an_object();
   request.fields.add_special_tokens = true;
   std::optional<ApiError> contradiction = read_request_fields(fields, policy, request.fields);
   if (!request.fields.max_tokens) request.fields.max_tokens = kDefaultCompletionTokens;

@@ -41,11 +41,6 @@ __device__ __forceinline__ uint32_t load_byte(uint32_t address) {
   asm volatile("ld.shared.u8 %0, [%1];" : "=r"(value) : "r"(address));
   return value;
 }
-__device__ __forceinline__ uint4 load_vector(uint32_t address) {
-  uint4 v;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address));
-  return v;
-}
 
 // 4 or 8 bytes at any address; reads the aligned words around them.
 __device__ __forceinline__ uint32_t load4(uint32_t address) {
@@ -282,7 +277,7 @@ struct Fragment<BF16> : PlainOrder {
   __device__ static void decode(uint32_t row, uint32_t, int group, int j, int valid, int, uint32_t (&b)[4]) {
     const uint32_t p = row + group * 64 + 16 * j;
     if (p % 16 == 0) {
-      const uint4 words = load_vector(p);
+      const uint4 words = load_shared(p);
       b[0] = words.x, b[1] = words.y, b[2] = words.z, b[3] = words.w;
     } else {
       load8(p, b[0], b[1]);

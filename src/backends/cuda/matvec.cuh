@@ -438,7 +438,7 @@ struct Consumer {
       for (int p = turn; p < pairs; p += kTeam) {
         const int g0 = min(2 * p, groups - 1), g1 = min(2 * p + 1, groups - 1);
         uint4 x = {};
-        if (part < kS && 2 * p + second < groups) x = load_vector(input + (2 * p + second) * (64 * kS));
+        if (part < kS && 2 * p + second < groups) x = load_shared(input + (2 * p + second) * (64 * kS));
 #pragma unroll
         for (int o = 0; o < kOctets; ++o) {
 #pragma unroll

@@ -17,7 +17,7 @@ namespace proa::cuda {
 // that was.
 #ifdef PROA_STEP_TRACE
 constexpr int kTraced = 200;  // stages
-static __device__ long long step_trace[132][kTraced][4];
+static __device__ long long step_trace[256][kTraced][4];
 static __device__ int step_traces;
 #define PROA_TRACE(s, i) \
   if (threadIdx.x == 0 && (s) < kTraced) step_trace[blockIdx.x][s][i] = clock64()
@@ -295,6 +295,7 @@ PROA_PART void conv_ssm(int s, uint2 next) {
                  block_memory().last, gate);
 }
 
+static_assert(kAttendThreads == kConsumerThreads);
 template <int kSteps>
 PROA_PART void attend_stage(int s, uint2 next) {
   const Gate gate = {s, next};

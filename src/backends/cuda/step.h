@@ -15,6 +15,18 @@
 
 namespace proa::cuda {
 
+// Warps of a block that compute. With the one that fetches they are four for each quarter of an SM's registers.
+constexpr int kConsumers = 15;
+constexpr int kConsumerThreads = kConsumers * 32;
+// Warps that share a tile of rows: what a tile costs beside its products is shared by few, and tiles go on side by
+// side.
+constexpr int kTeam = 5;
+constexpr int kTeams = kConsumers / kTeam;
+constexpr int kStepThreads = kConsumerThreads + 32;
+constexpr int kMaxOldRows = 256;  // of a block whose old values it keeps
+
+constexpr int kKeptItems = 4;  // of a thread: parts of the input that stay in registers
+
 // How a product is cut into pieces, a piece being what one place of the ring holds; made on the host.
 struct MatVecPlan {
   int tile_rows = 0;     // of a piece at most
