@@ -20,18 +20,29 @@ inline int chunk_rows(const Mamba2Shape& shape, int blocks) {
   }
   return shape.head_dim;
 }
+// Chunks of a block: its share of its crew's, or of all.
+struct Turns {
+  int first, end, step;
+};
+__device__ __forceinline__ Turns chunks_of_block(const Mamba2Shape& shape, int rows, bool of_crew) {
+  const int chunks = shape.num_heads * shape.head_dim / rows;
+  const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
+  if (!of_crew) return {block, chunks, blocks};
+  const int size = blocks / kMostCrews, crew = block / size, of_each = chunks / kMostCrews;
+  return {crew * of_each + block % size, (crew + 1) * of_each, size};
+}
 inline size_t conv_ssm_room(const Mamba2Shape& shape) {  // bytes of shared memory
   return sizeof(float) * (static_cast<size_t>(shape.head_dim) + 2 * static_cast<size_t>(shape.ssm_state_size));
 }
 
 // What the stage reads of the caches and of its weights, by one warp.
-__device__ __forceinline__ void prefetch_conv_ssm(const ConvSsmStep& op, int rows) {
+__device__ __forceinline__ void prefetch_conv_ssm(const ConvSsmStep& op, int rows, const Turns& turns) {
   const Mamba2Shape& shape = op.shape;
   const int N = shape.ssm_state_size;
   const int inner = shape.num_heads * shape.head_dim, chunks = inner / rows;
   const int conv_dim = inner + 2 * shape.n_groups * N;
   const int32_t slot = __ldcg(op.state_slot_in);
-  for (int chunk = static_cast<int>(blockIdx.x); chunk < chunks; chunk += static_cast<int>(gridDim.x)) {
+  for (int chunk = turns.first; chunk < turns.end; chunk += turns.step) {
     const int head = chunk * rows / shape.head_dim, first_row = chunk * rows % shape.head_dim;
     const int group = chunk / (chunks / shape.n_groups);
     if (slot >= 0) prefetch(head_state(op.cache, shape, slot, head) + first_row * N, 4 * rows * N);
@@ -50,8 +61,8 @@ __device__ __forceinline__ void prefetch_conv_ssm(const ConvSsmStep& op, int row
 }
 
 template <class Gate>
-__device__ __forceinline__ void conv_ssm_stage(const ConvSsmStep& op, int rows, uint32_t* tickets, float* channels,
-                                               bool& last, const Gate& gate) {
+__device__ __forceinline__ void conv_ssm_stage(const ConvSsmStep& op, int rows, const Turns& turns, uint32_t* tickets,
+                                               float* channels, bool& last, const Gate& gate) {
   const Mamba2Shape& shape = op.shape;
   const int tid = static_cast<int>(threadIdx.x), warp = warp_id(), lane = lane_id();
   const int N = shape.ssm_state_size;
@@ -62,7 +73,7 @@ __device__ __forceinline__ void conv_ssm_stage(const ConvSsmStep& op, int rows, 
       slot_out < 0 ? nullptr : op.cache.conv + static_cast<int64_t>(slot_out) * (kStepTaps - 1) * conv_dim;
   bool waited = false;
 #pragma unroll 1
-  for (int chunk = static_cast<int>(blockIdx.x); chunk < chunks; chunk += static_cast<int>(gridDim.x)) {
+  for (int chunk = turns.first; chunk < turns.end; chunk += turns.step) {
     const int head = chunk * rows / shape.head_dim, first_row = chunk * rows % shape.head_dim;
     const int group = chunk / chunks_of_group;
     const float* state_in = head_state(op.cache, shape, slot_in, head);
@@ -119,7 +130,7 @@ __device__ __forceinline__ void conv_ssm_stage(const ConvSsmStep& op, int rows, 
       b[i] = n < N ? channels[rows + n] : 0.0f;
       c[i] = n < N ? channels[rows + N + n] : 0.0f;
     }
-    const bool final = chunk + static_cast<int>(gridDim.x) >= chunks;
+    const bool final = chunk + turns.step >= turns.end;
 #pragma unroll 1
     for (int first = warp;;) {
 #pragma unroll

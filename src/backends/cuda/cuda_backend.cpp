@@ -296,7 +296,11 @@ void CudaBackend::forget_records() {
 }
 
 void CudaBackend::add(cuda::Stage stage) {
+  if (stage.kind == cuda::Stage::Kind::matvec && stage.matvec.output == cuda::Output::add) {
+    residual(stage.matvec.num_matrices > 0 ? stage.matvec.matrices[0].rows : stage.matvec.experts.shape.rows);
+  }
   if (counting_) return;
+  if (!cuda::can_follow(stages_, stage)) run_stages();
   for (const cuda::Stage& before : stages_) {
     // Caches are read before the stages before are done, and so must be older than all of them.
     if (before.kind != stage.kind) continue;
@@ -310,7 +314,7 @@ void CudaBackend::add(cuda::Stage stage) {
     stage.routed_before =
         static_cast<int>(std::count_if(stages_.begin(), stages_.end(), [](const auto& s) { return s.routes; }));
   }
-  stages_.push_back(stage);
+  cuda::append(stages_, stage, launch_);
 }
 
 void CudaBackend::run_stages() {
@@ -341,7 +345,7 @@ void CudaBackend::run_stages() {
     launch_.keep(cudaMemcpyAsync(stage_memory_.data(), stages.data(), bytes, cudaMemcpyHostToDevice, stream_));
     device = stage_memory_.as<cuda::Stage>();
   }
-  cuda::run_step(device, stages, step_sync_.as<cuda::StepSync>(), launch_);
+  cuda::run_step(device, stages, step_sync_.as<cuda::StepSync>(), residual(0), launch_);
 }
 
 Result<void> CudaBackend::synchronize() {
@@ -372,7 +376,7 @@ DeviceMemory CudaBackend::memory() {
   cudaMemGetInfo(&memory.free, &memory.total);
   // What is one with the host's memory counts pages of files as taken, which the host takes back when it must.
   if (integrated_) memory.free = std::max<size_t>(memory.free, std::min<size_t>(available_memory(), memory.total));
-  memory.scratch = scratch_.bytes + tickets_.bytes + route_logits_.bytes;
+  memory.scratch = scratch_.bytes + tickets_.bytes + route_logits_.bytes + residual_sums_.bytes;
   memory.maps_files = reads_host_memory_;
   return memory;
 }
@@ -391,7 +395,7 @@ Result<size_t> CudaBackend::scratch_bytes(FunctionRef<void()> steps) {
     error_.reset();
     return error;
   }
-  return counted_.scratch + counted_.tickets + counted_.route_logits;
+  return counted_.scratch + counted_.tickets + counted_.route_logits + counted_.residual_sums;
 }
 
 Result<void> CudaBackend::reserve(FunctionRef<void()> steps) {
@@ -400,6 +404,7 @@ Result<void> CudaBackend::reserve(FunctionRef<void()> steps) {
   at_least(scratch_, counted_.scratch, needs.scratch, 0);
   at_least(tickets_, counted_.tickets, needs.tickets, 0);
   at_least(route_logits_, counted_.route_logits, needs.route_logits, 0);
+  at_least(residual_sums_, counted_.residual_sums, needs.residual_sums, 0);
   return synchronize();
 }
 
@@ -422,6 +427,18 @@ std::byte* CudaBackend::scratch(size_t bytes) { return at_least(scratch_, counte
 uint32_t* CudaBackend::tickets(size_t count) {
   const size_t bytes = std::max<size_t>(count, 1 << 16) * sizeof(uint32_t);
   return reinterpret_cast<uint32_t*>(at_least(tickets_, counted_.tickets, bytes, 0));
+}
+
+cuda::Residual CudaBackend::residual(int rows) {
+  constexpr size_t kBytes = 3 * sizeof(int64_t) + sizeof(float);  // of a row
+  const size_t stride = (static_cast<size_t>(rows) + 31) / 32 * 32;
+  std::byte* memory = at_least(residual_sums_, counted_.residual_sums, stride * kBytes, 0);
+  if (!memory) return {};
+  cuda::Residual residual;
+  residual.stride = static_cast<int64_t>(residual_sums_.bytes / kBytes);
+  residual.sums = reinterpret_cast<int64_t*>(memory);
+  residual.spare = reinterpret_cast<float*>(residual.sums + 3 * residual.stride);
+  return residual;
 }
 
 float* CudaBackend::route_logits(size_t count) {
@@ -481,6 +498,9 @@ std::optional<cuda::Experts> CudaBackend::experts(const ExpertWeights& weights) 
 void CudaBackend::products(const cuda::Prepare& input, std::span<const Product> products) {
   if (input.slots == 0) return;
   if (input.slots == 1) return products_of_one(input, products);
+  for (const Product& product : products) {
+    if (counting_ && product.output == Output::add) residual(static_cast<int>(product.weight.rows));
+  }
   for (int first = 0; first < input.slots; first += kMaxRows) {
     cuda::Prepare some = input;
     some.slots = std::min(kMaxRows, input.slots - first);
@@ -666,6 +686,9 @@ void CudaBackend::moe_of_one(const Moe& op) {
   const bool relu2 = op.activation == Activation::relu2, shared = static_cast<bool>(op.shared_up);
   const bool latent = static_cast<bool>(op.latent_in);
   const int64_t shared_rows = shared ? op.shared_up.rows : 0, k = op.num_experts_per_tok;
+  // What widens finds the experts for what narrows: nothing may part the two.
+  residual(op.hidden_size);
+  if (!cuda::can_add_to(stages_, op.x)) run_stages();
   const size_t bytes = Arena::padded<float>(shared_rows + k * op.up.rows) + 2 * Arena::padded<float>(op.down.rows);
   std::byte* memory = scratch(bytes);
   if (!memory) return;
@@ -706,7 +729,7 @@ void CudaBackend::moe_of_one(const Moe& op) {
   widen.experts.shape.y = h + shared_rows;
   cuda::Stage stage = cuda::matvec_stage(op.up.format, widen, launch_);
   // The router has the same input and is a part of the product, where the product has other rows to begin with.
-  if (route_ && cuda::can_route(*route_, stage)) {
+  if (route_ && cuda::can_route(*route_, stage, launch_)) {
     stage.routes = true;
     stage.route = *route_;
     stage.logits = route_logits_.as<float>();
@@ -754,6 +777,7 @@ void CudaBackend::moe_of_many(const Moe& op) {
   const bool relu2 = op.activation == Activation::relu2, latent = static_cast<bool>(op.latent_in);
   const int per_token = op.num_experts_per_tok;
   const int64_t in = op.up.cols, width = op.up.rows, out = op.down.rows;
+  if (counting_) residual(op.hidden_size);
   for (int first = 0; first < op.num_tokens; first += kMaxRows) {
     const int tokens = std::min(kMaxRows, op.num_tokens - first);
     const int choices = tokens * per_token;
@@ -913,7 +937,7 @@ void CudaBackend::attend(const Attend& op) {
     return;
   }
   if (cuda::is_stage(op)) {
-    const int blocks = launch_.num_sms() / op.num_kv_heads;
+    const int blocks = cuda::step_blocks(launch_.num_sms()) / op.num_kv_heads;
     cuda::Stage stage;
     stage.kind = cuda::Stage::Kind::attend;
     stage.attend = cuda::make_attend_one(op, std::max(1, blocks), nullptr);

@@ -75,6 +75,7 @@ class CudaBackend final : public Backend {
   // Counters that are 0, and are 0 again when an op is done. Null as above.
   uint32_t* tickets(size_t count);
   float* route_logits(size_t count);  // the same
+  cuda::Residual residual(int rows);  // zeros that are zeros again
   // `memory`, at least `bytes` of it; where it grows, `spare` more. Only noted in `counted` while counting.
   std::byte* at_least(Buffer& memory, size_t& counted, size_t bytes, size_t spare);
   void make_current() const;
@@ -122,6 +123,7 @@ class CudaBackend final : public Backend {
   int next_staging_ = 0;
 
   Buffer scratch_, tickets_, route_logits_, step_sync_;
+  Buffer residual_sums_;             // cuda::Residual
   std::vector<cuda::Stage> stages_;  // asked for and not yet launched
   std::optional<Route> route_;       // likewise: waits for the product that it is to be a part of
   Buffer stage_memory_;              // of the kernel launched last; of a record:
@@ -133,7 +135,7 @@ class CudaBackend final : public Backend {
   std::vector<cuda::Stage> recorded_;
   bool capturing_ = false, counting_ = false;
   struct {
-    size_t scratch = 0, tickets = 0, route_logits = 0;  // bytes
+    size_t scratch = 0, tickets = 0, route_logits = 0, residual_sums = 0;  // bytes
   } counted_;
   std::optional<Error> error_;
   std::map<uint64_t, Record> records_;

@@ -2,11 +2,11 @@
 // multiply.
 //
 // Every block takes an equal share of the rows, so that all have as many bytes to fetch. A piece, rows by columns, goes
-// to a place of the ring; five warps share its columns, wait for nothing but its arrival, and leave their sums of a
-// tile to the last of them, which writes it.
-// A product of the tensor cores takes two groups of 32 columns: rows 0-7 of its left side are eight rows of the tile in
-// the first group, rows 8-15 the same rows in the second; columns 0-3 of its right side are what makes the input of the
-// first group (operands.cuh), columns 4-7 the second. Of the result the two corners count.
+// to a place of the ring. Places, and so pieces, belong to teams of five warps in turn; a team's warps share a piece's
+// columns, wait for nothing but its arrival, and leave their sums of its rows. In the end all of a block write the
+// rows. A product of the tensor cores takes two groups of 32 columns: rows 0-7 of its left side are eight rows of the
+// tile in the first group, rows 8-15 the same rows in the second; columns 0-3 of its right side are what makes the
+// input of the first group (operands.cuh), columns 4-7 the second. Of the result the two corners count.
 #pragma once
 
 #include <type_traits>
@@ -17,35 +17,35 @@
 namespace proa::cuda {
 
 constexpr int kSlots = 12;  // pieces in the ring at most
+static_assert(kSlots % kTeams == 0);
 constexpr int kMaxTileRows = 24;
 constexpr int kMaxOctets = kMaxTileRows / 8;
-constexpr int kSums = kSlots + 1;  // tiles whose sums may be open
+constexpr int kRowsToWrite = 192;  // that wait to be written, at most
+static_assert(kRowsToWrite >= kTeams * kMaxTileRows);
 
 // What consumers need to know of a piece.
 struct Piece {
   uint32_t row[kMaxTileRows];     // where the row's first byte is in the ring
   uint32_t scales[kMaxTileRows];  // of its group scales
   int rows;
-  int groups;       // -1: nothing; the block has no rows in this stage
+  int groups;       // 0: nothing, so that the next piece is another team's
   int first_group;  // of the input
   int cols;         // of the row from here on
   int list;         // whose: matrices, then experts
   int first_row;
   bool last;           // of its tile
-  int team;            // that takes it
-  int tiles_of_stage;  // in the very last piece: how many this block has; else 0
+  int first_to_write;  // its rows' place among those that wait to be written
+  int rows_to_write;   // that are written after this piece by all; -1: none yet
+  bool final;          // of the stage
 };
 
 struct Shared {
   uint64_t full[kSlots], empty[kSlots];  // barriers
   Piece pieces[kSlots];
   float room[2 * kWarp];
-  float sums[kSums][kTeam][kMaxTileRows];
-  uint32_t arrived[kSums];
-  uint32_t tiles_left;     // 0 when all tiles of the stage are written
-  float old[kMaxOldRows];  // what the stage adds to, from row old_begin on
-  int old_begin;
-  float unscale;  // what undoes the power of two of the input
+  float sums[kTeam][kRowsToWrite];
+  uint32_t row_to_write[kRowsToWrite];  // list, 8 bits, and row
+  float unscale;                        // what undoes the power of two of the input
   // Of the chosen experts, by the producer: of the product that widens and of the one that sums.
   const uint8_t* data[2][kMaxExperts];
   const uint8_t* scales[2][kMaxExperts];
@@ -64,14 +64,26 @@ __device__ __forceinline__ Range share_of(int count) {
   return {static_cast<int>(things * blockIdx.x / gridDim.x), static_cast<int>(things * (blockIdx.x + 1) / gridDim.x)};
 }
 
+// Where there are kMostCrews.
+__device__ __forceinline__ int crew_of_block() {
+  return static_cast<int>(blockIdx.x / (gridDim.x / static_cast<unsigned>(kMostCrews)));
+}
+// This block's share of `count` things of its crew.
+__device__ __forceinline__ Range share_of_crew(int count) {
+  const uint32_t size = gridDim.x / static_cast<unsigned>(kMostCrews), member = blockIdx.x % size;
+  const auto things = static_cast<uint32_t>(count);
+  return {static_cast<int>(things * member / size), static_cast<int>(things * (member + 1) / size)};
+}
+
 __device__ __forceinline__ bool narrow(const MatVec& a) { return a.mode == MatVec::Mode::narrow; }
 // The place a ring piece has, and the turn it is in.
 struct RingPosition {
   int slot = 0;
   uint32_t parity = 0;
-  __device__ void next() {
-    if (++slot < kSlots) return;
-    slot = 0;
+  __device__ void next(int step = 1) {
+    slot += step;
+    if (slot < kSlots) return;
+    slot -= kSlots;
     parity ^= 1;
   }
 };
@@ -89,11 +101,25 @@ class Producer {
   // need is read before them: a piece should cost no more than its copies.
   template <typename F>
   __device__ __forceinline__ void produce(const MatVec& a, const MatVecPlan& plan, F&& wait_for_experts) {
-    tiles_ = 0;
-    const bool sum = narrow(a), widens = a.mode == MatVec::Mode::widen;
-    const int num_matrices = a.num_matrices, lists = num_matrices + a.experts.count, step = plan.tile_rows;
+    to_write_ = 0;
+    const bool in_parts = a.share == Share::crew_parts, in_rows = a.share == Share::crew_rows;
+    const bool widens = a.mode == MatVec::Mode::widen;
+    const bool sum = narrow(a) && !in_parts, of_sum = narrow(a);
+    // In rows of crews each list has a part for this one, or this one has some of the lists.
+    const int part_of_rows = in_rows && !widens ? crew_of_block() : -1;
+    const int num_matrices = a.num_matrices, step = plan.tile_rows;
+    int first_list = 0, lists = num_matrices + a.experts.count, first_byte = 0;
     const int expert_rows = plan.expert_rows;
-    const Range of_matrices = share_of(plan.matrix_rows);
+    Range of_matrices = share_of(plan.matrix_rows);
+    if (part_of_rows >= 0) of_matrices = share_of_crew(plan.matrix_rows / kMostCrews);
+    if (in_rows && widens) of_matrices = share_of(plan.matrix_rows + expert_rows);
+    if (in_parts) {
+      const int crew = crew_of_block();
+      of_matrices = share_of_crew(plan.matrix_rows);
+      first_list = crew < plan.matrix_crews ? 0 : num_matrices + crew - plan.matrix_crews;
+      lists = first_list + 1;
+      first_byte = crew < plan.matrix_crews ? crew * plan.crew_bytes : 0;
+    }
     bool ended = false;
     // Tiles go in groups of one for each team, so that all teams have something to do. A sum takes all lists for a
     // group; otherwise a list takes all its groups.
@@ -103,48 +129,60 @@ class Producer {
       Range mine = sum ? Range{outer, min(outer + group, of_matrices.end)} : of_matrices;
       int first = 0, first_group = 0;  // of the list, in what is shared out and in the input
 #pragma unroll 1
-      for (int list = 0; list < lists; ++list) {
+      for (int list = first_list; list < lists; ++list) {
         const int e = list - num_matrices, kind = e >= 0;
         if (e == 0 && widens) {
+          // A crew of the shared expert; its blocks without rows know nothing of experts either.
+          if (in_rows && crew_of_block() * ((plan.matrix_rows + expert_rows) / kMostCrews) < plan.matrix_rows) break;
           wait_for_experts();
-          mine = share_of(expert_rows);
-          first = 0;
+          if (!in_rows) {
+            mine = share_of(expert_rows);
+            first = 0;
+          }
         }
         const Matrix& m = kind ? a.experts.shape : a.matrices[list];
         Rows rows;
-        rows.data = kind ? shared_.data[sum][e] : m.data;
-        rows.scales = kind ? shared_.scales[sum][e] : m.group_scales;
+        rows.data = kind ? shared_.data[of_sum][e] : m.data;
+        rows.scales = kind ? shared_.scales[of_sum][e] : m.group_scales;
         rows.stride = static_cast<uint32_t>(m.stride), rows.scales_stride = static_cast<uint32_t>(m.scales_stride);
         rows.pitch = plan.pitch[kind], rows.scales_pitch = plan.scales_pitch[kind];
         rows.contiguous = plan.contiguous[kind];
         rows.list = list;
-        const int cols = m.cols, part_cols = plan.part_cols[kind], parts = plan.parts[kind], all_rows = m.rows;
-        const int part_bytes = plan.part_bytes[kind], last_bytes = plan.last_bytes[kind];
-        const int begin = max(mine.begin - first, 0), end = min(mine.end - first, all_rows);
-        const bool ends =
-            sum ? list + 1 == lists && mine.end == of_matrices.end : (kind || !widens) && mine.end <= first + all_rows;
+        const int cols = in_parts ? plan.crew_cols : m.cols, part_cols = plan.part_cols[kind];
+        const int parts = plan.parts[kind], part_bytes = plan.part_bytes[kind], last_bytes = plan.last_bytes[kind];
+        const int all_rows = part_of_rows >= 0 ? m.rows / kMostCrews : m.rows;
+        const int row_of_first = part_of_rows >= 0 ? part_of_rows * all_rows - first : -first;
+        const int begin = max(mine.begin, first) + row_of_first;
+        const int end = min(mine.end, first + all_rows) + row_of_first;
+        const bool ends = sum ? list + 1 == lists && mine.end == of_matrices.end
+                              : (kind || !widens || in_rows) && mine.end <= first + all_rows;
         const bool last_list = !sum || list + 1 == lists;
 #pragma unroll 1
         for (int group_begin = begin; group_begin < end; group_begin += group) {
           const int group_end = min(group_begin + group, end);
-          if (!sum || list == 0) {
-            first_tile_ = tiles_;
-            tiles_ += (group_end - group_begin + step - 1) / step;
-          }
 #pragma unroll 1
           for (int part = 0; part < parts; ++part) {
             const bool last = part + 1 == parts;
-            rows.offset = part * part_bytes, rows.bytes = last ? last_bytes : part_bytes;
+            rows.offset = first_byte + part * part_bytes, rows.bytes = last ? last_bytes : part_bytes;
             rows.cols = cols - part * part_cols, rows.cols_here = last ? rows.cols : part_cols;
             rows.first_group = first_group + part * (part_cols / 32);
-            rows.team = first_tile_ % kTeams;
+            rows.last = last && last_list;
+            rows.first_to_write = to_write_;
+            ended = last && ends && group_end == end;
+            const int left = to_write_ + group_end - group_begin;
+            const bool full = rows.last && (ended || left + group > kRowsToWrite);
+            rows.rows_to_write = full ? left : -1, rows.final = ended;
 #pragma unroll 1
-            for (int row = group_begin; row < group_end; row += step) {
+            for (int team = 0, row = group_begin; team < kTeams; ++team, row += step) {
               rows.row = row, rows.count = min(step, group_end - row);
-              ended = last && ends && row + rows.count == end;
-              piece(rows, last && last_list, ended);
-              rows.team = rows.team + 1 == kTeams ? 0 : rows.team + 1;
+              if (rows.count > 0) {
+                piece(rows);
+              } else {
+                nothing(rows.rows_to_write, ended);
+              }
+              rows.first_to_write += rows.count;
             }
+            if (rows.last) to_write_ = full ? 0 : left;
           }
         }
         if (sum) {
@@ -154,7 +192,8 @@ class Producer {
         }
       }
     }
-    if (!ended) nothing();
+    if (ended) return;
+    for (int team = 0; team < kTeams; ++team) nothing(to_write_, true);
   }
 
  private:
@@ -166,7 +205,8 @@ class Producer {
     int offset, bytes;    // of each row
     int cols, cols_here;  // from the first of the piece on, and of the piece
     int first_group;
-    int team;
+    int first_to_write, rows_to_write;
+    bool last, final;
     bool contiguous;
   };
 
@@ -224,7 +264,7 @@ class Producer {
 #endif
   }
 
-  __device__ __forceinline__ void piece(const Rows& rows, bool last, bool final) {
+  __device__ __forceinline__ void piece(const Rows& rows) {
     const int lane = lane_id(), count = rows.count;
     const uint32_t pitch = rows.contiguous ? rows.stride : static_cast<uint32_t>(rows.pitch);
     const uint32_t room = rows.contiguous ? (count * pitch + 30) / 16 * 16
@@ -265,17 +305,17 @@ class Producer {
     }
     if (lane == 0) {
       piece.rows = count, piece.groups = (rows.cols_here + 31) / 32, piece.first_group = rows.first_group;
-      piece.cols = rows.cols, piece.list = rows.list, piece.first_row = rows.row, piece.last = last;
-      piece.team = rows.team;
-      piece.tiles_of_stage = final ? tiles_ : 0;
+      piece.cols = rows.cols, piece.list = rows.list, piece.first_row = rows.row, piece.last = rows.last;
+      piece.first_to_write = rows.first_to_write, piece.rows_to_write = rows.rows_to_write;
+      piece.final = rows.final;
     }
     announce(full);
   }
-  __device__ void nothing() {
+  __device__ void nothing(int rows_to_write, bool final) {
     make_room(0);
     if (lane_id() == 0) {
-      shared_.pieces[head_.slot].groups = -1;
-      shared_.pieces[head_.slot].tiles_of_stage = tiles_;
+      Piece& piece = shared_.pieces[head_.slot];
+      piece.groups = 0, piece.rows_to_write = rows_to_write, piece.final = final;
     }
     announce(&shared_.full[head_.slot]);
   }
@@ -301,8 +341,7 @@ class Producer {
   int open_ = 0;    // slots taken and not yet given back
   int flying_ = 0;  // of these, the last ones: not yet there
   RingPosition head_, tail_, landing_;
-  int tiles_ = 0;       // of this stage
-  int first_tile_ = 0;  // of this group
+  int to_write_ = 0;  // rows of this stage that wait to be written
 };
 
 // The warps that multiply by weights of one format; kAligned as in Codes.
@@ -310,11 +349,11 @@ template <class F, bool kAligned>
 struct Consumer {
   Shared& shared;
   uint32_t operands, group_sums, ring;  // shared memory
+  int64_t* sums;                        // that the stage adds to
   RingPosition at;
-  int turn;             // pairs of groups go round among a team's warps, on from piece to piece
-  int tile_number = 0;  // modulo kSums
+  int turn;  // pairs of groups go round among a team's warps, on from piece to piece
 
-  // One stage. done() is called by one warp of the block, after the last tile is written.
+  // One stage. done() is called by one warp of the block, after the last row is written.
   template <class Gate>
   __device__ __forceinline__ void multiply_stage(const Stage& stage, const Gate& gate) {
     const MatVec& a = stage.matvec;
@@ -324,42 +363,35 @@ struct Consumer {
     for (;;) {
       wait_barrier(&shared.full[at.slot], at.parity);
       const Piece& piece = shared.pieces[at.slot];
-      const int groups = piece.groups, rows = piece.rows, tiles_of_stage = piece.tiles_of_stage;
-      if (groups < 0) {
-        if (warp_id() == 0) tiles_written(-tiles_of_stage, gate);
-        release();
-        return;
-      }
-      const bool last = piece.last;
-      if (piece.team != warp_id() / kTeam) {
-        release();
-        if (last) tile_number = tile_number + 1 == kSums ? 0 : tile_number + 1;
-        if (tiles_of_stage > 0) return;
-        continue;
-      }
-      if (scaled) {
-        float part[kMaxOctets] = {};
-        multiply_piece(piece, groups, rows, part);
+      const int groups = piece.groups, rows = piece.rows, rows_to_write = piece.rows_to_write;
+      const bool final = piece.final;
+      if (groups > 0) {
+        if (scaled) {
+          float part[kMaxOctets] = {};
+          multiply_piece(piece, groups, rows, part);
 #pragma unroll
-        for (int o = 0; o < kMaxOctets; ++o) sum[o] += part[o] * row_scale(a, piece, o);
-      } else {
-        multiply_piece(piece, groups, rows, sum);
+          for (int o = 0; o < kMaxOctets; ++o) sum[o] += part[o] * row_scale(a, piece, o);
+        } else {
+          multiply_piece(piece, groups, rows, sum);
+        }
+        turn -= (groups + 1) / 2 % kTeam;
+        if (turn < 0) turn += kTeam;
+        if (piece.last) leave(piece, rows, sum);
       }
-      turn -= (groups + 1) / 2 % kTeam;
-      if (turn < 0) turn += kTeam;
-      if (last) finish(stage, piece, sum, tiles_of_stage, gate);
-      release();
-      if (tiles_of_stage > 0) return;
+      __syncwarp();
+      if (lane_id() == 0) arrive(&shared.empty[at.slot]);
+      at.next(kTeams);
+      if (rows_to_write < 0) continue;
+      consumers_sync();
+      for (int r = static_cast<int>(threadIdx.x); r < rows_to_write; r += kConsumerThreads) write(a, r);
+      consumers_sync();
+      if (!final) continue;
+      if (warp_id() == 0) gate.done();
+      return;
     }
   }
 
  private:
-  __device__ __forceinline__ void release() {
-    __syncwarp();
-    if (lane_id() == 0) arrive(&shared.empty[at.slot]);
-    at.next();
-  }
-
   // This warp's share of the columns, for all rows.
   __device__ __forceinline__ void multiply_piece(const Piece& piece, int groups, int rows,
                                                  float (&sum)[kMaxOctets]) const {
@@ -468,78 +500,61 @@ struct Consumer {
     return scales && r < piece.rows ? scales[piece.first_row + r] : 1.0f;
   }
 
-  // The last warp to leave its sums of a tile writes it.
-  template <class Gate>
-  __device__ __forceinline__ void finish(const Stage& stage, const Piece& piece, float (&sum)[kMaxOctets],
-                                         int tiles_of_stage, const Gate& gate) {
-    const int lane = lane_id(), j = lane % 4;
+  // This warp's sums of a tile, for write().
+  __device__ __forceinline__ void leave(const Piece& piece, int rows, float (&sum)[kMaxOctets]) const {
+    const int lane = lane_id(), j = lane % 4, first = piece.first_to_write;
     // The sums of four lanes, of octet 0 to lane 0, 1 to lane 2, 2 to lane 1.
     const float weight = kHasCodes<F> && j % 2 == 0 ? kHighDigits : 1.0f;
-    const float first = sum[0] * weight, second = sum[1] * weight;
-    float a = j < 2 ? first : second, b = sum[2] * weight;
-    a += __shfl_xor_sync(~0u, j < 2 ? second : first, 2);
+    const float zeroth = sum[0] * weight, second = sum[1] * weight;
+    float a = j < 2 ? zeroth : second, b = sum[2] * weight;
+    a += __shfl_xor_sync(~0u, j < 2 ? second : zeroth, 2);
     b += __shfl_xor_sync(~0u, b, 2);
     float mine = j % 2 ? b : a;
     mine += __shfl_xor_sync(~0u, j % 2 ? a : b, 1);
 #pragma unroll
     for (int o = 0; o < kMaxOctets; ++o) sum[o] = 0;
-    const int octet = j % 2 * 2 + j / 2;
-    if (octet < kMaxOctets) shared.sums[tile_number][warp_id() % kTeam][8 * octet + lane / 4] = mine;
-    __syncwarp();
-    uint32_t before = 0;
-    if (lane == 0) {
-      before = add_in_block(&shared.arrived[tile_number], 1u);
-      if (before == kTeam - 1) shared.arrived[tile_number] = 0;
+    const int row = (j % 2 * 2 + j / 2) * 8 + lane / 4;
+    if (row < rows) shared.sums[warp_id() % kTeam][first + row] = mine;
+    if (warp_id() % kTeam == 0 && lane < rows) {
+      shared.row_to_write[first + lane] = static_cast<uint32_t>(piece.list) << 24 | (piece.first_row + lane);
     }
-    const bool last = __shfl_sync(~0u, before, 0) == kTeam - 1;
-    if (last) {
-      write(stage, piece);
-      __syncwarp();
-      tiles_written(1 - tiles_of_stage, gate);
-    }
-    tile_number = tile_number + 1 == kSums ? 0 : tile_number + 1;
   }
 
-  // The count goes up with each tile, and down by all of them with the last piece.
-  template <class Gate>
-  __device__ __forceinline__ void tiles_written(int change, const Gate& gate) {
-    int left = 0;
-    if (lane_id() == 0)
-      left = static_cast<int>(add_in_block(&shared.tiles_left, static_cast<uint32_t>(change))) + change;
-    if (__shfl_sync(~0u, left, 0) == 0) gate.done();
+  __device__ static void add_to_sum(int64_t* sum, float value) {
+    const float scaled = value * static_cast<float>(int64_t{1} << kResidualBits);
+    const int64_t whole = fabsf(scaled) < static_cast<float>(kNoNumber) / 4 ? __float2ll_rn(scaled) : kNoNumber;
+    asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(sum), "l"(whole) : "memory");
   }
 
-  __device__ __forceinline__ void write(const Stage& stage, const Piece& piece) const {
-    const MatVec& a = stage.matvec;
-    const int r = lane_id();
-    if (r >= piece.rows) return;
+  // Row r of those that have been left.
+  __device__ __forceinline__ void write(const MatVec& a, int r) const {
     float total = 0;
 #pragma unroll
-    for (int w = 0; w < kTeam; ++w) total += shared.sums[tile_number][w][r];
+    for (int w = 0; w < kTeam; ++w) total += shared.sums[w][r];
     total *= shared.unscale * factor_as<F>();
-    const int row = piece.first_row + r, expert = piece.list - a.num_matrices;
+    const uint32_t which = shared.row_to_write[r];
+    const int row = static_cast<int>(which & 0xffffffu), list = static_cast<int>(which >> 24);
+    const int expert = list - a.num_matrices;
     float* y = a.experts.shape.y + row;
     if (narrow(a)) {
       if (a.num_matrices > 0) y = a.matrices[0].y + row;
     } else {
-      if (const float* scales = row_scales_of(a, shared, piece.list)) total *= scales[row];
+      if (const float* scales = row_scales_of(a, shared, list)) total *= scales[row];
       if (expert >= 0) {
         total *= shared.expert_scale[0][expert];
         y += static_cast<int64_t>(expert) * a.experts.shape.rows;
       } else {
-        total *= a.matrices[piece.list].scale;
-        y = a.matrices[piece.list].y + row;
+        total *= a.matrices[list].scale;
+        y = a.matrices[list].y + row;
       }
     }
     switch (a.output) {
       case Output::store:
         *y = total;
         break;
-      case Output::add: {
-        const int in_share = row - shared.old_begin;
-        *y = (in_share < kMaxOldRows ? shared.old[in_share] : __ldcg(y)) + total;
+      case Output::add:
+        add_to_sum(sums + row, total);
         break;
-      }
       case Output::activate:
         *y = activated(a.relu2, total);
         break;

@@ -40,12 +40,19 @@ enum class Input : uint8_t {
 
 enum class Output : uint8_t {
   store,
-  add,       // y +=
+  add,       // y +=, y the residual
   activate,  // y = act(.)
   gate,      // y = act(gate) · .
 };
 
-constexpr int kMaxMatrices = 3;
+// Who does what. A crew is a part of the blocks (step.h); what a crew has made only it needs to await.
+enum class Share : uint8_t {
+  blocks,      // every block an equal part of the rows
+  crew_rows,   // plain: every crew the same part of each matrix; widen: every crew the same part of all lists' rows
+  crew_parts,  // every crew all rows of a part of the input, one of the lists or a part of it; their sum is wanted
+};
+
+constexpr int kMaxMatrices = 5;
 constexpr int kMaxExperts = 32;  // of one token
 
 // y_i = W_i · input for all matrices in turn; then, with experts, either
@@ -59,8 +66,10 @@ struct MatVec {
 
   Input input = Input::plain;
   Output output = Output::store;
+  Share share = Share::blocks;
   bool relu2 = false;
   const float* x = nullptr;
+  int version = 0;                 // of the residual (step.h), where x is that
   const int32_t* x_row = nullptr;  // x begins at row *x_row of `cols` values; null: at 0
   const float* z = nullptr;
   const float* norm = nullptr;

@@ -34,16 +34,6 @@ __device__ __forceinline__ void wait_barrier(uint64_t* barrier, uint32_t parity)
 // A barrier among the consumers.
 __device__ __forceinline__ void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(kConsumerThreads) : "memory"); }
 
-// Adds to a counter in shared memory; what was written before by those who have added is seen afterwards.
-__device__ __forceinline__ uint32_t add_in_block(uint32_t* counter, uint32_t value) {
-  uint32_t before;
-  asm volatile("atom.acq_rel.cta.shared::cta.add.u32 %0, [%1], %2;"
-               : "=r"(before)
-               : "r"(shared_address(counter)), "r"(value)
-               : "memory");
-  return before;
-}
-
 __device__ __forceinline__ uint2 load_two(uint32_t address) {
   uint2 v;
   asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
@@ -110,10 +100,28 @@ struct RouteRows {
   }
 };
 
+__device__ __forceinline__ float number_of(int64_t sum) {
+  const float value = static_cast<float>(sum) * (1.0f / static_cast<float>(int64_t{1} << kResidualBits));
+  return sum > -kNoNumber / 2 && sum < kNoNumber / 2 ? value : NAN;
+}
+// Where a version and the sums after it lie.
+__device__ __forceinline__ float* version_of(const Residual& r, int version) { return version % 2 ? r.spare : r.x; }
+__device__ __forceinline__ int64_t* sums_of(const Residual& r, int version) {
+  return r.sums + static_cast<int64_t>(version % 3) * r.stride;
+}
+__device__ __forceinline__ float residual_at(const Residual& r, int version, int k) {
+  if (version == 0) return __ldcg(r.x + k);
+  return __ldcg(version_of(r, version - 1) + k) +
+         number_of(__ldcg(reinterpret_cast<const long long*>(sums_of(r, version - 1)) + k));
+}
+
 // Makes the operands of a stage, by all consumers.
 struct OperandMaker {
   const MatVec& a;
   const MatVecPlan& plan;
+  const Residual& residual;
+  int first_col;  // of this crew's part of the input
+  float factor;   // of the first part of the input
   uint8_t* operands;
   float* group_sums;  // [plan.total_groups, 2]
   float* rms;         // scratch of a gated norm: a value for each group of 32 columns
@@ -252,8 +260,7 @@ struct OperandMaker {
   };
   __device__ __forceinline__ Place place(const float* x, int group, uint32_t inverse) const {
     const int cols = matrix_cols(), matrix_groups = (cols + 31) / 32;
-    const bool sum = a.mode == MatVec::Mode::narrow;
-    if (group < matrix_groups) return {x, group, cols, sum && a.num_matrices > 0 ? a.matrices[0].scale : 1.0f};
+    if (group < matrix_groups) return {x, group, cols, factor};
     const int width = expert_cols(), groups = (width + 31) / 32;
     const int e = divided(group - matrix_groups, inverse);
     return {x + cols + static_cast<int64_t>(e) * width, group - matrix_groups - e * groups, width,
@@ -265,7 +272,7 @@ struct OperandMaker {
   }
   __device__ Place place_any(const float* x, int group) const {
     const int matrix_groups = (matrix_cols() + 31) / 32, groups = (expert_cols() + 31) / 32;
-    if (group < matrix_groups) return place(x, group, 1);
+    if (group < matrix_groups) return {x, group, matrix_cols(), factor};
     const int e = (group - matrix_groups) / groups, width = expert_cols();
     return {x + matrix_cols() + static_cast<int64_t>(e) * width, group - matrix_groups - e * groups, width,
             expert_weight[e] * expert_scale[e]};
@@ -273,25 +280,44 @@ struct OperandMaker {
   // The input as it is multiplied, but for the norm's scale.
   __device__ void load_any(const float* x, int group, int j, float (&v)[8]) const {
     const Place at = place_any(x, group);
-    const int width = a.input == Input::gated ? at.cols / a.n_groups : 0;
+    const int width = a.input == Input::gated ? at.cols / plan.n_groups : 0;
 #pragma unroll 1
     for (int n = 0; n < 8; ++n) {
       const int k = 32 * at.group + column(j, n);
       float value = 0;
       if (k < at.cols) {
-        value = __ldcg(at.values + k) * at.factor;
-        if (a.input == Input::gated) value *= silu(__ldcg(a.z + k)) * rms[k / width];
+        value = a.version > 0 ? residual_at(residual, a.version, k) : __ldcg(at.values + k) * at.factor;
+        if (a.input == Input::gated) value *= silu(__ldcg(a.z + first_col + k)) * rms[k / width];
       }
       v[n] = value;
     }
   }
   __device__ float norm_of(int group, int j, int n) const {
     const int k = 32 * group + column(j, n);
-    return a.input != Input::plain && k < matrix_cols() ? a.norm[k] : 1.0f;
+    return a.input != Input::plain && k < matrix_cols() ? a.norm[first_col + k] : 1.0f;
+  }
+
+  // Eight columns of a version of the residual, as load_whole() has them.
+  __device__ __forceinline__ void load_residual(int group, int j, float (&v)[8]) const {
+    load_whole(version_of(residual, a.version - 1) + 32 * group, j, false, v);
+    const bool together = plan.form.order == CodeOrder::together;
+    const auto* sums =
+        reinterpret_cast<const longlong2*>(sums_of(residual, a.version - 1) + 32 * group) + (together ? 4 * j : 2 * j);
+    const longlong2 s[4] = {__ldcg(sums), __ldcg(sums + 1), __ldcg(sums + (together ? 2 : 8)),
+                            __ldcg(sums + (together ? 3 : 9))};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v[2 * i] += number_of(s[i].x), v[2 * i + 1] += number_of(s[i].y);
+  }
+  // Whoever has made a version from its parts leaves some of it to the next; the sums that nobody reads any more become
+  // zeros for those after the next.
+  __device__ __forceinline__ bool keeps(int item) const { return a.version > 0 && item % gridDim.x == blockIdx.x; }
+  __device__ __forceinline__ void keep(int k, float value) const {
+    __stcg(version_of(residual, a.version) + k, value);
+    __stcg(reinterpret_cast<long long*>(sums_of(residual, a.version + 1)) + k, 0ll);
   }
 
   __device__ const float* input() const {
-    return a.x + (a.x_row ? static_cast<int64_t>(__ldcg(a.x_row)) * matrix_cols() : 0);
+    return a.x + first_col + (a.x_row ? static_cast<int64_t>(__ldcg(a.x_row)) * matrix_cols() : 0);
   }
   // Calls f(item number of this thread, group, j) for all of them, kItems at most.
   template <int kItems, typename F>
@@ -341,7 +367,18 @@ struct OperandMaker {
     gate.wait();
     const float* x = input();
     Totals sums = {0, 0};
-    for_items<kItems>([&](int i, int group, int j) { load_whole(x + 32 * group, j, false, v[i]); });
+    for_items<kItems>([&](int i, int group, int j) {
+      if (a.version > 0) {
+        load_residual(group, j, v[i]);
+      } else {
+        load_whole(x + 32 * group, j, false, v[i]);
+      }
+    });
+    for_items<kItems>([&](int i, int group, int j) {
+      if (!keeps(4 * group + j)) return;
+#pragma unroll
+      for (int n = 0; n < 8; ++n) keep(32 * group + column(j, n), v[i][n]);
+    });
     for_items<kItems>([&](int i, int, int) {
 #pragma unroll
       for (int n = 0; n < 8; ++n) {
@@ -373,15 +410,15 @@ struct OperandMaker {
   template <class Gate>
   __device__ __forceinline__ void make_gated(const Gate& gate) const {
     float v[2][8] = {}, norm[2][8] = {};
-    const int width = matrix_cols() / a.n_groups, groups = width / 32;
+    const int width = matrix_cols() / plan.n_groups, groups = width / 32;
     const uint32_t inverse = plan.inverse;
-    for_items<2>([&](int i, int group, int j) { load_whole(a.norm + 32 * group, j, true, norm[i]); });
+    for_items<2>([&](int i, int group, int j) { load_whole(a.norm + first_col + 32 * group, j, true, norm[i]); });
     gate.wait();
     const float* x = input();
     for_items<2>([&](int i, int group, int j) {
       float z[8];
       load_whole(x + 32 * group, j, false, v[i]);
-      load_whole(a.z + 32 * group, j, false, z);
+      load_whole(a.z + first_col + 32 * group, j, false, z);
       float sum = 0;
 #pragma unroll
       for (int n = 0; n < 8; ++n) {
@@ -417,12 +454,12 @@ struct OperandMaker {
     gate.wait();
     const float* x = input();
     if (a.input == Input::gated) {
-      const int width = matrix_cols() / a.n_groups;
-      for (int group = warp_id(); group < a.n_groups; group += kConsumers) {
+      const int width = matrix_cols() / plan.n_groups;
+      for (int group = warp_id(); group < plan.n_groups; group += kConsumers) {
         float sum = 0;
         for (int i = lane_id(); i < width; i += kWarp) {
           const int k = group * width + i;
-          const float v = __ldcg(x + k) * silu(__ldcg(a.z + k));
+          const float v = __ldcg(x + k) * silu(__ldcg(a.z + first_col + k));
           sum += v * v;
         }
         sum = warp_sum(sum);
@@ -437,6 +474,8 @@ struct OperandMaker {
       load_any(x, item / 4, item % 4, v);
 #pragma unroll 1
       for (int n = 0; n < 8; ++n) {
+        const int k = item / 4 * 32 + column(item % 4, n);
+        if (keeps(item) && k < matrix_cols()) keep(k, v[n]);
         sums.squares += v[n] * v[n];
         sums.largest = max(sums.largest, magnitude(v[n] * norm_of(item / 4, item % 4, n)));
       }

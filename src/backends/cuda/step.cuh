@@ -17,12 +17,15 @@ namespace proa::cuda {
 // that was.
 #ifdef PROA_STEP_TRACE
 constexpr int kTraced = 200;  // stages
-static __device__ long long step_trace[256][kTraced][4];
+static __device__ long long step_trace[256][kTraced][8];
 static __device__ int step_traces;
 #define PROA_TRACE(s, i) \
   if (threadIdx.x == 0 && (s) < kTraced) step_trace[blockIdx.x][s][i] = clock64()
+#define PROA_TRACE_PRODUCER(s, i) \
+  if (lane_id() == 0 && (s) < kTraced) step_trace[blockIdx.x][s][i] = clock64()
 #else
 #define PROA_TRACE(s, i)
+#define PROA_TRACE_PRODUCER(s, i)
 #endif
 
 // How dynamic shared memory is divided, in bytes, each a multiple of 16.
@@ -34,6 +37,13 @@ struct StepMemory {
   int most_in_flight = 32 * 1024;       // of the ring
   static constexpr int kPadding = 128;  // behind the ring: a product may look a block further than its row
   int total() const;
+};
+
+// In device memory.
+struct StepPlaces {
+  StepSync* sync;
+  Residual residual;
+  int crews;
 };
 
 constexpr int kAheadBytes = 160 * 1024;                     // of a block, see prefetch_ahead()
@@ -54,6 +64,16 @@ __device__ __forceinline__ void arrive_at(uint32_t* arrivals) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(arrivals), "r"(1) : "memory");
 }
 
+// By one warp: until a block's crew, or all, have done `stages`.
+__device__ __forceinline__ void wait_for_stages(const StepPlaces& places, int stages, bool crew_only) {
+  const int size = static_cast<int>(gridDim.x) / places.crews, lane = lane_id();
+  const int crew = crew_only ? static_cast<int>(blockIdx.x) / size : lane;
+  if (lane < (crew_only ? 1 : places.crews)) {
+    wait_for_count(&places.sync->crews[crew].stages, static_cast<uint32_t>(stages * size));
+  }
+  __syncwarp();
+}
+
 // What consumers read before they wait.
 __device__ __forceinline__ void prefetch_early(const Stage& stage) {
   const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
@@ -67,7 +87,10 @@ __device__ __forceinline__ void prefetch_early(const Stage& stage) {
     const RouteRows rows{stage.routes ? &stage.route : nullptr, nullptr};
     for (int k = 0; k < rows.count(); ++k) prefetch(rows.row(k), 4 * stage.route.hidden_size);
   }
-  if (stage.kind == Stage::Kind::conv_ssm_step) prefetch_conv_ssm(stage.ssm, stage.chunk_rows);
+  if (stage.kind == Stage::Kind::conv_ssm_step) {
+    prefetch_conv_ssm(stage.ssm, stage.chunk_rows,
+                      chunks_of_block(stage.ssm.shape, stage.chunk_rows, stage.after_crew));
+  }
 }
 
 // While the choice of experts is awaited memory would idle: this block's rows of the matrices that come after go to the
@@ -92,15 +115,17 @@ __device__ __forceinline__ void prefetch_ahead(const Stage* stages, int s, int c
 #endif
 }
 
-__device__ __forceinline__ void produce(const Stage* stages, int count, StepSync* sync, Shared& shared, uint8_t* ring,
-                                        int ring_bytes, int most_in_flight) {
+__device__ __forceinline__ void produce(const Stage* stages, int count, const StepPlaces& places, Shared& shared,
+                                        uint8_t* ring, int ring_bytes, int most_in_flight) {
   Producer producer(shared, ring, ring_bytes, most_in_flight);
   const uint32_t blocks = gridDim.x;
   for (int s = 0; s < count; ++s) {
     const Stage& stage = stages[s];
     prefetch_early(stage);
     if (stage.kind != Stage::Kind::matvec) continue;
+    bool waited = false;
     const auto wait_for_experts = [&] {
+      waited = true;
       // Where all will be found is looked up before the choice is known. Those of the sum that follows too: consumers
       // ask for them before a piece of it has come.
       int sum = s + 1;
@@ -111,25 +136,28 @@ __device__ __forceinline__ void produce(const Stage* stages, int count, StepSync
       const auto *data = up.data, *scales = up.scales, *down_data = down.data, *down_scales = down.scales;
       const float *scale = up.scale, *down_scale = down.scale;
       const int chosen = up.count, k = lane_id();
+      PROA_TRACE_PRODUCER(s, 4);
+      const bool tells = blockIdx.x == gridDim.x - 1;  // has experts' rows if any block has
       prefetch_ahead(stages, s, count);
       if (stage.routes) {
         const ExpertChoice choice(stage.route);
-        if (k == 0) wait_for_count(&sync->logits, (stage.routed_before + 1) * blocks);
+        if (k == 0) wait_for_count(&places.sync->logits, (stage.routed_before + 1) * blocks);
         __syncwarp();
+        PROA_TRACE_PRODUCER(s, 5);
         if (stage.route.n_group == 1) {
-          choice.choose(stage.route, stage.logits, shared.expert_id, shared.expert_weight, blockIdx.x == 0);
+          choice.choose(stage.route, stage.logits, shared.expert_id, shared.expert_weight, tells);
         } else {
-          choose(stage.route, stage.logits, shared.expert_id, shared.expert_weight, blockIdx.x == 0, shared.choice);
+          choose(stage.route, stage.logits, shared.expert_id, shared.expert_weight, tells, shared.choice);
         }
       } else {
-        if (k == 0) wait_for_count(&sync->stages, s * blocks);
-        __syncwarp();
+        wait_for_stages(places, s, false);
         if (k < chosen) {
           shared.expert_id[k] = __ldcg(up.ids + k);
           shared.expert_weight[k] = __ldcg(up.weights + k);
         }
       }
       __syncwarp();
+      PROA_TRACE_PRODUCER(s, 6);
       if (k < chosen) {
         const int id = shared.expert_id[k];
         const auto* of_up = reinterpret_cast<const uint8_t*>(data[id]);
@@ -141,14 +169,16 @@ __device__ __forceinline__ void produce(const Stage* stages, int count, StepSync
           shared.expert_scale[1][k] = down_scale ? down_scale[id] : 1.0f;
         }
         shared.data[0][k] = of_up;
-        if (stage.routes && blockIdx.x == 0) {
+        if (stage.routes && tells) {
           stage.route.topk_ids[k] = id;
           stage.route.topk_weights[k] = shared.expert_weight[k];
         }
       }
       __syncwarp();
+      PROA_TRACE_PRODUCER(s, 7);
     };
     producer.produce(stage.matvec, stage.plan, wait_for_experts);
+    if (stage.matvec.mode == MatVec::Mode::widen && !waited) prefetch_ahead(stages, s, count);
   }
 }
 
@@ -157,7 +187,7 @@ struct alignas(128) BlockMemory {
   Shared shared;
   uint2 stages[2][kStageWords];  // this stage and the next
   bool last;
-  StepSync* sync;
+  StepPlaces places;
   StepMemory layout;
 };
 extern __shared__ __align__(128) uint8_t step_memory[];
@@ -169,13 +199,13 @@ struct Gate {
   int s;
   uint2 next;  // this thread's part of the next stage
 
-  __device__ StepSync* sync() const { return block_memory().sync; }
+  __device__ const StepPlaces& places() const { return block_memory().places; }
   __device__ const Stage& stage() const { return *reinterpret_cast<const Stage*>(block_memory().stages[s % 2]); }
 
   // Until all stages before are done.
   __device__ __forceinline__ void wait() const {
     PROA_TRACE(s, 1);
-    if (threadIdx.x == 0) wait_for_count(&sync()->stages, static_cast<uint32_t>(s) * gridDim.x);
+    if (warp_id() == 0) wait_for_stages(places(), s, stage().after_crew);
     PROA_TRACE(s, 2);
     go_on();
   }
@@ -184,19 +214,14 @@ struct Gate {
     const int tid = static_cast<int>(threadIdx.x);
     consumers_sync();
     if (tid < kStageWords) block_memory().stages[(s + 1) % 2][tid] = next;
-    if (stage().kind != Stage::Kind::matvec || stage().matvec.output != Output::add) return;
-    const MatVec& a = stage().matvec;
-    const Range mine = share_of(stage().plan.matrix_rows);
-    if (tid == 0) block_memory().shared.old_begin = mine.begin;
-    const float* y = a.num_matrices > 0 ? a.matrices[0].y : a.experts.shape.y;
-    if (tid < kMaxOldRows && mine.begin + tid < mine.end) block_memory().shared.old[tid] = __ldcg(y + mine.begin + tid);
   }
   // By one warp, when all of the block is done.
   __device__ __forceinline__ void done() const {
-    if (lane_id() == 0) arrive_at(&sync()->stages);
+    const int crew = static_cast<int>(blockIdx.x) / (static_cast<int>(gridDim.x) / places().crews);
+    if (lane_id() == 0) arrive_at(&places().sync->crews[crew].stages);
   }
   __device__ __forceinline__ RouteRows route_rows() const {
-    return {stage().routes ? &stage().route : nullptr, &block_memory().shared.sums[0][0][0]};
+    return {stage().routes ? &stage().route : nullptr, &block_memory().shared.sums[0][0]};
   }
   __device__ __forceinline__ void routed(float scale) const {
     if (warp_id() > 0) return;
@@ -207,7 +232,7 @@ struct Gate {
       __stcg(stage().logits + rows.expert(k), dot * scale * stage().route.gate.scale);
     }
     __syncwarp();
-    if (lane_id() == 0) arrive_at(&sync()->logits);
+    if (lane_id() == 0) arrive_at(&places().sync->logits);
   }
 };
 
@@ -215,8 +240,19 @@ __device__ __forceinline__ OperandMaker operand_maker(const Stage& stage) {
   const StepMemory& layout = block_memory().layout;
   Shared& shared = block_memory().shared;
   uint8_t* memory = operand_memory();
-  return {stage.matvec,
-          stage.plan,
+  const MatVec& a = stage.matvec;
+  const MatVecPlan& plan = stage.plan;
+  const int crew = a.share == Share::crew_parts ? crew_of_block() : 0;
+  float factor = a.mode == MatVec::Mode::narrow && a.num_matrices > 0 ? a.matrices[0].scale : 1.0f;
+  if (a.share == Share::crew_parts && crew >= plan.matrix_crews) {
+    const int e = crew - plan.matrix_crews;
+    factor = shared.expert_weight[e] * shared.expert_scale[1][e];
+  }
+  return {a,
+          plan,
+          block_memory().places.residual,
+          crew * plan.crew_cols,
+          factor,
           memory,
           reinterpret_cast<float*>(memory + layout.operands),
           reinterpret_cast<float*>(memory + layout.operands + layout.group_sums),
@@ -247,7 +283,7 @@ PROA_PART void make_any(int s, uint2 next) {
 }
 
 template <class F, bool kAligned>
-PROA_PART int4 multiply_stage(int s, int4 state) {
+PROA_PART int3 multiply_stage(int s, int3 state) {
   const Gate gate = {s, {}};
   const StepMemory& layout = block_memory().layout;
   uint8_t* memory = operand_memory();
@@ -255,25 +291,25 @@ PROA_PART int4 multiply_stage(int s, int4 state) {
                                  shared_address(memory),
                                  shared_address(memory + layout.operands),
                                  shared_address(memory + layout.operands + layout.group_sums + layout.rms),
+                                 sums_of(block_memory().places.residual, gate.stage().adds_to),
                                  {state.x, static_cast<uint32_t>(state.y)},
-                                 state.z,
-                                 state.w};
+                                 state.z};
   consumer.multiply_stage(gate.stage(), gate);
-  return {consumer.at.slot, static_cast<int>(consumer.at.parity), consumer.turn, consumer.tile_number};
+  return {consumer.at.slot, static_cast<int>(consumer.at.parity), consumer.turn};
 }
 
 // Formats that one kernel knows.
 template <class... Fs>
 struct FormatSet {
   static bool has(Format format) { return ((format == format_of<Fs>) || ...); }
-  __device__ __forceinline__ static int4 multiply(Format format, bool aligned, int s, int4 state) {
+  __device__ __forceinline__ static int3 multiply(Format format, bool aligned, int s, int3 state) {
     (one<Fs>(format, aligned, s, state), ...);
     return state;
   }
 
  private:
   template <class F>
-  __device__ __forceinline__ static void one(Format format, bool aligned, int s, int4& state) {
+  __device__ __forceinline__ static void one(Format format, bool aligned, int s, int3& state) {
     if (format != format_of<F>) return;
     if (kPairsOfWords<F> && aligned) {
       state = multiply_stage<F, kPairsOfWords<F>>(s, state);
@@ -291,7 +327,8 @@ using AnyFormat = RestOf<void PROA_FORMATS(PROA_FORMAT)>;
 PROA_PART void conv_ssm(int s, uint2 next) {
   const Gate gate = {s, next};
   const Stage& stage = gate.stage();
-  conv_ssm_stage(stage.ssm, stage.chunk_rows, stage.tickets, reinterpret_cast<float*>(operand_memory()),
+  const Turns chunks = chunks_of_block(stage.ssm.shape, stage.chunk_rows, stage.after_crew);
+  conv_ssm_stage(stage.ssm, stage.chunk_rows, chunks, stage.tickets, reinterpret_cast<float*>(operand_memory()),
                  block_memory().last, gate);
 }
 
@@ -323,10 +360,18 @@ PROA_PART void join_stage(int s, uint2 next) {
   if (warp_id() == 0) gate.done();
 }
 
+// The last version of the residual becomes x again, and sums zeros; by one block.
+__device__ __forceinline__ void end_residual(const Residual& r) {
+  for (int k = static_cast<int>(threadIdx.x); k < r.size; k += kConsumerThreads) {
+    r.x[k] = residual_at(r, r.versions, k);
+    for (int i = 0; i < 3; ++i) r.sums[i * r.stride + k] = 0;
+  }
+}
+
 template <class Formats>
-__device__ __forceinline__ void consume(const Stage* stages, int count, StepSync* sync) {
-  int4 state = {0, 0, warp_id() % kTeam,
-                0};  // place in the ring, its turn; whose turn a pair of groups is; tile number
+__device__ __forceinline__ void consume(const Stage* stages, int count) {
+  // Place in the ring, its turn; whose turn a pair of groups is.
+  int3 state = {warp_id() / kTeam, 0, warp_id() % kTeam};
   const int tid = static_cast<int>(threadIdx.x);
   const auto word_of = [&](int s) { return __ldg(reinterpret_cast<const uint2*>(stages + s) + tid); };
   if (tid < kStageWords) block_memory().stages[0][tid] = word_of(0);
@@ -395,20 +440,43 @@ __device__ __forceinline__ void consume(const Stage* stages, int count, StepSync
         const char* names[] = {"early", "wait", "input", "multiply", "all"};
         printf(" %s %lld %lld %lld (%d)", names[part], least_time, sum / gridDim.x, most_time, most);
       }
+      if (stages[s].routes) {
+        for (int part = 4; part < 8; ++part) {
+          long long sum = 0, most = -(1ll << 60);
+          int count = 0;
+          for (int b = 0; b < static_cast<int>(gridDim.x); ++b) {
+            const long long* t = step_trace[b][s];
+            if (t[part] == 0) continue;
+            sum += t[part] - t[0], ++count;
+            most = most > t[part] - t[0] ? most : t[part] - t[0];
+          }
+          const char* names[] = {"asked", "logits", "chosen", "found"};
+          if (count > 0) printf(" %s %lld %lld (%d)", names[part - 4], sum / count, most, count);
+        }
+      }
       printf("\n");
     }
   }
 #endif
   // The last block leaves zeros behind.
+  const StepPlaces& places = block_memory().places;
   consumers_sync();
-  if (tid == 0 && atomicAdd(&sync->done, 1u) == gridDim.x - 1) {
-    sync->stages = sync->logits = sync->done = 0;
+  if (tid == 0) {
+    uint32_t before = 0;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(&places.sync->done) : "memory");
+    block_memory().last = before == gridDim.x - 1;
   }
+  consumers_sync();
+  if (!block_memory().last) return;
+  if (places.residual.versions > 0) end_residual(places.residual);
+  if (tid < places.crews) places.sync->crews[tid].stages = 0;
+  if (tid == 0) places.sync->logits = places.sync->done = 0;
 }
 
 template <class Formats>
 __global__ void __launch_bounds__(kStepThreads, 1)
-    step_kernel(const Stage* stages, int count, StepSync* sync, const __grid_constant__ StepMemory layout) {
+    step_kernel(const Stage* stages, int count, const __grid_constant__ StepPlaces places,
+                const __grid_constant__ StepMemory layout) {
   Shared& shared = block_memory().shared;
   if (threadIdx.x == 0) {
     for (int i = 0; i < kSlots; ++i) {
@@ -417,25 +485,23 @@ __global__ void __launch_bounds__(kStepThreads, 1)
 #else
       init_barrier(&shared.full[i], kWarp);
 #endif
-      init_barrier(&shared.empty[i], kConsumers);
+      init_barrier(&shared.empty[i], kTeam);
     }
 #if __CUDA_ARCH__ >= 900
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
-    shared.tiles_left = 0;
-    block_memory().sync = sync;
+    block_memory().places = places;
     block_memory().layout = layout;
   }
-  if (threadIdx.x < kSums) shared.arrived[threadIdx.x] = 0;
   __syncthreads();
   if (warp_id() == kConsumers) {
-    produce(stages, count, sync, shared, operand_memory() + layout.operands + layout.group_sums + layout.rms,
+    produce(stages, count, places, shared, operand_memory() + layout.operands + layout.group_sums + layout.rms,
             layout.ring, layout.most_in_flight);
 #if __CUDA_ARCH__ < 900
     wait_for_copies<0>();
 #endif
   } else {
-    consume<Formats>(stages, count, sync);
+    consume<Formats>(stages, count);
   }
 }
 
@@ -445,14 +511,14 @@ inline int StepMemory::total() const {
 
 // Launches the kernel if it knows all formats of the stages.
 template <class Formats>
-bool launch_step(const Stage* stages, const std::vector<Stage>& host, StepSync* sync, StepMemory layout,
+bool launch_step(const Stage* stages, const std::vector<Stage>& host, const StepPlaces& places, StepMemory layout,
                  const Launch& launch) {
   for (const Stage& stage : host) {
     if (stage.kind == Stage::Kind::matvec && !Formats::has(stage.format)) return false;
   }
   layout.ring = (launch.shared_limit() - layout.total()) / 128 * 128;
-  launch.together(step_kernel<Formats>, dim3(launch.num_sms()), dim3(kStepThreads), static_cast<size_t>(layout.total()),
-                  stages, static_cast<int>(host.size()), sync, layout);
+  launch.together(step_kernel<Formats>, dim3(step_blocks(launch.num_sms())), dim3(kStepThreads),
+                  static_cast<size_t>(layout.total()), stages, static_cast<int>(host.size()), places, layout);
   return true;
 }
 

@@ -2,6 +2,7 @@
 
 namespace proa::cuda {
 
-template bool launch_step<StepModelOpt>(const Stage*, const std::vector<Stage>&, StepSync*, StepMemory, const Launch&);
+template bool launch_step<StepModelOpt>(const Stage*, const std::vector<Stage>&, const StepPlaces&, StepMemory,
+                                        const Launch&);
 
 }  // namespace proa::cuda
