@@ -324,9 +324,10 @@ void CudaBackend::run_stages() {
     route_alone(route);
   }
   if (stages_.empty()) return;
-  const std::vector<cuda::Stage> stages = std::move(stages_);
+  std::vector<cuda::Stage> stages = std::move(stages_);
   stages_.clear();
   if (error_) return;
+  cuda::finish(stages, launch_);
   const size_t bytes = stages.size() * sizeof(cuda::Stage);
   const cuda::Stage* device = nullptr;
   if (capturing_) {

@@ -63,6 +63,9 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
 }
 
 // 16 bytes from global to shared memory, both aligned, without registers and past the first-level cache.
+__device__ __forceinline__ void copy_async_to(uint32_t shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+}
 __device__ __forceinline__ void copy_async(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global)
                : "memory");

@@ -16,7 +16,7 @@
 
 namespace proa::cuda {
 
-constexpr int kSlots = 12;  // pieces in the ring at most
+constexpr int kSlots = 6;  // of the ring: a piece each
 static_assert(kSlots % kTeams == 0);
 constexpr int kMaxTileRows = 24;
 constexpr int kMaxOctets = kMaxTileRows / 8;
@@ -24,20 +24,22 @@ constexpr int kRowsToWrite = 192;  // that wait to be written, at most
 static_assert(kRowsToWrite >= kTeams * kMaxTileRows);
 
 // What consumers need to know of a piece.
-struct Piece {
-  uint32_t row[kMaxTileRows];     // where the row's first byte is in the ring
-  uint32_t scales[kMaxTileRows];  // of its group scales
+struct alignas(16) Piece {
+  uint32_t shift, step;  // row r begins at r * pitch + (shift + r * step) % 16
+  uint32_t pitch;
   int rows;
   int groups;       // 0: nothing, so that the next piece is another team's
   int first_group;  // of the input
   int cols;         // of the row from here on
   int list;         // whose: matrices, then experts
   int first_row;
-  bool last;           // of its tile
   int first_to_write;  // its rows' place among those that wait to be written
   int rows_to_write;   // that are written after this piece by all; -1: none yet
-  bool final;          // of the stage
+  uint32_t flags;
+  uint32_t scales, scales_shift, scales_step, scales_pitch;  // likewise, behind the rows
 };
+constexpr uint32_t kLastPiece = 1;   // of its tile
+constexpr uint32_t kFinalPiece = 2;  // of the stage
 
 struct Shared {
   uint64_t full[kSlots], empty[kSlots];  // barriers
@@ -54,6 +56,8 @@ struct Shared {
   int32_t expert_id[kMaxExperts];
   float choice[2 * kMaxRoutedExperts];
 };
+
+constexpr uint32_t kNoRow = ~0u;
 
 struct Range {
   int begin, end;
@@ -88,260 +92,283 @@ struct RingPosition {
   }
 };
 
-// The warp that fetches. It keeps its state from stage to stage.
+// The warp that fetches. It keeps its state from stage to stage. Its lanes work out 32 pieces at a time; then one after
+// the other is fetched, by instructions that all lanes go through with the same values, which is what the copy engine
+// takes.
 class Producer {
  public:
-  // Asks for `most_in_flight` bytes at a time: what the memory's latency takes to hide. Asking for more would make all
-  // other loads wait behind them.
-  __device__ Producer(Shared& shared, uint8_t* ring, int ring_bytes, int most_in_flight)
-      : shared_(shared), ring_(ring), ring_bytes_(ring_bytes), most_in_flight_(most_in_flight) {}
+  __device__ Producer(Shared& shared, uint8_t* ring, int slot_bytes)
+      : shared_(shared), ring_(ring), slot_bytes_(slot_bytes) {}
 
-  // `wait_for_experts` returns when the chosen ones are in `shared`; called once between matrices and experts. The
-  // loops have one body, since all code of a step together should stay in the caches for instructions, and what they
-  // need is read before them: a piece should cost no more than its copies.
+  // `wait_for_experts` returns when the chosen ones are in `shared`; called before the first piece of one, or in the
+  // end.
   template <typename F>
   __device__ __forceinline__ void produce(const MatVec& a, const MatVecPlan& plan, F&& wait_for_experts) {
-    to_write_ = 0;
-    const bool in_parts = a.share == Share::crew_parts, in_rows = a.share == Share::crew_rows;
+    const Rows rows = rows_of(a, plan);
     const bool widens = a.mode == MatVec::Mode::widen;
-    const bool sum = narrow(a) && !in_parts, of_sum = narrow(a);
-    // In rows of crews each list has a part for this one, or this one has some of the lists.
-    const int part_of_rows = in_rows && !widens ? crew_of_block() : -1;
-    const int num_matrices = a.num_matrices, step = plan.tile_rows;
-    int first_list = 0, lists = num_matrices + a.experts.count, first_byte = 0;
-    const int expert_rows = plan.expert_rows;
-    Range of_matrices = share_of(plan.matrix_rows);
-    if (part_of_rows >= 0) of_matrices = share_of_crew(plan.matrix_rows / kMostCrews);
-    if (in_rows && widens) of_matrices = share_of(plan.matrix_rows + expert_rows);
-    if (in_parts) {
-      const int crew = crew_of_block();
-      of_matrices = share_of_crew(plan.matrix_rows);
-      first_list = crew < plan.matrix_crews ? 0 : num_matrices + crew - plan.matrix_crews;
-      lists = first_list + 1;
-      first_byte = crew < plan.matrix_crews ? crew * plan.crew_bytes : 0;
-    }
-    bool ended = false;
-    // Tiles go in groups of one for each team, so that all teams have something to do. A sum takes all lists for a
-    // group; otherwise a list takes all its groups.
-    const int group = step * kTeams;
+    const int num_matrices = a.num_matrices;
+    bool known = !widens;
+    // Whoever has no expert's rows to widen may have some to narrow.
+    const int rows_of_crew = (plan.matrix_rows + plan.expert_rows) / kMostCrews;
+    const bool needs = a.share == Share::blocks || crew_of_block() * rows_of_crew >= plan.matrix_rows;
+    int count = kWarp;
 #pragma unroll 1
-    for (int outer = sum ? of_matrices.begin : 0; outer < (sum ? of_matrices.end : 1); outer += group) {
-      Range mine = sum ? Range{outer, min(outer + group, of_matrices.end)} : of_matrices;
-      int first = 0, first_group = 0;  // of the list, in what is shared out and in the input
+    for (int first = 0; count == kWarp; first += kWarp) {
+      Item item = item_of(a, plan, rows, first + lane_id());
+      if (known) find(item, num_matrices, narrow(a));
+      count = __popc(__ballot_sync(~0u, item.there));
 #pragma unroll 1
-      for (int list = first_list; list < lists; ++list) {
-        const int e = list - num_matrices, kind = e >= 0;
-        if (e == 0 && widens) {
-          // A crew of the shared expert; its blocks without rows know nothing of experts either.
-          if (in_rows && crew_of_block() * ((plan.matrix_rows + expert_rows) / kMostCrews) < plan.matrix_rows) break;
+      for (int i = 0; i <= count; ++i) {
+        if (!known && (i < count ? __shfl_sync(~0u, item.piece.list, i) >= num_matrices : count < kWarp && needs)) {
           wait_for_experts();
-          if (!in_rows) {
-            mine = share_of(expert_rows);
-            first = 0;
-          }
+          known = true;
+          find(item, num_matrices, false);
         }
-        const Matrix& m = kind ? a.experts.shape : a.matrices[list];
-        Rows rows;
-        rows.data = kind ? shared_.data[of_sum][e] : m.data;
-        rows.scales = kind ? shared_.scales[of_sum][e] : m.group_scales;
-        rows.stride = static_cast<uint32_t>(m.stride), rows.scales_stride = static_cast<uint32_t>(m.scales_stride);
-        rows.pitch = plan.pitch[kind], rows.scales_pitch = plan.scales_pitch[kind];
-        rows.contiguous = plan.contiguous[kind];
-        rows.list = list;
-        const int cols = in_parts ? plan.crew_cols : m.cols, part_cols = plan.part_cols[kind];
-        const int parts = plan.parts[kind], part_bytes = plan.part_bytes[kind], last_bytes = plan.last_bytes[kind];
-        const int all_rows = part_of_rows >= 0 ? m.rows / kMostCrews : m.rows;
-        const int row_of_first = part_of_rows >= 0 ? part_of_rows * all_rows - first : -first;
-        const int begin = max(mine.begin, first) + row_of_first;
-        const int end = min(mine.end, first + all_rows) + row_of_first;
-        const bool ends = sum ? list + 1 == lists && mine.end == of_matrices.end
-                              : (kind || !widens || in_rows) && mine.end <= first + all_rows;
-        const bool last_list = !sum || list + 1 == lists;
-#pragma unroll 1
-        for (int group_begin = begin; group_begin < end; group_begin += group) {
-          const int group_end = min(group_begin + group, end);
-#pragma unroll 1
-          for (int part = 0; part < parts; ++part) {
-            const bool last = part + 1 == parts;
-            rows.offset = first_byte + part * part_bytes, rows.bytes = last ? last_bytes : part_bytes;
-            rows.cols = cols - part * part_cols, rows.cols_here = last ? rows.cols : part_cols;
-            rows.first_group = first_group + part * (part_cols / 32);
-            rows.last = last && last_list;
-            rows.first_to_write = to_write_;
-            ended = last && ends && group_end == end;
-            const int left = to_write_ + group_end - group_begin;
-            const bool full = rows.last && (ended || left + group > kRowsToWrite);
-            rows.rows_to_write = full ? left : -1, rows.final = ended;
-#pragma unroll 1
-            for (int team = 0, row = group_begin; team < kTeams; ++team, row += step) {
-              rows.row = row, rows.count = min(step, group_end - row);
-              if (rows.count > 0) {
-                piece(rows);
-              } else {
-                nothing(rows.rows_to_write, ended);
-              }
-              rows.first_to_write += rows.count;
-            }
-            if (rows.last) to_write_ = full ? 0 : left;
-          }
-        }
-        if (sum) {
-          first_group += (cols + 31) / 32;
-        } else {
-          first += all_rows;
-        }
+        if (i < count) fetch(item, i);
       }
     }
-    if (ended) return;
-    for (int team = 0; team < kTeams; ++team) nothing(to_write_, true);
   }
 
  private:
+  // A piece and where it comes from.
+  struct Item {
+    Piece piece;
+    uint64_t from, scales_from;  // where its first row lies; before an expert is known: from its data on
+    uint32_t stride, scales_stride;
+    int bytes, scales_bytes;  // of a row
+    bool there, contiguous, scales_contiguous;
+  };
+  // Rows of this block.
   struct Rows {
-    const uint8_t *data, *scales;
-    uint32_t stride, scales_stride;  // bytes
-    int pitch, scales_pitch;
-    int list, row, count;
-    int offset, bytes;    // of each row
-    int cols, cols_here;  // from the first of the piece on, and of the piece
-    int first_group;
-    int first_to_write, rows_to_write;
-    bool last, final;
-    bool contiguous;
+    int begin, end;         // among those that are shared out
+    int expert_begin, expert_end;
+    int first_list, lists;
+    int part_of_rows;       // crew_rows of a plain product: whose part of each list; else -1
+    int first_byte;         // of each row
+    bool sum;               // of all lists, for a few rows at a time
   };
 
-  // Room for `bytes` in a row, given back in the order it was taken.
-  __device__ __forceinline__ uint32_t make_room(uint32_t bytes) {
-    for (;;) {
-      if (open_ == 0) {
-        end_ = 0;
+  __device__ static Rows rows_of(const MatVec& a, const MatVecPlan& plan) {
+    const bool in_parts = a.share == Share::crew_parts, in_rows = a.share == Share::crew_rows;
+    const bool widens = a.mode == MatVec::Mode::widen;
+    Rows rows = {0, 0, 0, 0, 0, a.num_matrices + a.experts.count, -1, 0, narrow(a) && !in_parts};
+    Range all = share_of(plan.matrix_rows);
+    Range of_experts = share_of(plan.expert_rows);
+    if (in_rows && widens) {
+      all = share_of(plan.matrix_rows + plan.expert_rows);
+      of_experts = {max(0, all.begin - plan.matrix_rows), max(0, all.end - plan.matrix_rows)};
+      all = {min(all.begin, plan.matrix_rows), min(all.end, plan.matrix_rows)};
+    } else if (in_rows) {
+      rows.part_of_rows = crew_of_block();
+      all = share_of_crew(plan.matrix_rows / kMostCrews);
+    } else if (in_parts) {
+      const int crew = crew_of_block();
+      all = share_of_crew(plan.matrix_rows);
+      rows.first_list = crew < plan.matrix_crews ? 0 : a.num_matrices + crew - plan.matrix_crews;
+      rows.lists = rows.first_list + 1;
+      rows.first_byte = crew < plan.matrix_crews ? crew * plan.crew_bytes : 0;
+    }
+    rows.begin = all.begin, rows.end = all.end;
+    rows.expert_begin = of_experts.begin, rows.expert_end = of_experts.end;
+    return rows;
+  }
+
+  // Pieces go round among the teams, so that all have something to do: each group of tiles is one for each team, and
+  // all parts of their columns. A sum takes all lists for a group; otherwise a list takes all its groups.
+  __device__ Item item_of(const MatVec& a, const MatVecPlan& plan, const Rows& rows, int number) const {
+    const int step = plan.tile_rows, group = step * kTeams, num_matrices = a.num_matrices;
+    const int groups_to_write = kRowsToWrite / group;
+    const int team = number % kTeams;
+    int left = number / kTeams, group_number = 0, list = 0, row = 0, end = 0, part = 0, first_group = 0;
+    bool there = false, final = false, last_list = true;
+    if (rows.sum) {
+      const int of_matrices = num_matrices * plan.parts[0], each = of_matrices + a.experts.count * plan.parts[1];
+      group_number = left / each;
+      left -= group_number * each;
+      const int kind = left >= of_matrices;
+      left -= kind ? of_matrices : 0;
+      list = left / plan.parts[kind];
+      part = left - list * plan.parts[kind];
+      first_group = kind ? num_matrices * ((plan.matrix_cols + 31) / 32) + list * ((plan.expert_cols + 31) / 32) : 0;
+      list += kind ? num_matrices : 0;
+      row = rows.begin + group_number * group, end = rows.end;
+      there = row < end;
+      last_list = list + 1 == rows.lists;
+      final = end - row <= group;
+    } else {
+      int first = 0;  // of the list, in what is shared out
+#pragma unroll 1
+      for (list = rows.first_list; list < rows.lists; ++list) {
+        const int kind = list >= num_matrices;
+        const bool of_experts = kind && a.mode == MatVec::Mode::widen;
+        if (of_experts && list == num_matrices) first = 0;
+        const int begin = of_experts ? rows.expert_begin : rows.begin;
+        const int stop = of_experts ? rows.expert_end : rows.end;
+        const int all = kind ? a.experts.shape.rows : a.matrices[list].rows;
+        const int mine = rows.part_of_rows >= 0 ? all / kMostCrews : all;
+        const int from = max(begin - first, 0), to = min(stop - first, mine);
+        const int groups = to > from ? (to - from + group - 1) / group : 0, pieces = groups * plan.parts[kind];
+        first += mine;
+        if (left >= pieces) {
+          left -= pieces;
+          group_number += groups;
+          continue;
+        }
+        const int here = left / plan.parts[kind];
+        part = left - here * plan.parts[kind];
+        group_number += here;
+        const int base = rows.part_of_rows >= 0 ? rows.part_of_rows * mine : 0;
+        row = base + from + here * group, end = base + to;
+        there = true;
+        // Rows of lists that follow, or none.
+        const bool experts_follow = a.mode == MatVec::Mode::widen && !kind && rows.expert_end > rows.expert_begin;
+        final = end - row <= group && stop <= first && !experts_follow;
         break;
       }
-      if (open_ < kSlots) {
-        const uint32_t first = begin_of(tail_.slot);
-        if (first > end_) {
-          if (first - end_ >= bytes) break;
-        } else if (first < end_) {
-          if (ring_bytes_ - end_ >= bytes) break;
-          if (first >= bytes) {
-            end_ = 0;
-            break;
-          }
+    }
+    Item item = {};
+    item.there = there;
+    Piece& piece = item.piece;
+    // A block without rows is done at once.
+    const bool none = !there && number < kTeams;
+    if (none) {
+      item.there = true;
+      piece.rows_to_write = 0;
+      piece.flags = kLastPiece | kFinalPiece;
+      return item;
+    }
+    if (!there) return item;
+    const int kind = list >= num_matrices;
+    const Matrix& m = kind ? a.experts.shape : a.matrices[list];
+    const bool last_part = part + 1 == plan.parts[kind], last = last_part && last_list;
+    const int place = group_number % groups_to_write * group;
+    const bool full = place + 2 * group > kRowsToWrite;
+    row += team * step;
+    piece.first_to_write = place + team * step;
+    piece.rows_to_write = last && (final || full) ? place + group : -1;
+    piece.flags = (last ? kLastPiece : 0) | (last && final ? kFinalPiece : 0);
+    piece.rows = max(0, min(step, end - row));
+    if (piece.rows == 0) return item;
+    const int cols = a.share == Share::crew_parts ? plan.crew_cols : m.cols, part_cols = plan.part_cols[kind];
+    const int offset = rows.first_byte + part * plan.part_bytes[kind];
+    item.stride = static_cast<uint32_t>(m.stride), item.scales_stride = static_cast<uint32_t>(m.scales_stride);
+    item.contiguous = plan.contiguous[kind];
+    item.bytes = last_part ? plan.last_bytes[kind] : plan.part_bytes[kind];
+    item.from = reinterpret_cast<uint64_t>(kind ? nullptr : m.data) + static_cast<uint64_t>(row) * item.stride + offset;
+    piece.cols = cols - part * part_cols;
+    const int cols_here = last_part ? piece.cols : part_cols;
+    piece.groups = (cols_here + 31) / 32;
+    piece.first_group = first_group + part * (part_cols / 32);
+    piece.list = list;
+    piece.first_row = row;
+    piece.pitch = item.contiguous ? item.stride : static_cast<uint32_t>(plan.pitch[kind]);
+    piece.step = item.contiguous ? 0 : item.stride % 16;
+    piece.scales_pitch = static_cast<uint32_t>(plan.scales_pitch[kind]);
+    if (piece.scales_pitch > 0) {
+      piece.scales = (piece.rows * piece.pitch + 31) / 16 * 16;
+      item.scales_bytes = (cols_here + 15) / 16;
+      item.scales_from = reinterpret_cast<uint64_t>(kind ? nullptr : m.group_scales) +
+                         static_cast<uint64_t>(row) * item.scales_stride + offset / 8;
+      item.scales_contiguous = plan.parts[kind] == 1 && item.scales_stride == static_cast<uint32_t>(item.scales_bytes);
+      if (item.scales_contiguous) piece.scales_pitch = item.scales_stride;
+      piece.scales_step = item.scales_contiguous ? 0 : item.scales_stride % 16;
+    }
+    return item;
+  }
+
+  // Where experts lie is known.
+  __device__ void find(Item& item, int num_matrices, bool of_sum) const {
+    const int e = item.piece.list - num_matrices;
+    if (item.piece.rows == 0 || e < 0) return;
+    item.from += reinterpret_cast<uint64_t>(shared_.data[of_sum][e]);
+    if (item.piece.scales_pitch > 0) item.scales_from += reinterpret_cast<uint64_t>(shared_.scales[of_sum][e]);
+  }
+
+  // Runs of bytes to the ring, each with its distance from 16 bytes kept.
+  struct Runs {
+    uint64_t from;
+    uint32_t to, stride, pitch, bytes;
+    int count;
+
+    __device__ uint32_t size(int r) const {
+      return (static_cast<uint32_t>(from + static_cast<uint64_t>(r) * stride) % 16 + bytes + 15) & ~15u;
+    }
+    // For all lanes the sum of sizes.
+    __device__ uint32_t all() const {
+      return __reduce_add_sync(~0u, lane_id() < count ? size(lane_id()) : 0u);
+    }
+    // By one lane on sm_90, which all have entered; else by all.
+    __device__ __forceinline__ void copy(uint32_t full) const {
+      uint64_t at = from;
+      uint32_t place = to;
+#if __CUDA_ARCH__ >= 900
+#pragma unroll 4
+      for (int r = 0; r < count; ++r, at += stride, place += pitch) {
+        const auto shift = static_cast<uint32_t>(at) & 15;
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                         place),
+                     "l"(at - shift), "r"((shift + bytes + 15) & ~15u), "r"(full)
+                     : "memory");
+      }
+#else
+#pragma unroll 1
+      for (int r = 0; r < count; ++r, at += stride, place += pitch) {
+        const auto shift = static_cast<uint32_t>(at) & 15;
+        for (uint32_t c = 16 * lane_id(); c < shift + bytes; c += 16 * kWarp) {
+          copy_async_to(place + c, reinterpret_cast<const uint8_t*>(at - shift) + c);
         }
       }
-      wait_barrier(&shared_.empty[tail_.slot], tail_.parity);
-      if (flying_ == open_) land();
-      tail_.next();
-      --open_;
-    }
-    while (flying_ > 0 && bytes_in_flight_ + bytes > most_in_flight_) {
-      wait_barrier(&shared_.full[landing_.slot], landing_.parity);
-      land();
-    }
-    const uint32_t begin = end_;
-    if (lane_id() == head_.slot) begin_ = begin, size_ = bytes;
-    end_ += bytes;
-    bytes_in_flight_ += bytes;
-    return begin;
-  }
-  // The oldest piece that was in flight has come.
-  __device__ void land() {
-    bytes_in_flight_ -= __shfl_sync(~0u, size_, landing_.slot);
-    landing_.next();
-    --flying_;
-  }
-  __device__ uint32_t begin_of(int slot) const { return __shfl_sync(~0u, begin_, slot); }
-
-  // A run of bytes into the ring, with its distance from 16 bytes kept.
-  __device__ __forceinline__ void copy(const uint8_t* from, uint32_t size, uint32_t to, uint64_t* full) const {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                     shared_address(ring_ + to)),
-                 "l"(from), "r"(size), "r"(shared_address(full))
-                 : "memory");
-#else
-    for (uint32_t c = 0; c < size; c += 16) copy_async(ring_ + to + c, from + c);
 #endif
-  }
+    }
+  };
 
-  __device__ __forceinline__ void piece(const Rows& rows) {
-    const int lane = lane_id(), count = rows.count;
-    const uint32_t pitch = rows.contiguous ? rows.stride : static_cast<uint32_t>(rows.pitch);
-    const uint32_t room = rows.contiguous ? (count * pitch + 30) / 16 * 16
-                                          : static_cast<uint32_t>(count * (rows.pitch + rows.scales_pitch));
-    const uint32_t begin = make_room(room);
-    Piece& piece = shared_.pieces[head_.slot];
-    uint64_t* full = &shared_.full[head_.slot];
-    // Rows that lie one behind the other come as one run.
-    const int runs = rows.contiguous ? 1 : count;
-    const uint32_t row = rows.row + min(lane, count - 1);
-    const uint8_t* from = rows.data + static_cast<uint64_t>(row) * rows.stride + rows.offset;
-    const auto shift = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(from) & 15);
-    const uint32_t bytes = rows.contiguous ? count * pitch : static_cast<uint32_t>(rows.bytes);
-    const uint32_t size = lane < runs ? (shift + bytes + 15) & ~15u : 0;
-    const uint8_t* scales_from = nullptr;
-    uint32_t scales_shift = 0, scales_size = 0, scales_to = 0;
-    if (rows.scales_pitch > 0) {
-      scales_from = rows.scales + static_cast<uint64_t>(row) * rows.scales_stride + rows.offset / 8;
-      scales_shift = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(scales_from) & 15);
-      scales_size = lane < count ? (scales_shift + (rows.cols_here + 15) / 16 + 15) & ~15u : 0;
-      scales_to = begin + count * rows.pitch + min(lane, count - 1) * rows.scales_pitch;
+  __device__ __forceinline__ void fetch(const Item& item, int lane) {
+    const uint32_t slot = shared_address(ring_) + static_cast<uint32_t>(at_.slot * slot_bytes_);
+    const uint32_t full = shared_address(&shared_.full[at_.slot]);
+    // Of whoever has it, for all; as the compiler should know.
+    const int rows = __shfl_sync(~0u, item.piece.rows, lane);
+    const bool contiguous = __shfl_sync(~0u, item.contiguous, lane);
+    const auto bytes = static_cast<uint32_t>(__shfl_sync(~0u, item.bytes, lane));
+    const uint32_t pitch = __shfl_sync(~0u, item.piece.pitch, lane), stride = __shfl_sync(~0u, item.stride, lane);
+    const Runs weights = {__shfl_sync(~0u, item.from, lane), slot, stride, pitch, contiguous ? rows * pitch : bytes,
+                          contiguous && rows > 0 ? 1 : rows};
+    const uint32_t scales_pitch = __shfl_sync(~0u, item.piece.scales_pitch, lane);
+    Runs scales = {};
+    if (scales_pitch > 0 && rows > 0) {
+      const bool together = __shfl_sync(~0u, item.scales_contiguous, lane);
+      const auto scales_bytes = static_cast<uint32_t>(__shfl_sync(~0u, item.scales_bytes, lane));
+      scales = {__shfl_sync(~0u, item.scales_from, lane), slot + __shfl_sync(~0u, item.piece.scales, lane),
+                __shfl_sync(~0u, item.scales_stride, lane), scales_pitch, together ? rows * scales_pitch : scales_bytes,
+                together ? 1 : rows};
+    }
+    wait_barrier(&shared_.empty[at_.slot], at_.parity ^ 1);
+    if (lane_id() == lane) {
+      Piece piece = item.piece;
+      piece.shift = static_cast<uint32_t>(weights.from) & 15, piece.scales_shift = static_cast<uint32_t>(scales.from) & 15;
+      shared_.pieces[at_.slot] = piece;
     }
 #if __CUDA_ARCH__ >= 900
-    const uint32_t all = __reduce_add_sync(~0u, size + scales_size);
-    if (lane == 0) {
-      asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(full)), "r"(all)
+    const uint32_t all = weights.all() + scales.all();
+    if (elected()) {
+      asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 state, [%0], %1; }" ::"r"(full),
+                   "r"(all)
                    : "memory");
+      weights.copy(full);
+      scales.copy(full);
     }
     __syncwarp();
-#endif
-    if (lane < runs) copy(from - shift, size, begin + lane * pitch, full);
-    if (scales_size > 0) copy(scales_from - scales_shift, scales_size, scales_to, full);
-    if (lane < kMaxTileRows) {
-      // Rows past the last are it once more: memory that is there.
-      const uint32_t first_shift = __shfl_sync((1u << kMaxTileRows) - 1, shift, 0);
-      piece.row[lane] = begin + min(lane, count - 1) * pitch + (rows.contiguous ? first_shift : shift);
-      piece.scales[lane] = scales_to + scales_shift;
-    }
-    if (lane == 0) {
-      piece.rows = count, piece.groups = (rows.cols_here + 31) / 32, piece.first_group = rows.first_group;
-      piece.cols = rows.cols, piece.list = rows.list, piece.first_row = rows.row, piece.last = rows.last;
-      piece.first_to_write = rows.first_to_write, piece.rows_to_write = rows.rows_to_write;
-      piece.final = rows.final;
-    }
-    announce(full);
-  }
-  __device__ void nothing(int rows_to_write, bool final) {
-    make_room(0);
-    if (lane_id() == 0) {
-      Piece& piece = shared_.pieces[head_.slot];
-      piece.groups = 0, piece.rows_to_write = rows_to_write, piece.final = final;
-    }
-    announce(&shared_.full[head_.slot]);
-  }
-  // The piece is described and its copies are under way.
-  __device__ void announce(uint64_t* full) {
-    __syncwarp();
-#if __CUDA_ARCH__ >= 900
-    if (lane_id() == 0) arrive(full);
 #else
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(full)) : "memory");
+    weights.copy(full);
+    scales.copy(full);
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(full) : "memory");
 #endif
-    head_.next();
-    ++open_;
-    ++flying_;
+    at_.next();
   }
 
   Shared& shared_;
   uint8_t* ring_;
-  uint32_t ring_bytes_, most_in_flight_;
-  uint32_t end_ = 0;               // where the next piece may begin
-  uint32_t begin_ = 0, size_ = 0;  // in lane n: of slot n
-  uint32_t bytes_in_flight_ = 0;
-  int open_ = 0;    // slots taken and not yet given back
-  int flying_ = 0;  // of these, the last ones: not yet there
-  RingPosition head_, tail_, landing_;
-  int to_write_ = 0;  // rows of this stage that wait to be written
+  int slot_bytes_;
+  RingPosition at_;
 };
 
 // The warps that multiply by weights of one format; kAligned as in Codes.
@@ -349,6 +376,7 @@ template <class F, bool kAligned>
 struct Consumer {
   Shared& shared;
   uint32_t operands, group_sums, ring;  // shared memory
+  int slot_bytes;
   int64_t* sums;                        // that the stage adds to
   RingPosition at;
   int turn;  // pairs of groups go round among a team's warps, on from piece to piece
@@ -364,7 +392,7 @@ struct Consumer {
       wait_barrier(&shared.full[at.slot], at.parity);
       const Piece& piece = shared.pieces[at.slot];
       const int groups = piece.groups, rows = piece.rows, rows_to_write = piece.rows_to_write;
-      const bool final = piece.final;
+      const uint32_t flags = piece.flags;
       if (groups > 0) {
         if (scaled) {
           float part[kMaxOctets] = {};
@@ -376,8 +404,8 @@ struct Consumer {
         }
         turn -= (groups + 1) / 2 % kTeam;
         if (turn < 0) turn += kTeam;
-        if (piece.last) leave(piece, rows, sum);
       }
+      if (flags & kLastPiece) leave(stage.plan.tile_rows, piece, rows, sum);
       __syncwarp();
       if (lane_id() == 0) arrive(&shared.empty[at.slot]);
       at.next(kTeams);
@@ -385,7 +413,7 @@ struct Consumer {
       consumers_sync();
       for (int r = static_cast<int>(threadIdx.x); r < rows_to_write; r += kConsumerThreads) write(a, r);
       consumers_sync();
-      if (!final) continue;
+      if (!(flags & kFinalPiece)) continue;
       if (warp_id() == 0) gate.done();
       return;
     }
@@ -408,11 +436,16 @@ struct Consumer {
   __device__ __forceinline__ void multiply_octets(const Piece& piece, int groups, float (&sum)[kMaxOctets]) const {
     const int lane = lane_id(), j = lane % 4, second = lane / 16, pairs = (groups + 1) / 2;
     const int first_group = piece.first_group;
-    uint32_t row[kOctets], scales[kOctets];
+    const uint32_t slot = ring + static_cast<uint32_t>(at.slot * slot_bytes);
+    uint32_t row[kOctets], scales[kOctets] = {};
 #pragma unroll
     for (int o = 0; o < kOctets; ++o) {
-      row[o] = ring + piece.row[8 * o + lane / 4];
-      scales[o] = std::is_same_v<F, E2M1> ? ring + piece.scales[8 * o + lane / 4] : 0;
+      // Rows past the last are it once more: memory that is there.
+      const auto r = static_cast<uint32_t>(min(8 * o + lane / 4, piece.rows - 1));
+      row[o] = slot + r * piece.pitch + ((piece.shift + r * piece.step) & 15);
+      if constexpr (std::is_same_v<F, E2M1>) {
+        scales[o] = slot + piece.scales + r * piece.scales_pitch + ((piece.scales_shift + r * piece.scales_step) & 15);
+      }
     }
     if constexpr (kHasCodes<F>) {
       using C = Codes<F>;
@@ -501,7 +534,7 @@ struct Consumer {
   }
 
   // This warp's sums of a tile, for write().
-  __device__ __forceinline__ void leave(const Piece& piece, int rows, float (&sum)[kMaxOctets]) const {
+  __device__ __forceinline__ void leave(int tile_rows, const Piece& piece, int rows, float (&sum)[kMaxOctets]) const {
     const int lane = lane_id(), j = lane % 4, first = piece.first_to_write;
     // The sums of four lanes, of octet 0 to lane 0, 1 to lane 2, 2 to lane 1.
     const float weight = kHasCodes<F> && j % 2 == 0 ? kHighDigits : 1.0f;
@@ -515,8 +548,9 @@ struct Consumer {
     for (int o = 0; o < kMaxOctets; ++o) sum[o] = 0;
     const int row = (j % 2 * 2 + j / 2) * 8 + lane / 4;
     if (row < rows) shared.sums[warp_id() % kTeam][first + row] = mine;
-    if (warp_id() % kTeam == 0 && lane < rows) {
-      shared.row_to_write[first + lane] = static_cast<uint32_t>(piece.list) << 24 | (piece.first_row + lane);
+    if (warp_id() % kTeam == 0 && lane < tile_rows) {
+      shared.row_to_write[first + lane] =
+          lane < rows ? static_cast<uint32_t>(piece.list) << 24 | (piece.first_row + lane) : kNoRow;
     }
   }
 
@@ -528,11 +562,12 @@ struct Consumer {
 
   // Row r of those that have been left.
   __device__ __forceinline__ void write(const MatVec& a, int r) const {
+    const uint32_t which = shared.row_to_write[r];
+    if (which == kNoRow) return;
     float total = 0;
 #pragma unroll
     for (int w = 0; w < kTeam; ++w) total += shared.sums[w][r];
     total *= shared.unscale * factor_as<F>();
-    const uint32_t which = shared.row_to_write[r];
     const int row = static_cast<int>(which & 0xffffffu), list = static_cast<int>(which >> 24);
     const int expert = list - a.num_matrices;
     float* y = a.experts.shape.y + row;

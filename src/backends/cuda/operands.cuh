@@ -34,6 +34,15 @@ __device__ __forceinline__ void wait_barrier(uint64_t* barrier, uint32_t parity)
 // A barrier among the consumers.
 __device__ __forceinline__ void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(kConsumerThreads) : "memory"); }
 
+// One lane of a warp, always the same: what it alone does keeps values that are the same in all lanes.
+__device__ __forceinline__ bool elected() {
+  uint32_t is = 0;
+#if __CUDA_ARCH__ >= 900
+  asm volatile("{ .reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p; }" : "=r"(is));
+#endif
+  return is;
+}
+
 __device__ __forceinline__ uint2 load_two(uint32_t address) {
   uint2 v;
   asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <limits>
 
 #include "backends/cuda/step.cuh"
 #include "backends/cuda/step.h"
@@ -20,8 +21,6 @@ namespace {
 
 constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 constexpr int up_16(int bytes) { return (bytes + 15) / 16 * 16; }
-
-constexpr int kPieceBytes = 26624;  // at most, unless the least part of a row is larger
 
 // Of crew_parts.
 int crew_cols(const MatVec& op) {
@@ -52,7 +51,7 @@ MatVecPlan::Way way_of(const MatVec& op, const MatVecPlan& plan) {
 }
 
 template <class F>
-MatVecPlan plan_of(const MatVec& op, int blocks) {
+MatVecPlan plan_of(const MatVec& op, int blocks, int slot_bytes) {
   MatVecPlan plan;
   const bool sum = op.mode == MatVec::Mode::narrow, in_parts = op.share == Share::crew_parts;
   const int expert_count = op.mode == MatVec::Mode::plain ? 0 : op.experts.count;
@@ -79,34 +78,50 @@ MatVecPlan plan_of(const MatVec& op, int blocks) {
   }
   const int row_bytes[2] = {ceil_div(cols[0], F::block_elements) * kBlockBytes,
                             ceil_div(cols[1], F::block_elements) * kBlockBytes};
-  // Every team gets as many tiles, of whole rows if a piece holds enough of them.
-  const int longest = std::max(row_bytes[0], row_bytes[1]) + 64;
-  int tile = rows;
-  for (int each = 1; tile > kMaxTileRows || (tile > 8 && tile * longest > kPieceBytes) || each == 1; ++each) {
-    tile = std::max(1, ceil_div(rows, kTeams * each));
-  }
-  plan.tile_rows = tile;
   for (int kind = 0; kind < 2; ++kind) {
     if (cols[kind] == 0) continue;
-    // Parts of 64 columns keep the alignment of rows, and whole pairs of groups.
-    const int unit = std::max(64, F::block_elements);
-    const int parts = ceil_div(tile * (row_bytes[kind] + 64), kPieceBytes);
-    const int part = parts == 1 ? ceil_div(cols[kind], 32) * 32 : ceil_div(ceil_div(cols[kind], parts), unit) * unit;
-    plan.part_cols[kind] = part;
-    plan.parts[kind] = ceil_div(cols[kind], part);
-    plan.part_bytes[kind] = ceil_div(part, F::block_elements) * kBlockBytes;
-    plan.last_bytes[kind] = ceil_div(cols[kind] - (plan.parts[kind] - 1) * part, F::block_elements) * kBlockBytes;
-    int units = ceil_div(plan.part_bytes[kind] + 15, 16);
-    // A row pitch at which eight rows fall into different banks, of 16 bytes for each lane or of fewer.
-    const bool wide = kBlockBytes * 32 / F::block_elements >= 64;
-    while (wide ? units % 8 != 4 : units % 2 == 0) ++units;
-    plan.pitch[kind] = 16 * units;
-    if (F::block_elements == 2) plan.scales_pitch[kind] = (ceil_div(part / 16 + 15, 16) | 1) * 16;  // E2M1
-    // As they lie they may well do that too.
+    // As rows lie eight of them may well fall into different banks.
     const Matrix& m = kind ? op.experts.shape : op.matrices[0];
     const int banks = static_cast<int>(m.stride % 128);
-    plan.contiguous[kind] = plan.parts[kind] == 1 && plan.scales_pitch[kind] == 0 && m.stride == row_bytes[kind] &&
-                            banks != 0 && banks != 64;
+    plan.contiguous[kind] = F::block_elements != 2 && m.stride == row_bytes[kind] && banks != 0 && banks != 64;
+  }
+  // The height of a tile, and into how many parts its columns go: what takes a team the fewest instructions, of which a
+  // piece costs so many beside its products.
+  constexpr int kPerProduct = 26, kPerPair = 14, kPerPiece = 300;
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (int tile = 1; tile <= std::min(kMaxTileRows, std::max(rows, 1)); ++tile) {
+    MatVecPlan one = plan;
+    one.tile_rows = tile;
+    int64_t cost = 0;
+    bool fits = true;
+    for (int kind = 0; kind < 2; ++kind) {
+      if (cols[kind] == 0) continue;
+      // Parts of 64 columns keep the alignment of rows, and whole pairs of groups.
+      const int unit = std::max(64, F::block_elements);
+      for (int parts = 1;; ++parts) {
+        const int part = parts == 1 ? ceil_div(cols[kind], 32) * 32 : ceil_div(ceil_div(cols[kind], parts), unit) * unit;
+        one.part_cols[kind] = part;
+        one.parts[kind] = ceil_div(cols[kind], part);
+        one.part_bytes[kind] = ceil_div(part, F::block_elements) * kBlockBytes;
+        one.last_bytes[kind] = ceil_div(cols[kind] - (one.parts[kind] - 1) * part, F::block_elements) * kBlockBytes;
+        one.contiguous[kind] = plan.contiguous[kind] && one.parts[kind] == 1;
+        int units = ceil_div(one.part_bytes[kind] + 15, 16);
+        // A row pitch at which eight rows fall into different banks, of 16 bytes for each lane or of fewer.
+        const bool wide = kBlockBytes * 32 / F::block_elements >= 64;
+        while (wide ? units % 8 != 4 : units % 2 == 0) ++units;
+        one.pitch[kind] = 16 * units;
+        if (F::block_elements == 2) one.scales_pitch[kind] = (ceil_div(part / 16 + 15, 16) | 1) * 16;  // E2M1
+        const int row = one.contiguous[kind] ? row_bytes[kind] : one.pitch[kind] + one.scales_pitch[kind];
+        fits = tile * row + 64 <= slot_bytes;
+        if (fits || part <= unit) break;
+      }
+      const int octets = ceil_div(tile, 8), pairs = ceil_div(one.part_cols[kind] / 32, 2);
+      cost += one.parts[kind] * (int64_t{ceil_div(pairs, kTeam)} * (octets * kPerProduct + kPerPair) + kPerPiece);
+    }
+    cost *= ceil_div(ceil_div(std::max(rows, 1), tile), kTeams);
+    if (tile > 1 && (!fits || cost >= least)) continue;
+    least = fits ? cost : least;
+    plan = one;
   }
   const bool sum_of_all = sum && !in_parts;
   plan.total_groups = sum_of_all ? ceil_div(cols[0], 32) + expert_count * ceil_div(cols[1], 32)
@@ -122,6 +137,35 @@ MatVecPlan plan_of(const MatVec& op, int blocks) {
   const int divisor = op.input == Input::gated ? plan.matrix_cols / plan.n_groups / 32 : ceil_div(plan.expert_cols, 32);
   plan.inverse = (1u << 20) / static_cast<uint32_t>(std::max(divisor, 1)) + 1;
   return plan;
+}
+
+MatVecPlan plan_of(Format format, const MatVec& op, int slot_bytes, const Launch& launch) {
+  const int blocks = step_blocks(launch.num_sms());
+  return visit_format(format, [&](auto f) { return plan_of<decltype(f)>(op, blocks, slot_bytes); });
+}
+
+StepMemory layout_of(const std::vector<Stage>& stages, const Launch& launch) {
+  StepMemory layout;
+  for (const Stage& stage : stages) {
+    if (stage.kind == Stage::Kind::conv_ssm_step) {
+      layout.operands = std::max(layout.operands, up_16(static_cast<int>(conv_ssm_room(stage.ssm.shape))));
+      continue;
+    }
+    if (stage.kind == Stage::Kind::attend) {
+      const size_t bytes = stage.attend.head_dim <= 64 ? sizeof(AttendShared<4>) : sizeof(AttendShared<8>);
+      layout.operands = std::max(layout.operands, static_cast<int>((bytes + 127) / 128 * 128));
+    }
+    if (stage.kind != Stage::Kind::matvec) continue;
+    const Form form = stage.plan.form;
+    const int groups = stage.plan.total_groups;
+    layout.operands = std::max(layout.operands, groups * group_bytes(form.kind));
+    if (form.minima) layout.group_sums = std::max(layout.group_sums, up_16(8 * groups));
+    if (stage.matvec.input == Input::gated) {
+      layout.rms = std::max(layout.rms, up_16(4 * std::max(groups, stage.plan.n_groups)));
+    }
+  }
+  layout.slot_bytes = (launch.shared_limit() - layout.total()) / kSlots / 128 * 128;
+  return layout;
 }
 
 }  // namespace
@@ -145,7 +189,7 @@ Stage matvec_stage(Format format, const MatVec& op, const Launch& launch) {
   stage.kind = Stage::Kind::matvec;
   stage.format = format;
   stage.matvec = op;
-  stage.plan = visit_format(format, [&](auto f) { return plan_of<decltype(f)>(op, step_blocks(launch.num_sms())); });
+  stage.plan = plan_of(format, op, 0, launch);
   stage.aligned = op.mode == MatVec::Mode::plain || op.experts.shape.stride % 4 == 0;  // experts' data always is
   stage.aligned = stage.aligned && stage.plan.crew_bytes % 4 == 0;
   for (int i = 0; i < op.num_matrices; ++i) {
@@ -298,6 +342,14 @@ void append(std::vector<Stage>& stages, Stage stage, const Launch& launch) {
   stages.push_back(stage);
 }
 
+void finish(std::vector<Stage>& stages, const Launch& launch) {
+  const StepMemory layout = layout_of(stages, launch);
+  for (Stage& stage : stages) {
+    if (stage.kind != Stage::Kind::matvec) continue;
+    stage.plan = plan_of(stage.format, stage.matvec, layout.slot_bytes, launch);
+  }
+}
+
 void run_step(const Stage* stages, const std::vector<Stage>& host, StepSync* sync, Residual residual,
               const Launch& launch) {
   for (const Stage& stage : host) {
@@ -307,25 +359,7 @@ void run_step(const Stage* stages, const std::vector<Stage>& host, StepSync* syn
     residual.versions = stage.adds_to + 1;
   }
   const StepPlaces places = {sync, residual, step_crews(step_blocks(launch.num_sms()))};
-  StepMemory layout;
-  for (const Stage& stage : host) {
-    if (stage.kind == Stage::Kind::conv_ssm_step) {
-      layout.operands = std::max(layout.operands, up_16(static_cast<int>(conv_ssm_room(stage.ssm.shape))));
-      continue;
-    }
-    if (stage.kind == Stage::Kind::attend) {
-      const size_t bytes = stage.attend.head_dim <= 64 ? sizeof(AttendShared<4>) : sizeof(AttendShared<8>);
-      layout.operands = std::max(layout.operands, static_cast<int>((bytes + 127) / 128 * 128));
-    }
-    if (stage.kind != Stage::Kind::matvec) continue;
-    const Form form = stage.plan.form;
-    const int groups = stage.plan.total_groups;
-    layout.operands = std::max(layout.operands, groups * group_bytes(form.kind));
-    if (form.minima) layout.group_sums = std::max(layout.group_sums, up_16(8 * groups));
-    if (stage.matvec.input == Input::gated) {
-      layout.rms = std::max(layout.rms, up_16(4 * std::max(groups, stage.plan.n_groups)));
-    }
-  }
+  const StepMemory layout = layout_of(host, launch);
   const auto try_set = [&](auto formats) {
     return launch_step<decltype(formats)>(stages, host, places, layout, launch);
   };

@@ -33,8 +33,7 @@ struct StepMemory {
   int operands = 0;  // also the room of stages that are no products
   int group_sums = 0;
   int rms = 0;
-  int ring = 0;
-  int most_in_flight = 32 * 1024;       // of the ring
+  int slot_bytes = 0;                   // of the ring
   static constexpr int kPadding = 128;  // behind the ring: a product may look a block further than its row
   int total() const;
 };
@@ -115,73 +114,6 @@ __device__ __forceinline__ void prefetch_ahead(const Stage* stages, int s, int c
 #endif
 }
 
-__device__ __forceinline__ void produce(const Stage* stages, int count, const StepPlaces& places, Shared& shared,
-                                        uint8_t* ring, int ring_bytes, int most_in_flight) {
-  Producer producer(shared, ring, ring_bytes, most_in_flight);
-  const uint32_t blocks = gridDim.x;
-  for (int s = 0; s < count; ++s) {
-    const Stage& stage = stages[s];
-    prefetch_early(stage);
-    if (stage.kind != Stage::Kind::matvec) continue;
-    bool waited = false;
-    const auto wait_for_experts = [&] {
-      waited = true;
-      // Where all will be found is looked up before the choice is known. Those of the sum that follows too: consumers
-      // ask for them before a piece of it has come.
-      int sum = s + 1;
-      while (sum < count && !(stages[sum].kind == Stage::Kind::matvec && narrow(stages[sum].matvec))) ++sum;
-      const Experts& up = stage.matvec.experts;
-      const Experts& down = stages[min(sum, count - 1)].matvec.experts;
-      const bool sums = sum < count;
-      const auto *data = up.data, *scales = up.scales, *down_data = down.data, *down_scales = down.scales;
-      const float *scale = up.scale, *down_scale = down.scale;
-      const int chosen = up.count, k = lane_id();
-      PROA_TRACE_PRODUCER(s, 4);
-      const bool tells = blockIdx.x == gridDim.x - 1;  // has experts' rows if any block has
-      prefetch_ahead(stages, s, count);
-      if (stage.routes) {
-        const ExpertChoice choice(stage.route);
-        if (k == 0) wait_for_count(&places.sync->logits, (stage.routed_before + 1) * blocks);
-        __syncwarp();
-        PROA_TRACE_PRODUCER(s, 5);
-        if (stage.route.n_group == 1) {
-          choice.choose(stage.route, stage.logits, shared.expert_id, shared.expert_weight, tells);
-        } else {
-          choose(stage.route, stage.logits, shared.expert_id, shared.expert_weight, tells, shared.choice);
-        }
-      } else {
-        wait_for_stages(places, s, false);
-        if (k < chosen) {
-          shared.expert_id[k] = __ldcg(up.ids + k);
-          shared.expert_weight[k] = __ldcg(up.weights + k);
-        }
-      }
-      __syncwarp();
-      PROA_TRACE_PRODUCER(s, 6);
-      if (k < chosen) {
-        const int id = shared.expert_id[k];
-        const auto* of_up = reinterpret_cast<const uint8_t*>(data[id]);
-        shared.scales[0][k] = scales ? reinterpret_cast<const uint8_t*>(scales[id]) : nullptr;
-        shared.expert_scale[0][k] = scale ? scale[id] : 1.0f;
-        if (sums) {
-          shared.data[1][k] = reinterpret_cast<const uint8_t*>(down_data[id]);
-          shared.scales[1][k] = down_scales ? reinterpret_cast<const uint8_t*>(down_scales[id]) : nullptr;
-          shared.expert_scale[1][k] = down_scale ? down_scale[id] : 1.0f;
-        }
-        shared.data[0][k] = of_up;
-        if (stage.routes && tells) {
-          stage.route.topk_ids[k] = id;
-          stage.route.topk_weights[k] = shared.expert_weight[k];
-        }
-      }
-      __syncwarp();
-      PROA_TRACE_PRODUCER(s, 7);
-    };
-    producer.produce(stage.matvec, stage.plan, wait_for_experts);
-    if (stage.matvec.mode == MatVec::Mode::widen && !waited) prefetch_ahead(stages, s, count);
-  }
-}
-
 // All that a block keeps in shared memory, from its beginning; operands and the ring come after it.
 struct alignas(128) BlockMemory {
   Shared shared;
@@ -193,6 +125,78 @@ struct alignas(128) BlockMemory {
 extern __shared__ __align__(128) uint8_t step_memory[];
 __device__ __forceinline__ BlockMemory& block_memory() { return *reinterpret_cast<BlockMemory*>(step_memory); }
 __device__ __forceinline__ uint8_t* operand_memory() { return step_memory + sizeof(BlockMemory); }
+
+// Until the experts of stage s are chosen, and where they lie is in shared memory; by the warp that fetches.
+PROA_PART void wait_for_experts(const Stage* stages, int s, int count) {
+  const Stage& stage = stages[s];
+  const StepPlaces& places = block_memory().places;
+  Shared& shared = block_memory().shared;
+  // Where all will be found is looked up before the choice is known. Those of the sum that follows too: consumers ask for
+  // them before a piece of it has come.
+  int sum = s + 1;
+  while (sum < count && !(stages[sum].kind == Stage::Kind::matvec && narrow(stages[sum].matvec))) ++sum;
+  const Experts& up = stage.matvec.experts;
+  const Experts& down = stages[min(sum, count - 1)].matvec.experts;
+  const bool sums = sum < count;
+  const auto *data = up.data, *scales = up.scales, *down_data = down.data, *down_scales = down.scales;
+  const float *scale = up.scale, *down_scale = down.scale;
+  const int chosen = up.count, k = lane_id();
+  PROA_TRACE_PRODUCER(s, 4);
+  const bool tells = blockIdx.x == gridDim.x - 1;  // has experts' rows if any block has
+  if (stage.routes) {
+    const ExpertChoice choice(stage.route);
+    if (k == 0) wait_for_count(&places.sync->logits, static_cast<uint32_t>(stage.routed_before + 1) * gridDim.x);
+    __syncwarp();
+    PROA_TRACE_PRODUCER(s, 5);
+    if (stage.route.n_group == 1) {
+      choice.choose(stage.route, stage.logits, shared.expert_id, shared.expert_weight, tells);
+    } else {
+      choose(stage.route, stage.logits, shared.expert_id, shared.expert_weight, tells, shared.choice);
+    }
+  } else {
+    wait_for_stages(places, s, false);
+    if (k < chosen) {
+      shared.expert_id[k] = __ldcg(up.ids + k);
+      shared.expert_weight[k] = __ldcg(up.weights + k);
+    }
+  }
+  __syncwarp();
+  PROA_TRACE_PRODUCER(s, 6);
+  if (k < chosen) {
+    const int id = shared.expert_id[k];
+    const auto* of_up = reinterpret_cast<const uint8_t*>(data[id]);
+    shared.scales[0][k] = scales ? reinterpret_cast<const uint8_t*>(scales[id]) : nullptr;
+    shared.expert_scale[0][k] = scale ? scale[id] : 1.0f;
+    if (sums) {
+      shared.data[1][k] = reinterpret_cast<const uint8_t*>(down_data[id]);
+      shared.scales[1][k] = down_scales ? reinterpret_cast<const uint8_t*>(down_scales[id]) : nullptr;
+      shared.expert_scale[1][k] = down_scale ? down_scale[id] : 1.0f;
+    }
+    shared.data[0][k] = of_up;
+    if (stage.routes && tells) {
+      stage.route.topk_ids[k] = id;
+      stage.route.topk_weights[k] = shared.expert_weight[k];
+    }
+  }
+  __syncwarp();
+  PROA_TRACE_PRODUCER(s, 7);
+}
+
+__device__ __forceinline__ void produce(const Stage* stages, int count, uint8_t* ring, int slot_bytes) {
+  Producer producer(block_memory().shared, ring, slot_bytes);
+  for (int s = 0; s < count; ++s) {
+    const Stage& stage = stages[s];
+    prefetch_early(stage);
+    if (stage.kind != Stage::Kind::matvec) continue;
+    bool waited = false;
+    producer.produce(stage.matvec, stage.plan, [&] {
+      prefetch_ahead(stages, s, count);
+      wait_for_experts(stages, s, count);
+      waited = true;
+    });
+    if (stage.matvec.mode == MatVec::Mode::widen && !waited) prefetch_ahead(stages, s, count);
+  }
+}
 
 // A stage's way in and out, for consumers.
 struct Gate {
@@ -291,6 +295,7 @@ PROA_PART int3 multiply_stage(int s, int3 state) {
                                  shared_address(memory),
                                  shared_address(memory + layout.operands),
                                  shared_address(memory + layout.operands + layout.group_sums + layout.rms),
+                                 layout.slot_bytes,
                                  sums_of(block_memory().places.residual, gate.stage().adds_to),
                                  {state.x, static_cast<uint32_t>(state.y)},
                                  state.z};
@@ -495,8 +500,7 @@ __global__ void __launch_bounds__(kStepThreads, 1)
   }
   __syncthreads();
   if (warp_id() == kConsumers) {
-    produce(stages, count, places, shared, operand_memory() + layout.operands + layout.group_sums + layout.rms,
-            layout.ring, layout.most_in_flight);
+    produce(stages, count, operand_memory() + layout.operands + layout.group_sums + layout.rms, layout.slot_bytes);
 #if __CUDA_ARCH__ < 900
     wait_for_copies<0>();
 #endif
@@ -506,7 +510,7 @@ __global__ void __launch_bounds__(kStepThreads, 1)
 }
 
 inline int StepMemory::total() const {
-  return static_cast<int>(sizeof(BlockMemory)) + operands + group_sums + rms + ring + kPadding;
+  return static_cast<int>(sizeof(BlockMemory)) + operands + group_sums + rms + kSlots * slot_bytes + kPadding;
 }
 
 // Launches the kernel if it knows all formats of the stages.
@@ -516,7 +520,6 @@ bool launch_step(const Stage* stages, const std::vector<Stage>& host, const Step
   for (const Stage& stage : host) {
     if (stage.kind == Stage::Kind::matvec && !Formats::has(stage.format)) return false;
   }
-  layout.ring = (launch.shared_limit() - layout.total()) / 128 * 128;
   launch.together(step_kernel<Formats>, dim3(step_blocks(launch.num_sms())), dim3(kStepThreads),
                   static_cast<size_t>(layout.total()), stages, static_cast<int>(host.size()), places, layout);
   return true;

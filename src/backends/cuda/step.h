@@ -122,7 +122,9 @@ bool can_add_to(const std::vector<Stage>& stages, const float* y);
 // Puts `stage` behind the others, and divides what it does, and what the stage before it does, among crews if it can.
 void append(std::vector<Stage>& stages, Stage stage, const Launch& launch);
 
-// `stages` on the device, `host` the same; `residual` holds memory, the rest of it is set here.
+// Cuts the products into pieces, when all stages are known.
+void finish(std::vector<Stage>& stages, const Launch& launch);
+// `stages` on the device, `host` the same, finished; `residual` holds memory, the rest of it is set here.
 void run_step(const Stage* stages, const std::vector<Stage>& host, StepSync* sync, Residual residual,
               const Launch& launch);
 
