@@ -16,7 +16,7 @@
 
 namespace proa::cuda {
 
-constexpr int kSlots = 6;  // of the ring: a piece each
+constexpr int kSlots = 12;  // pieces in the ring at most
 static_assert(kSlots % kTeams == 0);
 constexpr int kMaxTileRows = 24;
 constexpr int kMaxOctets = kMaxTileRows / 8;
@@ -25,8 +25,8 @@ static_assert(kRowsToWrite >= kTeams * kMaxTileRows);
 
 // What consumers need to know of a piece.
 struct alignas(16) Piece {
-  uint32_t shift, step;  // row r begins at r * pitch + (shift + r * step) % 16
-  uint32_t pitch;
+  // Row r begins at r * pitch + first + r * step, but what its 16 bytes begin with counts only once: see row_at().
+  uint32_t first, step, pitch;
   int rows;
   int groups;       // 0: nothing, so that the next piece is another team's
   int first_group;  // of the input
@@ -36,19 +36,28 @@ struct alignas(16) Piece {
   int first_to_write;  // its rows' place among those that wait to be written
   int rows_to_write;   // that are written after this piece by all; -1: none yet
   uint32_t flags;
-  uint32_t scales, scales_shift, scales_step, scales_pitch;  // likewise, behind the rows
+  uint32_t scales, scales_step, scales_pitch;  // likewise
+  uint32_t room;                               // bytes of the ring
 };
+// Where row r lies that was fetched with its distance from 16 bytes kept.
+__device__ __forceinline__ uint32_t row_at(uint32_t first, uint32_t step, uint32_t pitch, uint32_t r) {
+  return (first & ~15u) + r * pitch + ((first + r * step) & 15);
+}
+constexpr int kListedExperts = 128;
+
 constexpr uint32_t kLastPiece = 1;   // of its tile
 constexpr uint32_t kFinalPiece = 2;  // of the stage
 
 struct Shared {
   uint64_t full[kSlots], empty[kSlots];  // barriers
   Piece pieces[kSlots];
+  uint32_t begin[kSlots];
   float room[2 * kWarp];
   float sums[kTeam][kRowsToWrite];
   uint32_t row_to_write[kRowsToWrite];  // list, 8 bits, and row
   float unscale;                        // what undoes the power of two of the input
   // Of the chosen experts, by the producer: of the product that widens and of the one that sums.
+  const uint8_t* listed[2][kListedExperts];  // where all lie
   const uint8_t* data[2][kMaxExperts];
   const uint8_t* scales[2][kMaxExperts];
   float expert_scale[2][kMaxExperts];
@@ -97,14 +106,13 @@ struct RingPosition {
 // takes.
 class Producer {
  public:
-  __device__ Producer(Shared& shared, uint8_t* ring, int slot_bytes)
-      : shared_(shared), ring_(ring), slot_bytes_(slot_bytes) {}
+  __device__ Producer(Shared& shared, uint8_t* ring, int ring_bytes)
+      : shared_(shared), ring_(ring), ring_bytes_(static_cast<uint32_t>(ring_bytes)) {}
 
   // `wait_for_experts` returns when the chosen ones are in `shared`; called before the first piece of one, or in the
   // end.
   template <typename F>
   __device__ __forceinline__ void produce(const MatVec& a, const MatVecPlan& plan, F&& wait_for_experts) {
-    const Rows rows = rows_of(a, plan);
     const bool widens = a.mode == MatVec::Mode::widen;
     const int num_matrices = a.num_matrices;
     bool known = !widens;
@@ -114,7 +122,7 @@ class Producer {
     int count = kWarp;
 #pragma unroll 1
     for (int first = 0; count == kWarp; first += kWarp) {
-      Item item = item_of(a, plan, rows, first + lane_id());
+      Item item = item_of(a, plan, first + lane_id());
       if (known) find(item, num_matrices, narrow(a));
       count = __popc(__ballot_sync(~0u, item.there));
 #pragma unroll 1
@@ -140,12 +148,12 @@ class Producer {
   };
   // Rows of this block.
   struct Rows {
-    int begin, end;         // among those that are shared out
+    int begin, end;  // among those that are shared out
     int expert_begin, expert_end;
     int first_list, lists;
-    int part_of_rows;       // crew_rows of a plain product: whose part of each list; else -1
-    int first_byte;         // of each row
-    bool sum;               // of all lists, for a few rows at a time
+    int part_of_rows;  // crew_rows of a plain product: whose part of each list; else -1
+    int first_byte;    // of each row
+    bool sum;          // of all lists, for a few rows at a time
   };
 
   __device__ static Rows rows_of(const MatVec& a, const MatVecPlan& plan) {
@@ -175,7 +183,8 @@ class Producer {
 
   // Pieces go round among the teams, so that all have something to do: each group of tiles is one for each team, and
   // all parts of their columns. A sum takes all lists for a group; otherwise a list takes all its groups.
-  __device__ Item item_of(const MatVec& a, const MatVecPlan& plan, const Rows& rows, int number) const {
+  __device__ Item item_of(const MatVec& a, const MatVecPlan& plan, int number) const {
+    const Rows rows = rows_of(a, plan);
     const int step = plan.tile_rows, group = step * kTeams, num_matrices = a.num_matrices;
     const int groups_to_write = kRowsToWrite / group;
     const int team = number % kTeams;
@@ -264,14 +273,16 @@ class Producer {
     piece.pitch = item.contiguous ? item.stride : static_cast<uint32_t>(plan.pitch[kind]);
     piece.step = item.contiguous ? 0 : item.stride % 16;
     piece.scales_pitch = static_cast<uint32_t>(plan.scales_pitch[kind]);
+    piece.room = (piece.rows * piece.pitch + 30) / 16 * 16;
     if (piece.scales_pitch > 0) {
-      piece.scales = (piece.rows * piece.pitch + 31) / 16 * 16;
+      piece.scales = piece.room;
       item.scales_bytes = (cols_here + 15) / 16;
       item.scales_from = reinterpret_cast<uint64_t>(kind ? nullptr : m.group_scales) +
                          static_cast<uint64_t>(row) * item.scales_stride + offset / 8;
       item.scales_contiguous = plan.parts[kind] == 1 && item.scales_stride == static_cast<uint32_t>(item.scales_bytes);
       if (item.scales_contiguous) piece.scales_pitch = item.scales_stride;
       piece.scales_step = item.scales_contiguous ? 0 : item.scales_stride % 16;
+      piece.room += (piece.rows * piece.scales_pitch + 30) / 16 * 16;
     }
     return item;
   }
@@ -294,9 +305,7 @@ class Producer {
       return (static_cast<uint32_t>(from + static_cast<uint64_t>(r) * stride) % 16 + bytes + 15) & ~15u;
     }
     // For all lanes the sum of sizes.
-    __device__ uint32_t all() const {
-      return __reduce_add_sync(~0u, lane_id() < count ? size(lane_id()) : 0u);
-    }
+    __device__ uint32_t all() const { return __reduce_add_sync(~0u, lane_id() < count ? size(lane_id()) : 0u); }
     // By one lane on sm_90, which all have entered; else by all.
     __device__ __forceinline__ void copy(uint32_t full) const {
       uint64_t at = from;
@@ -305,10 +314,10 @@ class Producer {
 #pragma unroll 4
       for (int r = 0; r < count; ++r, at += stride, place += pitch) {
         const auto shift = static_cast<uint32_t>(at) & 15;
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                         place),
-                     "l"(at - shift), "r"((shift + bytes + 15) & ~15u), "r"(full)
-                     : "memory");
+        asm volatile(
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(place),
+            "l"(at - shift), "r"((shift + bytes + 15) & ~15u), "r"(full)
+            : "memory");
       }
 #else
 #pragma unroll 1
@@ -323,7 +332,8 @@ class Producer {
   };
 
   __device__ __forceinline__ void fetch(const Item& item, int lane) {
-    const uint32_t slot = shared_address(ring_) + static_cast<uint32_t>(at_.slot * slot_bytes_);
+    const uint32_t begin = make_room(__shfl_sync(~0u, item.piece.room, lane));
+    const uint32_t slot = shared_address(ring_) + begin;
     const uint32_t full = shared_address(&shared_.full[at_.slot]);
     // Of whoever has it, for all; as the compiler should know.
     const int rows = __shfl_sync(~0u, item.piece.rows, lane);
@@ -337,22 +347,23 @@ class Producer {
     if (scales_pitch > 0 && rows > 0) {
       const bool together = __shfl_sync(~0u, item.scales_contiguous, lane);
       const auto scales_bytes = static_cast<uint32_t>(__shfl_sync(~0u, item.scales_bytes, lane));
-      scales = {__shfl_sync(~0u, item.scales_from, lane), slot + __shfl_sync(~0u, item.piece.scales, lane),
-                __shfl_sync(~0u, item.scales_stride, lane), scales_pitch, together ? rows * scales_pitch : scales_bytes,
-                together ? 1 : rows};
+      scales = {__shfl_sync(~0u, item.scales_from, lane),      slot + __shfl_sync(~0u, item.piece.scales, lane),
+                __shfl_sync(~0u, item.scales_stride, lane),    scales_pitch,
+                together ? rows * scales_pitch : scales_bytes, together ? 1 : rows};
     }
-    wait_barrier(&shared_.empty[at_.slot], at_.parity ^ 1);
     if (lane_id() == lane) {
       Piece piece = item.piece;
-      piece.shift = static_cast<uint32_t>(weights.from) & 15, piece.scales_shift = static_cast<uint32_t>(scales.from) & 15;
+      piece.first = begin + (static_cast<uint32_t>(weights.from) & 15);
+      piece.scales += begin + (static_cast<uint32_t>(scales.from) & 15);
       shared_.pieces[at_.slot] = piece;
     }
 #if __CUDA_ARCH__ >= 900
     const uint32_t all = weights.all() + scales.all();
     if (elected()) {
-      asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 state, [%0], %1; }" ::"r"(full),
-                   "r"(all)
-                   : "memory");
+      asm volatile(
+          "{ .reg .b64 state; mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 state, [%0], %1; }" ::"r"(full),
+          "r"(all)
+          : "memory");
       weights.copy(full);
       scales.copy(full);
     }
@@ -363,12 +374,36 @@ class Producer {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(full) : "memory");
 #endif
     at_.next();
+    ++open_;
+  }
+
+  // Room for a piece, behind the one before or at the front; given back in the order it was taken. `end_` and where
+  // pieces begin go on and on, and are modulo 2^32.
+  __device__ __forceinline__ uint32_t make_room(uint32_t bytes) {
+    if (end_in_ring_ + bytes > ring_bytes_) {
+      end_ += ring_bytes_ - end_in_ring_;
+      end_in_ring_ = 0;
+    }
+    while (open_ > 0 && (open_ == kSlots || end_ + bytes - shared_.begin[tail_.slot] > ring_bytes_)) {
+      wait_barrier(&shared_.empty[tail_.slot], tail_.parity);
+      tail_.next();
+      --open_;
+    }
+    __syncwarp();
+    shared_.begin[at_.slot] = end_;  // all lanes the same
+    __syncwarp();
+    const uint32_t begin = end_in_ring_;
+    end_ += bytes;
+    end_in_ring_ += bytes;
+    return begin;
   }
 
   Shared& shared_;
   uint8_t* ring_;
-  int slot_bytes_;
-  RingPosition at_;
+  uint32_t ring_bytes_;
+  uint32_t end_ = 0, end_in_ring_ = 0;
+  int open_ = 0;  // pieces not given back yet
+  RingPosition at_, tail_;
 };
 
 // The warps that multiply by weights of one format; kAligned as in Codes.
@@ -376,7 +411,6 @@ template <class F, bool kAligned>
 struct Consumer {
   Shared& shared;
   uint32_t operands, group_sums, ring;  // shared memory
-  int slot_bytes;
   int64_t* sums;                        // that the stage adds to
   RingPosition at;
   int turn;  // pairs of groups go round among a team's warps, on from piece to piece
@@ -436,15 +470,14 @@ struct Consumer {
   __device__ __forceinline__ void multiply_octets(const Piece& piece, int groups, float (&sum)[kMaxOctets]) const {
     const int lane = lane_id(), j = lane % 4, second = lane / 16, pairs = (groups + 1) / 2;
     const int first_group = piece.first_group;
-    const uint32_t slot = ring + static_cast<uint32_t>(at.slot * slot_bytes);
     uint32_t row[kOctets], scales[kOctets] = {};
 #pragma unroll
     for (int o = 0; o < kOctets; ++o) {
       // Rows past the last are it once more: memory that is there.
       const auto r = static_cast<uint32_t>(min(8 * o + lane / 4, piece.rows - 1));
-      row[o] = slot + r * piece.pitch + ((piece.shift + r * piece.step) & 15);
+      row[o] = ring + row_at(piece.first, piece.step, piece.pitch, r);
       if constexpr (std::is_same_v<F, E2M1>) {
-        scales[o] = slot + piece.scales + r * piece.scales_pitch + ((piece.scales_shift + r * piece.scales_step) & 15);
+        scales[o] = ring + row_at(piece.scales, piece.scales_step, piece.scales_pitch, r);
       }
     }
     if constexpr (kHasCodes<F>) {

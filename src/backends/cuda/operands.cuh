@@ -306,20 +306,36 @@ struct OperandMaker {
     return a.input != Input::plain && k < matrix_cols() ? a.norm[first_col + k] : 1.0f;
   }
 
-  // Eight columns of a version of the residual, as load_whole() has them.
-  __device__ __forceinline__ void load_residual(int group, int j, float (&v)[8]) const {
+  // Eight columns of a version of the residual, as load_whole() has them; false where one of them is no number.
+  __device__ __forceinline__ bool load_residual(int group, int j, float (&v)[8]) const {
     load_whole(version_of(residual, a.version - 1) + 32 * group, j, false, v);
     const bool together = plan.form.order == CodeOrder::together;
     const auto* sums =
-        reinterpret_cast<const longlong2*>(sums_of(residual, a.version - 1) + 32 * group) + (together ? 4 * j : 2 * j);
-    const longlong2 s[4] = {__ldcg(sums), __ldcg(sums + 1), __ldcg(sums + (together ? 2 : 8)),
-                            __ldcg(sums + (together ? 3 : 9))};
+        reinterpret_cast<const longlong2*>(sums_of(residual, a.version - 1) + 32 * group) + (together ? 4 : 2) * j;
+    const int second = together ? 2 : 8;
+    const longlong2 s[4] = {__ldcg(sums), __ldcg(sums + 1), __ldcg(sums + second), __ldcg(sums + second + 1)};
+    uint32_t most = 0;  // of the upper halves, moved to where all that are no numbers are large
+    constexpr uint32_t kBound = static_cast<uint32_t>(kNoNumber / 2 >> 32);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) v[2 * i] += number_of(s[i].x), v[2 * i + 1] += number_of(s[i].y);
+    for (int i = 0; i < 8; ++i) {
+      const long long sum = i % 2 ? s[i / 2].y : s[i / 2].x;
+      v[i] += static_cast<float>(sum) * (1.0f / static_cast<float>(int64_t{1} << kResidualBits));
+      most = max(most, static_cast<uint32_t>(sum >> 32) + kBound);
+    }
+    return most < 2 * kBound;
   }
   // Whoever has made a version from its parts leaves some of it to the next; the sums that nobody reads any more become
   // zeros for those after the next.
   __device__ __forceinline__ bool keeps(int item) const { return a.version > 0 && item % gridDim.x == blockIdx.x; }
+  __device__ __forceinline__ void keep_whole(int group, int j, const float (&v)[8]) const {
+    const bool together = plan.form.order == CodeOrder::together;
+    const int first = 32 * group + (together ? 8 : 4) * j, second = first + (together ? 4 : 16);
+    float* to = version_of(residual, a.version);
+    __stcg(reinterpret_cast<float4*>(to + first), {v[0], v[1], v[2], v[3]});
+    __stcg(reinterpret_cast<float4*>(to + second), {v[4], v[5], v[6], v[7]});
+    auto* sums = reinterpret_cast<longlong2*>(sums_of(residual, a.version + 1));
+    for (int i : {first / 2, first / 2 + 1, second / 2, second / 2 + 1}) __stcg(sums + i, {0, 0});
+  }
   __device__ __forceinline__ void keep(int k, float value) const {
     __stcg(version_of(residual, a.version) + k, value);
     __stcg(reinterpret_cast<long long*>(sums_of(residual, a.version + 1)) + k, 0ll);
@@ -378,15 +394,13 @@ struct OperandMaker {
     Totals sums = {0, 0};
     for_items<kItems>([&](int i, int group, int j) {
       if (a.version > 0) {
-        load_residual(group, j, v[i]);
+        if (!load_residual(group, j, v[i])) sums.squares = NAN;
       } else {
         load_whole(x + 32 * group, j, false, v[i]);
       }
     });
     for_items<kItems>([&](int i, int group, int j) {
-      if (!keeps(4 * group + j)) return;
-#pragma unroll
-      for (int n = 0; n < 8; ++n) keep(32 * group + column(j, n), v[i][n]);
+      if (keeps(4 * group + j)) keep_whole(group, j, v[i]);
     });
     for_items<kItems>([&](int i, int, int) {
 #pragma unroll

@@ -98,66 +98,69 @@ __device__ inline void choose(const Route& op, const float* logits, int32_t* ids
   }
 }
 
-// The same for one group of up to 512 experts, in registers. What does not depend on the logits is read by the
+// The same for one group of up to kMost experts, in registers. What does not depend on the logits is read by the
 // constructor.
 class ExpertChoice {
  public:
-  __device__ explicit ExpertChoice(const Route& op) {
+  static constexpr int kMost = 128;
+
+  __device__ explicit ExpertChoice(const Route& op)
+      : n_(op.n_routed_experts),
+        per_token_(op.num_experts_per_tok),
+        expert_tokens_(op.expert_tokens),
+        factor_(op.routed_scaling_factor),
+        normalised_(op.norm_topk_prob) {
 #pragma unroll
-    for (int i = 0; i < kMost; ++i) {
-      if (i * kWarp >= op.n_routed_experts) break;
-      const int e = lane_id() + i * kWarp;
-      if (e < op.n_routed_experts) bias_[i] = __ldg(op.bias + e);
-    }
+    for (int i = 0; i < kEach; ++i) bias_[i] = number(i) < n_ ? __ldg(op.bias + number(i)) : 0.0f;
   }
-  __device__ __forceinline__ void choose(const Route& op, const float* logits, int32_t* ids, float* weights,
-                                         bool count) const {
-    const int n = op.n_routed_experts, lane = lane_id();
-    float score[kMost] = {};
-    uint32_t key[kMost] = {};  // grows with the choice; 0: none
+  // Choice `lane` and its weight, in the lanes below num_experts_per_tok.
+  __device__ __forceinline__ void choose(const float* logits, int32_t* id, float* weight, bool count) const {
+    const int lane = lane_id();
+    float score[kEach];
+    uint32_t key[kEach];  // grows with the choice; 0: none
 #pragma unroll
-    for (int i = 0; i < kMost; ++i) {
-      if (i * kWarp >= n) break;
-      const int e = lane + i * kWarp;
-      if (e >= n) continue;
-      score[i] = __fdividef(1.0f, 1.0f + expf(-__ldcg(logits + e)));
+    for (int i = 0; i < kEach; ++i) score[i] = number(i) < n_ ? __ldcg(logits + number(i)) : 0.0f;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      score[i] = __fdividef(1.0f, 1.0f + expf(-score[i]));
       const uint32_t bits = __float_as_uint(score[i] + bias_[i]);
-      key[i] = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+      key[i] = number(i) < n_ ? (bits & 0x80000000u ? ~bits : bits | 0x80000000u) : 0;
     }
     float sum = 0, kept = 0;
+    int mine = 0;
 #pragma unroll 1
-    for (int k = 0; k < op.num_experts_per_tok; ++k) {
-      uint32_t best = 0, index = 0xffffu;
-      float weight = 0;
+    for (int k = 0; k < per_token_; ++k) {
+      uint32_t best = key[0], index = lane;
+      float of_best = score[0];
 #pragma unroll
-      for (int i = 0; i < kMost; ++i) {
-        if (i * kWarp >= n) break;
-        if (key[i] > best) best = key[i], index = lane + i * kWarp, weight = score[i];
+      for (int i = 1; i < kEach; ++i) {
+        if (key[i] > best) best = key[i], index = number(i), of_best = score[i];
       }
       const uint32_t most = __reduce_max_sync(~0u, best);
-      const uint32_t first = __reduce_min_sync(~0u, best == most ? index : 0xffffu);
-      const auto chosen = static_cast<int>(min(first, static_cast<uint32_t>(n - 1)));
-      weight = __shfl_sync(~0u, weight, chosen % kWarp);
+      const uint32_t first = __reduce_min_sync(~0u, best == most && most > 0 ? index : 0xffffu);
+      const auto chosen = static_cast<int>(min(first, static_cast<uint32_t>(n_ - 1)));  // only NaN is left
+      of_best = __shfl_sync(~0u, of_best, chosen % kWarp);
 #pragma unroll
-      for (int i = 0; i < kMost; ++i) {
-        if (i * kWarp >= n) break;
-        if (lane + i * kWarp == chosen) key[i] = 0;
-      }
-      sum += weight;
-      if (lane == k) kept = weight;
-      if (lane == 0) {
-        ids[k] = chosen;
-        if (count && op.expert_tokens) atomicAdd(op.expert_tokens + chosen, 1);
-      }
+      for (int i = 0; i < kEach; ++i) key[i] = number(i) == chosen ? 0 : key[i];
+      sum += of_best;
+      if (lane == k) kept = of_best, mine = chosen;
     }
-    if (lane < op.num_experts_per_tok) {
-      weights[lane] = (op.norm_topk_prob ? __fdividef(kept, sum + 1e-20f) : kept) * op.routed_scaling_factor;
+    if (lane < per_token_) {
+      *id = mine;
+      *weight = (normalised_ ? __fdividef(kept, sum + 1e-20f) : kept) * factor_;
+      if (count && expert_tokens_) atomicAdd(expert_tokens_ + mine, 1);
     }
   }
 
  private:
-  static constexpr int kMost = 16;  // of a lane
-  float bias_[kMost] = {};
+  static constexpr int kEach = kMost / kWarp;
+  __device__ static int number(int i) { return lane_id() + i * kWarp; }
+
+  int n_, per_token_;
+  int32_t* expert_tokens_;
+  float factor_;
+  bool normalised_;
+  float bias_[kEach];
 };
 
 }  // namespace proa::cuda

@@ -51,7 +51,7 @@ MatVecPlan::Way way_of(const MatVec& op, const MatVecPlan& plan) {
 }
 
 template <class F>
-MatVecPlan plan_of(const MatVec& op, int blocks, int slot_bytes) {
+MatVecPlan plan_of(const MatVec& op, int blocks, int piece_bytes) {
   MatVecPlan plan;
   const bool sum = op.mode == MatVec::Mode::narrow, in_parts = op.share == Share::crew_parts;
   const int expert_count = op.mode == MatVec::Mode::plain ? 0 : op.experts.count;
@@ -99,7 +99,8 @@ MatVecPlan plan_of(const MatVec& op, int blocks, int slot_bytes) {
       // Parts of 64 columns keep the alignment of rows, and whole pairs of groups.
       const int unit = std::max(64, F::block_elements);
       for (int parts = 1;; ++parts) {
-        const int part = parts == 1 ? ceil_div(cols[kind], 32) * 32 : ceil_div(ceil_div(cols[kind], parts), unit) * unit;
+        const int part =
+            parts == 1 ? ceil_div(cols[kind], 32) * 32 : ceil_div(ceil_div(cols[kind], parts), unit) * unit;
         one.part_cols[kind] = part;
         one.parts[kind] = ceil_div(cols[kind], part);
         one.part_bytes[kind] = ceil_div(part, F::block_elements) * kBlockBytes;
@@ -112,7 +113,7 @@ MatVecPlan plan_of(const MatVec& op, int blocks, int slot_bytes) {
         one.pitch[kind] = 16 * units;
         if (F::block_elements == 2) one.scales_pitch[kind] = (ceil_div(part / 16 + 15, 16) | 1) * 16;  // E2M1
         const int row = one.contiguous[kind] ? row_bytes[kind] : one.pitch[kind] + one.scales_pitch[kind];
-        fits = tile * row + 64 <= slot_bytes;
+        fits = tile * row + 64 <= piece_bytes;
         if (fits || part <= unit) break;
       }
       const int octets = ceil_div(tile, 8), pairs = ceil_div(one.part_cols[kind] / 32, 2);
@@ -139,9 +140,9 @@ MatVecPlan plan_of(const MatVec& op, int blocks, int slot_bytes) {
   return plan;
 }
 
-MatVecPlan plan_of(Format format, const MatVec& op, int slot_bytes, const Launch& launch) {
+MatVecPlan plan_of(Format format, const MatVec& op, int piece_bytes, const Launch& launch) {
   const int blocks = step_blocks(launch.num_sms());
-  return visit_format(format, [&](auto f) { return plan_of<decltype(f)>(op, blocks, slot_bytes); });
+  return visit_format(format, [&](auto f) { return plan_of<decltype(f)>(op, blocks, piece_bytes); });
 }
 
 StepMemory layout_of(const std::vector<Stage>& stages, const Launch& launch) {
@@ -164,7 +165,7 @@ StepMemory layout_of(const std::vector<Stage>& stages, const Launch& launch) {
       layout.rms = std::max(layout.rms, up_16(4 * std::max(groups, stage.plan.n_groups)));
     }
   }
-  layout.slot_bytes = (launch.shared_limit() - layout.total()) / kSlots / 128 * 128;
+  layout.ring = (launch.shared_limit() - layout.total()) / 128 * 128;
   return layout;
 }
 
@@ -346,7 +347,7 @@ void finish(std::vector<Stage>& stages, const Launch& launch) {
   const StepMemory layout = layout_of(stages, launch);
   for (Stage& stage : stages) {
     if (stage.kind != Stage::Kind::matvec) continue;
-    stage.plan = plan_of(stage.format, stage.matvec, layout.slot_bytes, launch);
+    stage.plan = plan_of(stage.format, stage.matvec, layout.ring / 5, launch);
   }
 }
 

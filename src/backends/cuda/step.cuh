@@ -33,7 +33,7 @@ struct StepMemory {
   int operands = 0;  // also the room of stages that are no products
   int group_sums = 0;
   int rms = 0;
-  int slot_bytes = 0;                   // of the ring
+  int ring = 0;
   static constexpr int kPadding = 128;  // behind the ring: a product may look a block further than its row
   int total() const;
 };
@@ -118,6 +118,8 @@ __device__ __forceinline__ void prefetch_ahead(const Stage* stages, int s, int c
 struct alignas(128) BlockMemory {
   Shared shared;
   uint2 stages[2][kStageWords];  // this stage and the next
+  uint2 ahead_words[kStageWords];
+  __device__ const Stage& ahead() const { return *reinterpret_cast<const Stage*>(ahead_words); }  // that is fetched
   bool last;
   StepPlaces places;
   StepMemory layout;
@@ -126,66 +128,78 @@ extern __shared__ __align__(128) uint8_t step_memory[];
 __device__ __forceinline__ BlockMemory& block_memory() { return *reinterpret_cast<BlockMemory*>(step_memory); }
 __device__ __forceinline__ uint8_t* operand_memory() { return step_memory + sizeof(BlockMemory); }
 
-// Until the experts of stage s are chosen, and where they lie is in shared memory; by the warp that fetches.
+// Until the experts of stage s are chosen, and where they lie is in shared memory; by the warp that fetches. After a
+// wait the first-level cache is empty: what can be read before is.
 PROA_PART void wait_for_experts(const Stage* stages, int s, int count) {
-  const Stage& stage = stages[s];
+  const Stage& stage = block_memory().ahead();
   const StepPlaces& places = block_memory().places;
   Shared& shared = block_memory().shared;
-  // Where all will be found is looked up before the choice is known. Those of the sum that follows too: consumers ask for
-  // them before a piece of it has come.
+  // Those of the sum that follows too: consumers ask for them before a piece of it has come.
   int sum = s + 1;
   while (sum < count && !(stages[sum].kind == Stage::Kind::matvec && narrow(stages[sum].matvec))) ++sum;
   const Experts& up = stage.matvec.experts;
   const Experts& down = stages[min(sum, count - 1)].matvec.experts;
-  const bool sums = sum < count;
-  const auto *data = up.data, *scales = up.scales, *down_data = down.data, *down_scales = down.scales;
-  const float *scale = up.scale, *down_scale = down.scale;
+  const bool sums = sum < count, listed = stage.routes && stage.route.n_routed_experts <= kListedExperts;
+  const auto *data = up.data, *scales = up.scales, *down_data = sums ? down.data : data;
+  const auto* down_scales = sums ? down.scales : nullptr;
+  const float *scale = up.scale, *down_scale = sums ? down.scale : nullptr;
   const int chosen = up.count, k = lane_id();
   PROA_TRACE_PRODUCER(s, 4);
   const bool tells = blockIdx.x == gridDim.x - 1;  // has experts' rows if any block has
+  int id = 0;
+  float weight = 0;
   if (stage.routes) {
-    const ExpertChoice choice(stage.route);
-    if (k == 0) wait_for_count(&places.sync->logits, static_cast<uint32_t>(stage.routed_before + 1) * gridDim.x);
-    __syncwarp();
-    PROA_TRACE_PRODUCER(s, 5);
-    if (stage.route.n_group == 1) {
-      choice.choose(stage.route, stage.logits, shared.expert_id, shared.expert_weight, tells);
-    } else {
+    for (int e = k; listed && e < stage.route.n_routed_experts; e += kWarp) {
+      shared.listed[0][e] = reinterpret_cast<const uint8_t*>(data[e]);
+      shared.listed[1][e] = reinterpret_cast<const uint8_t*>(down_data[e]);
+    }
+    const auto wait = [&] {
+      if (k == 0) wait_for_count(&places.sync->logits, static_cast<uint32_t>(stage.routed_before + 1) * gridDim.x);
+      __syncwarp();
+      PROA_TRACE_PRODUCER(s, 5);
+    };
+    if (stage.route.n_group > 1 || stage.route.n_routed_experts > ExpertChoice::kMost) {
+      wait();
       choose(stage.route, stage.logits, shared.expert_id, shared.expert_weight, tells, shared.choice);
+      __syncwarp();
+      if (k < chosen) id = shared.expert_id[k], weight = shared.expert_weight[k];
+    } else {
+      const ExpertChoice choice(stage.route);
+      wait();
+      choice.choose(stage.logits, &id, &weight, tells);
     }
   } else {
     wait_for_stages(places, s, false);
-    if (k < chosen) {
-      shared.expert_id[k] = __ldcg(up.ids + k);
-      shared.expert_weight[k] = __ldcg(up.weights + k);
-    }
+    if (k < chosen) id = __ldcg(up.ids + k), weight = __ldcg(up.weights + k);
   }
-  __syncwarp();
   PROA_TRACE_PRODUCER(s, 6);
   if (k < chosen) {
-    const int id = shared.expert_id[k];
-    const auto* of_up = reinterpret_cast<const uint8_t*>(data[id]);
+    shared.expert_id[k] = id;
+    shared.expert_weight[k] = weight;
+    shared.data[0][k] = listed ? shared.listed[0][id] : reinterpret_cast<const uint8_t*>(data[id]);
+    shared.data[1][k] = listed ? shared.listed[1][id] : reinterpret_cast<const uint8_t*>(down_data[id]);
     shared.scales[0][k] = scales ? reinterpret_cast<const uint8_t*>(scales[id]) : nullptr;
+    shared.scales[1][k] = down_scales ? reinterpret_cast<const uint8_t*>(down_scales[id]) : nullptr;
     shared.expert_scale[0][k] = scale ? scale[id] : 1.0f;
-    if (sums) {
-      shared.data[1][k] = reinterpret_cast<const uint8_t*>(down_data[id]);
-      shared.scales[1][k] = down_scales ? reinterpret_cast<const uint8_t*>(down_scales[id]) : nullptr;
-      shared.expert_scale[1][k] = down_scale ? down_scale[id] : 1.0f;
-    }
-    shared.data[0][k] = of_up;
+    shared.expert_scale[1][k] = down_scale ? down_scale[id] : 1.0f;
     if (stage.routes && tells) {
       stage.route.topk_ids[k] = id;
-      stage.route.topk_weights[k] = shared.expert_weight[k];
+      stage.route.topk_weights[k] = weight;
     }
   }
   __syncwarp();
   PROA_TRACE_PRODUCER(s, 7);
 }
 
-__device__ __forceinline__ void produce(const Stage* stages, int count, uint8_t* ring, int slot_bytes) {
-  Producer producer(block_memory().shared, ring, slot_bytes);
+__device__ __forceinline__ void produce(const Stage* stages, int count, uint8_t* ring, int ring_bytes) {
+  Producer producer(block_memory().shared, ring, ring_bytes);
   for (int s = 0; s < count; ++s) {
-    const Stage& stage = stages[s];
+    __syncwarp();
+    for (int i = lane_id(); i < kStageWords; i += kWarp) {
+      block_memory().ahead_words[i] = __ldg(reinterpret_cast<const uint2*>(stages + s) + i);
+    }
+    __syncwarp();
+    const Stage& stage = block_memory().ahead();
     prefetch_early(stage);
     if (stage.kind != Stage::Kind::matvec) continue;
     bool waited = false;
@@ -295,7 +309,6 @@ PROA_PART int3 multiply_stage(int s, int3 state) {
                                  shared_address(memory),
                                  shared_address(memory + layout.operands),
                                  shared_address(memory + layout.operands + layout.group_sums + layout.rms),
-                                 layout.slot_bytes,
                                  sums_of(block_memory().places.residual, gate.stage().adds_to),
                                  {state.x, static_cast<uint32_t>(state.y)},
                                  state.z};
@@ -500,7 +513,7 @@ __global__ void __launch_bounds__(kStepThreads, 1)
   }
   __syncthreads();
   if (warp_id() == kConsumers) {
-    produce(stages, count, operand_memory() + layout.operands + layout.group_sums + layout.rms, layout.slot_bytes);
+    produce(stages, count, operand_memory() + layout.operands + layout.group_sums + layout.rms, layout.ring);
 #if __CUDA_ARCH__ < 900
     wait_for_copies<0>();
 #endif
@@ -510,7 +523,7 @@ __global__ void __launch_bounds__(kStepThreads, 1)
 }
 
 inline int StepMemory::total() const {
-  return static_cast<int>(sizeof(BlockMemory)) + operands + group_sums + rms + kSlots * slot_bytes + kPadding;
+  return static_cast<int>(sizeof(BlockMemory)) + operands + group_sums + rms + ring + kPadding;
 }
 
 // Launches the kernel if it knows all formats of the stages.
