@@ -484,7 +484,7 @@ struct Consumer {
       using C = Codes<F>;
       const bool odd = groups % 2 != 0;
       uint32_t input = operands + digits_at(first_group + 2 * turn + second, lane / 4 % 4, j);
-#pragma unroll(kOctets == 1 ? 2 : 1)
+#pragma unroll 2
       for (int p = turn; p < pairs; p += kTeam) {
         uint2 x = load_two(input);
         // Ten groups on, whose parts are turned by two more.

@@ -87,7 +87,7 @@ MatVecPlan plan_of(const MatVec& op, int blocks, int piece_bytes) {
   }
   // The height of a tile, and into how many parts its columns go: what takes a team the fewest instructions, of which a
   // piece costs so many beside its products.
-  constexpr int kPerProduct = 26, kPerPair = 14, kPerPiece = 300;
+  constexpr int kPerProduct = 26, kPerPair = 14, kPerPiece = 600;
   int64_t least = std::numeric_limits<int64_t>::max();
   for (int tile = 1; tile <= std::min(kMaxTileRows, std::max(rows, 1)); ++tile) {
     MatVecPlan one = plan;

@@ -92,6 +92,20 @@ __device__ __forceinline__ void prefetch_early(const Stage& stage) {
   }
 }
 
+// All that a block keeps in shared memory, from its beginning; operands and the ring come after it.
+struct alignas(128) BlockMemory {
+  Shared shared;
+  uint2 stages[2][kStageWords];  // this stage and the next
+  uint2 ahead_words[kStageWords];
+  __device__ const Stage& ahead() const { return *reinterpret_cast<const Stage*>(ahead_words); }  // that is fetched
+  bool last;
+  StepPlaces places;
+  StepMemory layout;
+};
+extern __shared__ __align__(128) uint8_t step_memory[];
+__device__ __forceinline__ BlockMemory& block_memory() { return *reinterpret_cast<BlockMemory*>(step_memory); }
+__device__ __forceinline__ uint8_t* operand_memory() { return step_memory + sizeof(BlockMemory); }
+
 // While the choice of experts is awaited memory would idle: this block's rows of the matrices that come after go to the
 // second-level cache.
 __device__ __forceinline__ void prefetch_ahead(const Stage* stages, int s, int count) {
@@ -113,20 +127,6 @@ __device__ __forceinline__ void prefetch_ahead(const Stage* stages, int s, int c
   }
 #endif
 }
-
-// All that a block keeps in shared memory, from its beginning; operands and the ring come after it.
-struct alignas(128) BlockMemory {
-  Shared shared;
-  uint2 stages[2][kStageWords];  // this stage and the next
-  uint2 ahead_words[kStageWords];
-  __device__ const Stage& ahead() const { return *reinterpret_cast<const Stage*>(ahead_words); }  // that is fetched
-  bool last;
-  StepPlaces places;
-  StepMemory layout;
-};
-extern __shared__ __align__(128) uint8_t step_memory[];
-__device__ __forceinline__ BlockMemory& block_memory() { return *reinterpret_cast<BlockMemory*>(step_memory); }
-__device__ __forceinline__ uint8_t* operand_memory() { return step_memory + sizeof(BlockMemory); }
 
 // Until the experts of stage s are chosen, and where they lie is in shared memory; by the warp that fetches. After a
 // wait the first-level cache is empty: what can be read before is.
