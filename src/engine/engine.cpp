@@ -20,12 +20,11 @@ bool contains(const std::vector<int32_t>& ids, int32_t id) {
   return std::find(ids.begin(), ids.end(), id) != ids.end();
 }
 
-// min_tokens forbids the end of sequence. Kernels can leave out one token; further end tokens may be drawn before
-// min_tokens and then do not end the reply.
-int32_t banned_token(const Sequence& sequence, const std::vector<int32_t>& eos_token_ids) {
-  if (sequence.num_generated() >= sequence.params.min_tokens) return -1;
-  if (!sequence.params.ignore_eos && !eos_token_ids.empty()) return eos_token_ids.front();
-  return sequence.params.stop_token_ids.empty() ? -1 : sequence.params.stop_token_ids.front();
+// Of a step that computes `num_tokens` of a sequence: its tokens that another one of the prompt follows, where their
+// log probabilities are wanted.
+int prompt_logit_rows(const Sequence& sequence, int num_tokens) {
+  if (!sequence.params.prompt_logprobs || sequence.num_generated() > 0) return 0;
+  return std::max(0, std::min(num_tokens, sequence.num_prompt_tokens - 1 - sequence.num_computed));
 }
 
 SamplingRow sampling_row(const SamplingParams& params) {
@@ -62,6 +61,7 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
                                    .max_num_batched_tokens = config.max_num_batched_tokens,
                                    .max_model_len = static_cast<int>(config.max_model_len),
                                    .max_queue = config.max_queue,
+                                   .max_prompt_logits = config.max_prompt_logits,
                                    .num_blocks = memory.num_blocks,
                                    .block_size = config.block_size};
   const RunnerLimits running = runner_limits(config, memory.num_blocks, model->info().vocab_size);
@@ -151,6 +151,13 @@ Result<std::unique_ptr<Sequence>> Engine::prepare(Request request) const {
                  .actual = std::to_string(num_synthetic),
                  .hint = config_.synthetic_cache ? "" : "the engine has no synthetic cache"};
   }
+  if (request.params.prompt_logprobs && config_.max_prompt_logits == 0) {
+    return Error{.doing = "submit request",
+                 .where = "prompt_logprobs",
+                 .expected = "none",
+                 .actual = std::to_string(*request.params.prompt_logprobs),
+                 .hint = "the engine was made without room for the logits of prompts"};
+  }
   PROA_ASSIGN(const int max_total_tokens,
               scheduler_->fits(static_cast<int64_t>(request.prompt_token_ids.size()), request.params.max_tokens));
 
@@ -161,6 +168,7 @@ Result<std::unique_ptr<Sequence>> Engine::prepare(Request request) const {
   sequence->token_ids = std::move(request.prompt_token_ids);
   sequence->token_ids.reserve(static_cast<size_t>(max_total_tokens));
   sequence->sampling = sampling_row(request.params);
+  sequence->rules = TokenRules(request.params, config_.eos_token_ids);
   sequence->stop = StopMatcher(request.params.stop, request.params.include_stop_str_in_output);
   sequence->detokenizer.emplace(tokenizer_, request.params.skip_special_tokens);
   sequence->params = std::move(request.params);
@@ -172,7 +180,16 @@ Result<std::unique_ptr<Sequence>> Engine::prepare(Request request) const {
 
 EngineStats Engine::stats() const {
   std::lock_guard lock(mutex_);
-  return stats_;
+  EngineStats stats = stats_;
+  stats.num_waiting = std::max(stats.num_waiting, num_queued_);  // those too that a long step has not taken in
+  return stats;
+}
+
+std::optional<std::chrono::steady_clock::duration> Engine::step_age() const {
+  using std::chrono::steady_clock;
+  const auto began = step_began_.load(std::memory_order_relaxed);
+  if (began == 0) return std::nullopt;
+  return steady_clock::now() - steady_clock::time_point(steady_clock::duration(began));
 }
 
 void Engine::run() {
@@ -191,9 +208,11 @@ void Engine::run() {
       (void)added;
     }
     arrived.clear();
+    step_began_.store(std::chrono::steady_clock::now().time_since_epoch().count(), std::memory_order_relaxed);
     end_cancelled();
     step();
     publish_stats();
+    step_began_.store(0, std::memory_order_relaxed);
   }
 
   for (auto& sequence : arrived) sequence->reply->push({.finish_reason = FinishReason::cancelled});
@@ -225,13 +244,12 @@ void Engine::end_cancelled() {
 }
 
 void Engine::step() {
+  const auto began = std::chrono::steady_clock::now();
   const std::span<const ScheduledSequence> scheduled = scheduler_->schedule();
   if (!scheduler_->admitted().empty()) {
     for (const auto& sequence : scheduler_->admitted()) {
       sequence->reply->admitted();
-      if (!sequence->params.uses_penalties()) continue;
-      sequence->sampling.counts_slot = sequence->state_slot;
-      runner_->reset_counts(sequence->state_slot, sequence->token_ids);
+      prepare_sampling(*sequence);
     }
     std::lock_guard lock(mutex_);
     num_queued_ -= static_cast<int>(scheduler_->admitted().size());
@@ -248,15 +266,28 @@ void Engine::step() {
                   .state_slot = sequence->state_slot,
                   .fresh_state = sequence->num_computed == sequence->num_synthetic,
                   .decode = decode});
+    if (want_prompt_logits(*sequence, num_tokens) > 0) {
+      num_top_logprobs = std::max(num_top_logprobs, *sequence->params.prompt_logprobs);
+    }
     if (static_cast<size_t>(num_tokens) < uncomputed.size()) continue;  // more of the prompt is to come
     sequence->sampling.position = static_cast<uint32_t>(sequence->num_tokens());
-    sequence->sampling.banned = banned_token(*sequence, config_.eos_token_ids);
+    sequence->sampling.forced = sequence->rules.forced();
+    if (sequence->sampling.bias_slot >= 0) {
+      for (const TokenBias& change : sequence->rules.update(sequence->generated())) {
+        runner_->set_bias(sequence->sampling.bias_slot, change.token_id, change.bias);
+      }
+    }
     runner_->want_logits(num_tokens - 1, &sequence->sampling);
     num_top_logprobs = std::max(num_top_logprobs, sequence->params.logprobs.value_or(0));
   }
-  if (const Result<void> done = runner_->step(num_top_logprobs); !done.ok()) return fail_all(done.error());
-
+  const auto sent = std::chrono::steady_clock::now();
+  const Result<void> done = runner_->step(num_top_logprobs);
   step_ended_ = std::chrono::steady_clock::now();
+  if (!done.ok()) {
+    metrics_.failed_steps.add();
+    return fail_all(done.error());
+  }
+
   ++counted_.num_steps;
   if (config_.count_experts && runner_->batch().num_decodes == runner_->batch().num_tokens) {
     for (const int32_t tokens : runner_->expert_tokens()) counted_.distinct_experts += tokens > 0 ? 1 : 0;
@@ -265,8 +296,54 @@ void Engine::step() {
   int row = 0;
   for (const auto& [sequence, num_tokens, decode] : scheduled) {
     if (!decode) counted_.prompt_tokens += num_tokens;
+    const int prompt_rows = prompt_logit_rows(*sequence, num_tokens);
+    accept_prompt_logits(*sequence, row, prompt_rows);
+    row += prompt_rows;
     sequence->num_computed += num_tokens;
     if (sequence->num_computed == sequence->num_tokens()) accept_token(*sequence, row++);
+  }
+  const auto seconds = [](std::chrono::steady_clock::duration time) {
+    return std::chrono::duration<double>(time).count();
+  };
+  metrics_.iteration_tokens.observe(runner_->batch().num_tokens);
+  metrics_.step_device.observe(seconds(step_ended_ - sent));
+  metrics_.step_host.observe(seconds(sent - began + (std::chrono::steady_clock::now() - step_ended_)));
+}
+
+// What the device keeps for a sequence beside its caches; by its state slot.
+void Engine::prepare_sampling(Sequence& sequence) {
+  sequence.prompt_logprobs.clear();
+  if (sequence.params.uses_penalties()) {
+    sequence.sampling.counts_slot = sequence.state_slot;
+    runner_->reset_counts(sequence.state_slot, sequence.token_ids);
+  }
+  if (sequence.rules.has_biases()) {
+    sequence.sampling.bias_slot = sequence.state_slot;
+    biases_.resize(static_cast<size_t>(model_->info().vocab_size));
+    sequence.rules.fill(sequence.generated(), biases_);
+    runner_->set_biases(sequence.state_slot, biases_);
+  }
+}
+
+// A row for each token of the step that another one of the prompt follows, which the sampler is made to "draw".
+int Engine::want_prompt_logits(const Sequence& sequence, int num_tokens) {
+  const int rows = prompt_logit_rows(sequence, num_tokens);
+  for (int i = 0; i < rows; ++i) {
+    const SamplingRow row{.temperature = 0,
+                          .forced = sequence.token_ids[static_cast<size_t>(sequence.num_computed + i + 1)]};
+    runner_->want_logits(i, &row);
+  }
+  return rows;
+}
+
+void Engine::accept_prompt_logits(Sequence& sequence, int row, int count) {
+  for (const int end = row + count; row < end; ++row) {
+    PromptLogprob one{.token_id = runner_->token(row), .logprob = runner_->logprob(row), .rank = runner_->rank(row)};
+    for (int i = 0; i < *sequence.params.prompt_logprobs; ++i) {
+      const size_t n = static_cast<size_t>(i);
+      one.top_logprobs.push_back({runner_->top_ids(row)[n], runner_->top_logprobs(row)[n]});
+    }
+    sequence.prompt_logprobs.push_back(std::move(one));
   }
 }
 
@@ -285,12 +362,15 @@ void Engine::accept_token(Sequence& sequence, int row) {
   const SamplingParams& params = sequence.params;
   ++counted_.generated_tokens;
   sequence.token_ids.push_back(token);
+  if (params.thinking_budget) sequence.rules.accept(token, tokenizer_.piece(token).ends_with('\n'));
 
   TokenEvent event{.token_id = token, .time = step_ended_, .logprob = runner_->logprob(row)};
   for (int i = 0; i < params.logprobs.value_or(0); ++i) {
     const size_t n = static_cast<size_t>(i);
     event.top_logprobs.push_back({runner_->top_ids(row)[n], runner_->top_logprobs(row)[n]});
   }
+
+  event.prompt_logprobs = std::exchange(sequence.prompt_logprobs, {});
 
   const bool may_stop = sequence.num_generated() > params.min_tokens;
   const bool is_end =
@@ -335,6 +415,8 @@ void Engine::publish_stats() {
   counted_.num_waiting = static_cast<int>(scheduler_->waiting().size());
   counted_.free_blocks = scheduler_->blocks().num_free();
   counted_.free_slots = scheduler_->slots().num_free();
+  counted_.oldest_waiting.reset();
+  if (!scheduler_->waiting().empty()) counted_.oldest_waiting = scheduler_->waiting().front()->reply->submitted_;
   std::lock_guard lock(mutex_);
   stats_ = counted_;
 }

@@ -11,17 +11,20 @@
 // over. The thread sleeps when there is nothing to do.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "cache/memory_plan.h"
 #include "core/result.h"
+#include "engine/engine_metrics.h"
 #include "engine/reply.h"
 #include "engine/request.h"
 #include "models/model.h"
@@ -40,6 +43,9 @@ struct EngineConfig {
   int64_t max_model_len = 0;
   int max_queue = 256;  // requests that may wait
   int block_size = 16;  // tokens per KV block
+  // Prompt tokens of a step whose log probabilities may be asked for, each with logits of its own; 0: requests with
+  // prompt_logprobs are refused.
+  int max_prompt_logits = 0;
   // 0: what max_num_seqs sequences of max_model_len need, or less: what is left of the device's memory.
   int64_t kv_cache_bytes = 0;
   // The part of a GPU's memory that may be taken, by others too, as vLLM has it. Of the host's, all but half a
@@ -63,6 +69,9 @@ struct EngineStats {  // a snapshot taken between steps
   int64_t num_steps = 0;
   int64_t prompt_tokens = 0;  // computed so far
   int64_t generated_tokens = 0;
+  int64_t num_preemptions = 0;
+  PrefixStats prefix;
+  std::optional<std::chrono::steady_clock::time_point> oldest_waiting;  // when what waits longest was submitted
   // EngineConfig::count_experts, over steps of decodes alone: experts touched, summed over steps and MoE layers, and
   // how many such sums there are.
   int64_t distinct_experts = 0;
@@ -100,6 +109,10 @@ class Engine {
   const EngineConfig& config() const { return config_; }  // with all defaults filled in
   const MemoryPlan& memory_plan() const { return plan_; }
   EngineStats stats() const;
+  const EngineMetrics& metrics() const { return metrics_; }
+  // For how long the step under way has been running; none: no step is. What a watchdog asks: a step that does not end
+  // publishes nothing.
+  std::optional<std::chrono::steady_clock::duration> step_age() const;
 
  private:
   Engine(std::shared_ptr<const Model> model, std::shared_ptr<Backend> backend, Tokenizer tokenizer,
@@ -109,6 +122,9 @@ class Engine {
   void run();  // the thread
   void end_cancelled();
   void step();
+  void prepare_sampling(Sequence& sequence);
+  int want_prompt_logits(const Sequence& sequence, int num_tokens);
+  void accept_prompt_logits(Sequence& sequence, int row, int count);
   void accept_token(Sequence& sequence, int row);
   void fail_all(const Error& error);
   void finish(Sequence& sequence, TokenEvent event, FinishReason reason);
@@ -124,7 +140,11 @@ class Engine {
   std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<ModelRunner> runner_;
   EngineStats counted_;
+  EngineMetrics metrics_;
+  std::vector<float> biases_;  // [vocab_size] of a sequence that begins
   std::chrono::steady_clock::time_point step_ended_;
+
+  std::atomic<std::chrono::steady_clock::rep> step_began_{0};  // 0: no step is under way
 
   mutable std::mutex mutex_;  // guards all below
   std::condition_variable wake_;

@@ -403,7 +403,7 @@ const EndCase kEndCases[] = {
      {kEnd, kEnd, kEnd, kEnd},
      [](auto& p) { p.min_tokens = 3; },
      4,
-     "",
+     nullptr,  // three others first
      FinishReason::stop,
      kEnd},
     {"min_tokens outlasts a stop string",
@@ -418,8 +418,49 @@ const EndCase kEndCases[] = {
      {kEnd, kEnd, kEnd},
      [](auto& p) { p.min_tokens = p.max_tokens.emplace(2); },
      2,
-     "",
+     nullptr,
      FinishReason::length},
+    {"a bias against the end token",
+     {kEos, a, kEos},
+     [](auto& p) {
+       p.logit_bias = {{kEos, -100}};
+       p.max_tokens = 3;
+     },
+     3,
+     nullptr,
+     FinishReason::length},
+    {"only one token is allowed",
+     {kSt, kEos, kSt, kEos},
+     [](auto& p) { p.allowed_token_ids = {a}, p.max_tokens = 3; },
+     3,
+     "aaa",
+     FinishReason::length},
+    {"a word of two tokens is not finished",
+     {a, a, kEos},
+     [](auto& p) {
+       p.bad_words = {{a, a}}, p.allowed_token_ids = {a, kSt}, p.max_tokens = 2;
+     },
+     2,
+     "ast",
+     FinishReason::length},
+    {"thinking is ended",
+     {a, a, a, kEos},
+     [](auto& p) {
+       p.thinking_budget = ThinkingBudget{.tokens = 1, .end_token_ids = {kSt, kUpperE}, .closing_token_ids = {kEnd}};
+     },
+     4,
+     "astE",
+     FinishReason::stop,
+     kEos},
+    {"thinking ends by itself",
+     {a, kUpperE, a, a, kEos},
+     [](auto& p) {
+       p.thinking_budget = ThinkingBudget{.tokens = 2, .end_token_ids = {kSt}, .closing_token_ids = {kUpperE}};
+     },
+     5,
+     "aEaa",
+     FinishReason::stop,
+     kEos},
 };
 
 TEST(Engine, EndsWhereItShould) {
@@ -439,6 +480,81 @@ TEST(Engine, EndsWhereItShould) {
     EXPECT_EQ(answer.last().stop_string, row.stop_string) << row.what;
     EXPECT_EQ(engine->stats().free_blocks, engine->memory_plan().num_blocks) << row.what;
   }
+}
+
+// Whatever the prompt is cut into, and beside other sequences that decode.
+TEST(Engine, LogProbabilitiesOfAPrompt) {
+  for (const int rows : {1, 3, 16}) {
+    auto engine =
+        make_engine({.max_num_seqs = 3, .max_num_batched_tokens = 9, .block_size = 4, .max_prompt_logits = rows});
+    auto other = engine->submit({.prompt_token_ids = prompt(5, 9), .params = greedy(40)});
+    const std::vector<int32_t> ids = prompt(14, 3);
+    SamplingParams params = greedy(2);
+    params.prompt_logprobs = 2;
+    params.logprobs = 1;
+    const Answer answer = ask(*engine, {.prompt_token_ids = ids, .params = params});
+    EXPECT_EQ(answer.tokens, fake::expected_greedy(ids, 2));
+    const std::vector<PromptLogprob>& prompt_logprobs = answer.events.at(0).prompt_logprobs;
+    ASSERT_EQ(prompt_logprobs.size(), ids.size() - 1);
+    EXPECT_TRUE(answer.events.at(1).prompt_logprobs.empty());
+    for (size_t i = 0; i + 1 < ids.size(); ++i) {
+      const std::vector<float> logits = fake::expected_logits(std::span(ids).first(i + 1));
+      const SamplingRow row{.forced = ids[i + 1]};
+      int32_t token, rank, top_ids[2];
+      float logprob, top_logprobs[2];
+      sample_reference({.num_rows = 1,
+                        .vocab_size = fake::kVocabSize,
+                        .num_top_logprobs = 2,
+                        .logits = logits.data(),
+                        .rows = &row,
+                        .tokens = &token,
+                        .logprobs = &logprob,
+                        .top_ids = top_ids,
+                        .top_logprobs = top_logprobs,
+                        .ranks = &rank});
+      EXPECT_EQ(prompt_logprobs[i].token_id, ids[i + 1]);
+      EXPECT_FLOAT_EQ(prompt_logprobs[i].logprob, logprob);
+      EXPECT_EQ(prompt_logprobs[i].rank, rank);
+      ASSERT_EQ(prompt_logprobs[i].top_logprobs.size(), 2u);
+      EXPECT_EQ(prompt_logprobs[i].top_logprobs[1].token_id, top_ids[1]);
+      EXPECT_FLOAT_EQ(prompt_logprobs[i].top_logprobs[1].logprob, top_logprobs[1]);
+    }
+    EXPECT_EQ(read(**other).tokens, fake::expected_greedy(prompt(5, 9), 40));
+  }
+}
+
+// A sequence that gets the slot of another one has nothing of its biases.
+TEST(Engine, BiasesEndWithTheirRequest) {
+  auto engine = make_engine({.max_num_seqs = 1});
+  SamplingParams biased = greedy(4);
+  biased.allowed_token_ids = {7};
+  EXPECT_EQ(ask(*engine, {.prompt_token_ids = prompt(3, 1), .params = biased}).tokens,
+            (std::vector<int32_t>{7, 7, 7, 7}));
+  EXPECT_EQ(ask(*engine, {.prompt_token_ids = prompt(3, 1), .params = greedy(4)}).tokens,
+            fake::expected_greedy(prompt(3, 1), 4));
+  biased.allowed_token_ids = {};
+  biased.logit_bias = {{fake::expected_greedy(prompt(3, 1), 1)[0], -20}};
+  EXPECT_NE(ask(*engine, {.prompt_token_ids = prompt(3, 1), .params = biased}).tokens[0],
+            fake::expected_greedy(prompt(3, 1), 1)[0]);
+}
+
+// What a watchdog and a page of metrics see while a step hangs.
+TEST(Engine, AStepThatHangsIsSeen) {
+  Gate gate;
+  auto model = std::make_shared<FakeModel>();
+  model->on_forward = [&](const Batch&) { gate.pass(); };
+  auto engine = make_engine({.max_num_seqs = 1}, model);
+  EXPECT_FALSE(engine->step_age());
+  auto running = engine->submit({.prompt_token_ids = {1, 2}, .params = greedy(2)});
+  gate.wait_for_arrival(1);
+  ASSERT_TRUE(engine->step_age());
+  EXPECT_GE(engine->step_age()->count(), 0);
+  auto waiting = engine->submit({.prompt_token_ids = {1}, .params = greedy(1)});
+  EXPECT_EQ(engine->stats().num_waiting, 1);
+  gate.open();
+  read(**running);
+  read(**waiting);
+  EXPECT_EQ(engine->metrics().iteration_tokens.sum(), 4);  // a prompt of two, one of one, and a decode
 }
 
 TEST(Engine, FillsTheContextWhenMaxTokensIsUnset) {
@@ -464,6 +580,7 @@ TEST(Engine, RefusesAtOnceWhatCannotRun) {
       {{.prompt_token_ids = {1}, .params = {.max_tokens = 2147483647}}, "max_model_len"},
       {{.prompt_token_ids = {1}, .params = {.top_p = 2}}, "top_p"},
       {{.prompt_token_ids = {1}, .params = {.stop_token_ids = {fake::kVocabSize}}}, "stop_token_ids"},
+      {{.prompt_token_ids = {1}, .params = {.prompt_logprobs = 1}}, "prompt_logprobs"},
   };
   for (const auto& row : rows) {
     const auto reply = engine->submit(row.request);

@@ -23,7 +23,7 @@ size_t input_bytes(const RunnerLimits& limits) {
 }
 size_t result_bytes(const RunnerLimits& limits, const ModelInfo& model) {
   const int rows = limits.max_num_logit_rows;
-  return Arena::padded<int32_t>(rows) + Arena::padded<float>(rows) +
+  return 2 * Arena::padded<int32_t>(rows) + Arena::padded<float>(rows) +
          Arena::padded<int32_t>(product(rows, limits.max_top_logprobs)) +
          Arena::padded<float>(product(rows, limits.max_top_logprobs)) +
          Arena::padded<int32_t>(expert_counts(limits, model));
@@ -33,7 +33,8 @@ size_t table_bytes(const RunnerLimits& limits) {
 }
 size_t device_bytes(const RunnerLimits& limits, int vocab_size) {
   return Arena::padded<float>(product(limits.max_num_logit_rows, vocab_size)) +
-         Arena::padded<TokenCount>(product(limits.num_count_slots, vocab_size));
+         Arena::padded<TokenCount>(product(limits.num_count_slots, vocab_size)) +
+         Arena::padded<float>(product(limits.num_bias_slots, vocab_size));
 }
 
 StepInputs inputs_in(std::byte* memory, const RunnerLimits& limits) {
@@ -59,6 +60,7 @@ StepResults results_in(std::byte* memory, const RunnerLimits& limits, const Mode
   out.logprobs = arena.take<float>(rows);
   out.top_ids = arena.take<int32_t>(product(rows, limits.max_top_logprobs));
   out.top_logprobs = arena.take<float>(product(rows, limits.max_top_logprobs));
+  out.ranks = arena.take<int32_t>(rows);
   if (limits.count_experts) out.expert_tokens = arena.take<int32_t>(expert_counts(limits, model));
   return out;
 }
@@ -213,6 +215,7 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::create(const Model& model, Bac
   Arena arena(runner->device_memory_.data(), runner->device_memory_.bytes);
   runner->logits_ = arena.take<float>(product(limits.max_num_logit_rows, info.vocab_size));
   runner->counts_ = arena.take<TokenCount>(product(limits.num_count_slots, info.vocab_size));
+  runner->biases_ = arena.take<float>(product(limits.num_bias_slots, info.vocab_size));
   runner->begin();
   PROA_TRY(backend.synchronize());
   return runner;
@@ -290,6 +293,16 @@ void ModelRunner::reset_counts(int32_t slot, std::span<const int32_t> prompt_tok
   backend_.upload(counts_ + product(slot, vocab_size), counts.data(), counts.size() * sizeof(TokenCount));
 }
 
+void ModelRunner::set_biases(int32_t slot, std::span<const float> biases) {
+  assert(slot >= 0 && slot < limits_.num_bias_slots && static_cast<int>(biases.size()) == model_.info().vocab_size);
+  backend_.upload(biases_ + product(slot, model_.info().vocab_size), biases.data(), biases.size_bytes());
+}
+
+void ModelRunner::set_bias(int32_t slot, int32_t token_id, float bias) {
+  assert(slot >= 0 && slot < limits_.num_bias_slots && token_id >= 0 && token_id < model_.info().vocab_size);
+  backend_.upload(biases_ + product(slot, model_.info().vocab_size) + token_id, &bias, sizeof bias);
+}
+
 void ModelRunner::send() {
   backend_.upload(input_memory_.device.data(), input_memory_.host.data(), input_memory_.host.bytes);
   if (num_expert_tokens_ == 0) return;
@@ -329,7 +342,9 @@ Result<void> ModelRunner::step(int num_top_logprobs) {
                      .tokens = device_out_.tokens,
                      .logprobs = device_out_.logprobs,
                      .top_ids = num_top_logprobs > 0 ? device_out_.top_ids : nullptr,
-                     .top_logprobs = num_top_logprobs > 0 ? device_out_.top_logprobs : nullptr});
+                     .top_logprobs = num_top_logprobs > 0 ? device_out_.top_logprobs : nullptr,
+                     .biases = limits_.num_bias_slots > 0 ? biases_ : nullptr,
+                     .ranks = device_out_.ranks});
   };
   // Steps that only decode come again and again, with the same arrays whatever the sequences.
   const bool again = batch_.num_decodes == batch_.num_tokens && batch_.num_logit_rows == batch_.num_tokens;

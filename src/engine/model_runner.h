@@ -29,6 +29,7 @@ struct RunnerLimits {
   int max_num_logit_rows = 1;      // of a step
   int max_top_logprobs = 0;        // alternatives per row
   int num_count_slots = 0;         // sequences whose penalties are counted
+  int num_bias_slots = 0;          // sequences with a bias per token
   int max_blocks_per_seq = 1;
   int num_blocks = 1;
   int block_size = 16;  // tokens
@@ -67,6 +68,7 @@ struct StepResults {
   float* logprobs = nullptr;         // [max_num_logit_rows]
   int32_t* top_ids = nullptr;        // [max_num_logit_rows, max_top_logprobs]
   float* top_logprobs = nullptr;     // [max_num_logit_rows, max_top_logprobs]
+  int32_t* ranks = nullptr;          // [max_num_logit_rows]
   int32_t* expert_tokens = nullptr;  // [MoE layers, n_routed_experts], or null
 };
 
@@ -93,6 +95,10 @@ class ModelRunner {
   // Forgets what count slot `slot` held and notes the prompt's tokens.
   void reset_counts(int32_t slot, std::span<const int32_t> prompt_token_ids);
 
+  // Sets all biases of a slot, [vocab_size], or one of them.
+  void set_biases(int32_t slot, std::span<const float> biases);
+  void set_bias(int32_t slot, int32_t token_id, float bias);
+
   // Runs the model and waits for it. Error: what the device reports; the step then counts for nothing.
   Result<void> forward();
   // The same, then draws a token for each logits row. The results stay until the next step.
@@ -104,6 +110,7 @@ class ModelRunner {
 
   int32_t token(int row) const { return out_.tokens[row]; }
   float logprob(int row) const { return out_.logprobs[row]; }
+  int32_t rank(int row) const { return out_.ranks[row]; }                                         // of a forced token
   std::span<const int32_t> top_ids(int row) const { return top_row(out_.top_ids, row); }          // [num_top_logprobs]
   std::span<const float> top_logprobs(int row) const { return top_row(out_.top_logprobs, row); }  // [num_top_logprobs]
 
@@ -135,13 +142,14 @@ class ModelRunner {
   std::vector<LayerCache> caches_;  // [num_caches] views of the two
   Buffer workspace_;
   SharedBuffer input_memory_, result_memory_, table_memory_;
-  Buffer device_memory_;  // logits and counts
+  Buffer device_memory_;  // logits, counts and biases
 
   StepInputs in_, device_in_;
   StepResults out_, device_out_;
   int32_t* block_table_ = nullptr;  // [max_num_seqs, max_blocks_per_seq] as the device has it
   float* logits_ = nullptr;         // [max_num_logit_rows, vocab_size] on the device
   TokenCount* counts_ = nullptr;    // [num_count_slots, vocab_size] on the device
+  float* biases_ = nullptr;         // [num_bias_slots, vocab_size] on the device
   std::vector<float> host_logits_;
   size_t num_expert_tokens_ = 0;
 

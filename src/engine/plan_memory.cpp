@@ -215,9 +215,10 @@ Result<MemoryPlan> plan_memory(const Model& model, Backend& backend, EngineConfi
 RunnerLimits runner_limits(const EngineConfig& config, int num_blocks, int vocab_size) {
   return {.max_num_seqs = config.max_num_seqs,
           .max_num_batched_tokens = config.max_num_batched_tokens,
-          .max_num_logit_rows = config.max_num_seqs,
+          .max_num_logit_rows = config.max_num_seqs + config.max_prompt_logits,
           .max_top_logprobs = std::min(kMaxLogprobs, vocab_size),
           .num_count_slots = config.max_num_seqs,
+          .num_bias_slots = config.max_num_seqs,
           .max_blocks_per_seq = static_cast<int>(ceil_div(config.max_model_len - 1, config.block_size)),
           .num_blocks = num_blocks,
           .block_size = config.block_size,

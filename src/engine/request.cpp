@@ -49,6 +49,10 @@ Result<void> validate(const SamplingParams& params, int vocab_size) {
       {"max_tokens", static_cast<double>(params.max_tokens.value_or(1)), params.max_tokens.value_or(1) >= 1,
        "at least 1"},
       {"min_tokens", static_cast<double>(params.min_tokens), params.min_tokens >= 0, "at least 0"},
+      {"prompt_logprobs", static_cast<double>(params.prompt_logprobs.value_or(0)),
+       params.prompt_logprobs.value_or(0) >= 0 &&
+           params.prompt_logprobs.value_or(0) <= std::min(kMaxLogprobs, vocab_size),
+       "a number in [0, 20]"},
       {"logprobs", static_cast<double>(params.logprobs.value_or(0)),
        params.logprobs.value_or(0) >= 0 && params.logprobs.value_or(0) <= std::min(kMaxLogprobs, vocab_size),
        "a number in [0, 20]"},
@@ -77,6 +81,38 @@ Result<void> validate(const SamplingParams& params, int vocab_size) {
   for (int32_t id : params.stop_token_ids) {
     if (id < 0 || id >= vocab_size) {
       return out_of_range("stop_token_ids", "ids in [0, " + std::to_string(vocab_size) + ")", std::to_string(id));
+    }
+  }
+  const auto known = [&](int32_t id) { return id >= 0 && id < vocab_size; };
+  const std::string ids = "ids in [0, " + std::to_string(vocab_size) + ")";
+  for (const TokenBias& bias : params.logit_bias) {
+    if (!known(bias.token_id)) return out_of_range("logit_bias", ids, std::to_string(bias.token_id));
+    if (!std::isfinite(bias.bias)) return out_of_range("logit_bias", "finite numbers", text_of(bias.bias));
+  }
+  for (const int32_t id : params.allowed_token_ids) {
+    if (!known(id)) return out_of_range("allowed_token_ids", ids, std::to_string(id));
+  }
+  if (params.bad_words.size() > kMaxBadWords) {
+    return out_of_range("bad_words", "at most " + std::to_string(kMaxBadWords) + " words",
+                        std::to_string(params.bad_words.size()));
+  }
+  for (const std::vector<int32_t>& word : params.bad_words) {
+    if (word.empty() || word.size() > kMaxBadWordTokens) {
+      return out_of_range("bad_words", "words of 1 to " + std::to_string(kMaxBadWordTokens) + " tokens",
+                          std::to_string(word.size()));
+    }
+    for (const int32_t id : word) {
+      if (!known(id)) return out_of_range("bad_words", ids, std::to_string(id));
+    }
+  }
+  if (const auto& budget = params.thinking_budget) {
+    if (budget->tokens < 0 || budget->grace < 0) {
+      return out_of_range("thinking_budget", "at least 0 tokens",
+                          std::to_string(std::min(budget->tokens, budget->grace)));
+    }
+    if (budget->end_token_ids.empty()) return out_of_range("thinking_budget", "tokens that end thinking", "none");
+    for (const int32_t id : budget->end_token_ids) {
+      if (!known(id)) return out_of_range("thinking_budget", ids, std::to_string(id));
     }
   }
   return {};

@@ -12,6 +12,19 @@
 
 namespace proa {
 
+struct TokenBias {
+  int32_t token_id;
+  float bias;  // added to the logit
+};
+
+// Where thinking that does not end by itself is ended. The output begins inside it.
+struct ThinkingBudget {
+  int tokens = 0;                               // so many may be thought; then the end follows at the next line break,
+  int grace = 0;                                // at the latest so many tokens later
+  std::vector<int32_t> end_token_ids = {};      // what is forced then, at least one token
+  std::vector<int32_t> closing_token_ids = {};  // what ends thinking where the model says it
+};
+
 struct SamplingParams {
   float temperature = 1;              // >= 0; 0: greedy
   float top_p = 1;                    // (0, 1]
@@ -22,12 +35,18 @@ struct SamplingParams {
   float frequency_penalty = 0;        // [-2, 2]
   std::optional<uint64_t> seed = {};  // the same seed gives the same tokens; unset: a random one
 
+  std::vector<TokenBias> logit_bias = {};            // at most one per token
+  std::vector<int32_t> allowed_token_ids = {};       // empty: all
+  std::vector<std::vector<int32_t>> bad_words = {};  // sequences of tokens that are not generated
+  std::optional<ThinkingBudget> thinking_budget = {};
+
   std::optional<int> max_tokens = {};        // >= 1; unset: up to the engine's max_model_len
   int min_tokens = 0;                        // tokens before anything but max_tokens may end the reply
   std::vector<std::string> stop = {};        // the reply ends before the first of these texts
   std::vector<int32_t> stop_token_ids = {};  // the reply ends with one of these tokens
   bool ignore_eos = false;                  // the engine's eos_token_ids do not end the reply (they may still be drawn)
   std::optional<int> logprobs = {};         // alternatives reported with every token
+  std::optional<int> prompt_logprobs = {};  // the same for every token of the prompt but the first
   bool skip_special_tokens = true;          // control tokens leave no text
   bool include_stop_str_in_output = false;  // the text of the stop string or token is kept
 
@@ -38,6 +57,8 @@ constexpr int kMaxLogprobs = 20;           // alternatives per token
 constexpr size_t kMaxStopStrings = 64;     // per request
 constexpr size_t kMaxStopBytes = 4096;     // per stop string
 constexpr size_t kMaxStopTokenIds = 1024;  // per request
+constexpr size_t kMaxBadWords = 4096;      // per request
+constexpr size_t kMaxBadWordTokens = 256;  // per word
 
 // Error: the first field out of its range, by name, with the range and the value.
 Result<void> validate(const SamplingParams& params, int vocab_size);
@@ -67,12 +88,20 @@ struct TokenLogprob {
   float logprob;  // natural logarithm
 };
 
+struct PromptLogprob {
+  int32_t token_id;
+  float logprob;                           // as it followed what stands before it
+  int32_t rank;                            // among all tokens, 1 for the likeliest
+  std::vector<TokenLogprob> top_logprobs;  // [params.prompt_logprobs] best first
+};
+
 // One generated token, or (token_id == -1) the end of a reply without one.
 struct TokenEvent {
   int32_t token_id = -1;
   std::chrono::steady_clock::time_point time = {};  // when its step ended
   float logprob = 0;                                // of this token, before penalties and temperature
   std::vector<TokenLogprob> top_logprobs = {};      // [params.logprobs] best first
+  std::vector<PromptLogprob> prompt_logprobs = {};  // [prompt - 1] with the first token, where they were asked for
   // Text that is certain now, valid UTF-8; often empty, while a character or what could be a stop string is open.
   std::string text = {};
 

@@ -48,6 +48,44 @@ const Case kCases[] = {
     {"", [](SamplingParams& p) { p.logprobs = 0; }},
     {"logprobs", [](SamplingParams& p) { p.logprobs = kMaxLogprobs + 1; }},
     {"logprobs", [](SamplingParams& p) { p.logprobs = -1; }},
+    {"", [](SamplingParams& p) { p.prompt_logprobs = kMaxLogprobs; }},
+    {"prompt_logprobs", [](SamplingParams& p) { p.prompt_logprobs = -1; }},
+    {"",
+     [](SamplingParams& p) {
+       p.logit_bias = {{99, -100}};
+     }},
+    {"logit_bias",
+     [](SamplingParams& p) {
+       p.logit_bias = {{100, 1}};
+     }},
+    {"logit_bias",
+     [](SamplingParams& p) {
+       p.logit_bias = {{1, NAN}};
+     }},
+    {"logit_bias",
+     [](SamplingParams& p) {
+       p.logit_bias = {{1, -INFINITY}};
+     }},
+    {"allowed_token_ids",
+     [](SamplingParams& p) {
+       p.allowed_token_ids = {5, -1};
+     }},
+    {"",
+     [](SamplingParams& p) {
+       p.bad_words = {{1}, {2, 3}};
+     }},
+    {"bad_words", [](SamplingParams& p) { p.bad_words = {{}}; }},
+    {"bad_words",
+     [](SamplingParams& p) {
+       p.bad_words = {{1, 100}};
+     }},
+    {"bad_words", [](SamplingParams& p) { p.bad_words.assign(kMaxBadWords + 1, {1}); }},
+    {"bad_words", [](SamplingParams& p) { p.bad_words = {std::vector<int32_t>(kMaxBadWordTokens + 1, 1)}; }},
+    {"", [](SamplingParams& p) { p.thinking_budget = ThinkingBudget{.end_token_ids = {1}}; }},
+    {"thinking_budget", [](SamplingParams& p) { p.thinking_budget = ThinkingBudget{}; }},
+    {"thinking_budget",
+     [](SamplingParams& p) { p.thinking_budget = ThinkingBudget{.tokens = -1, .end_token_ids = {1}}; }},
+    {"thinking_budget", [](SamplingParams& p) { p.thinking_budget = ThinkingBudget{.end_token_ids = {100}}; }},
 };
 
 TEST(SamplingParams, ErrorsNameTheField) {

@@ -76,8 +76,14 @@ std::span<const ScheduledSequence> Scheduler::schedule() {
     step_.push_back({sequence.get(), 1, true});
     --budget;
   }
+  int prompt_logits = limits_.max_prompt_logits;
   const auto prefill = [&](Sequence& sequence) {
-    const int count = std::min(budget, sequence.num_tokens() - sequence.num_computed);
+    int count = std::min(budget, sequence.num_tokens() - sequence.num_computed);
+    if (sequence.params.prompt_logprobs) {
+      count = std::min(count, prompt_logits);
+      prompt_logits -= count;
+    }
+    if (count == 0) return;
     step_.push_back({&sequence, count, false});
     budget -= count;
   };

@@ -24,6 +24,7 @@ struct SchedulerLimits {
   int max_num_batched_tokens = 1;  // at least max_num_seqs, so that a prefill is never starved
   int max_model_len = 1;           // tokens
   int max_queue = 1;               // sequences that wait
+  int max_prompt_logits = 0;       // prompt tokens of a step whose logits are wanted
   int num_blocks = 1;
   int block_size = 16;  // tokens
 };

@@ -12,6 +12,7 @@
 #include "engine/reply.h"
 #include "engine/request.h"
 #include "engine/stop.h"
+#include "engine/token_rules.h"
 #include "ops/sample.h"
 #include "tokenizer/tokenizer.h"
 
@@ -28,9 +29,11 @@ struct Sequence {
   std::vector<int32_t> blocks;
   int32_t state_slot = -1;  // -1: not admitted
 
-  // How it is sampled and ended. Unused by the scheduler.
+  // How it is sampled and ended. The scheduler looks at params.prompt_logprobs alone.
   SamplingParams params;
   SamplingRow sampling;
+  TokenRules rules;
+  std::vector<PromptLogprob> prompt_logprobs;  // computed and not handed over yet
   StopMatcher stop;
   std::optional<Detokenizer> detokenizer;
   std::optional<std::chrono::steady_clock::time_point> deadline;
@@ -40,6 +43,9 @@ struct Sequence {
   int num_tokens() const { return static_cast<int>(token_ids.size()); }
   int num_generated() const { return num_tokens() - num_prompt_tokens; }
   bool decoding() const { return num_computed >= num_prompt_tokens; }  // its next step is one token it drew itself
+  std::span<const int32_t> generated() const {
+    return std::span(token_ids).subspan(static_cast<size_t>(num_prompt_tokens));
+  }
   std::span<const int32_t> uncomputed() const {
     return std::span(token_ids).subspan(static_cast<size_t>(num_computed));
   }

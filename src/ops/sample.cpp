@@ -95,9 +95,11 @@ void sample_reference(const Sample& op) {
     TokenCount* counts =
         op.counts && row.counts_slot >= 0 ? op.counts + int64_t{row.counts_slot} * op.vocab_size : nullptr;
     std::vector<double> adjusted = logits;
+    const float* bias = op.biases && row.bias_slot >= 0 ? op.biases + int64_t{row.bias_slot} * op.vocab_size : nullptr;
+    for (int i = 0; bias && i < op.vocab_size; ++i) adjusted[i] = finite(static_cast<float>(logits[i]) + bias[i]);
     for (int i = 0; counts && i < op.vocab_size; ++i) {
       if (counts[i] == 0) continue;
-      float x = static_cast<float>(logits[i]);
+      float x = static_cast<float>(adjusted[i]);
       x = x > 0 ? x / row.repetition_penalty : x * row.repetition_penalty;
       if (const TokenCount output = counts[i] & ~kInPrompt) {
         x -= row.presence_penalty;
@@ -105,9 +107,15 @@ void sample_reference(const Sample& op) {
       }
       adjusted[i] = finite(x);
     }
-    if (row.banned >= 0 && row.banned < op.vocab_size) adjusted[row.banned] = kNever;
 
-    const int32_t token = draw(row, adjusted);
+    const bool forced = row.forced >= 0 && row.forced < op.vocab_size;
+    const int32_t token = forced ? row.forced : draw(row, adjusted);
+    if (forced && op.ranks) {
+      op.ranks[r] = 1;
+      for (int i = 0; i < op.vocab_size; ++i) {
+        op.ranks[r] += logits[i] > logits[token] || (logits[i] == logits[token] && i < token) ? 1 : 0;
+      }
+    }
     op.tokens[r] = token;
     op.logprobs[r] = logprob(token);
     if (counts) ++counts[token];

@@ -19,9 +19,11 @@ struct SampleCase {
   int num_rows = 40;
   int vocab_size = 1000;
   int num_top_logprobs = 0;
-  float scale = 3;                            // of normal logits
-  SamplingRow row;                            // every row; the position counts up
-  bool counts = false;                        // a count slot per row, a tenth of the vocabulary in it
+  float scale = 3;      // of normal logits
+  SamplingRow row;      // every row; the position counts up
+  bool counts = false;  // a count slot per row, a tenth of the vocabulary in it
+  bool ranks = false;
+  std::function<void(float*, int)> bias{};    // makes the bias of each row, which begins as zeros
   std::function<void(float*, int)> logits{};  // changes the logits of each row
 };
 
@@ -96,16 +98,67 @@ inline std::vector<SampleCase> sample_cases() {
     c.row.repetition_penalty = 1.2f, c.row.presence_penalty = 0.4f, c.row.frequency_penalty = 0.2f;
   });
   add("counts without penalties", [](auto& c) { c.counts = true; });
-  add("the best token is banned", [](auto& c) {
-    c.row.banned = 5, c.row.temperature = 0, c.num_top_logprobs = 2;
+  const auto ban_5 = [](float* bias, int) { bias[5] = -INFINITY; };
+  add("the best token is banned", [&](auto& c) {
+    c.bias = ban_5, c.row.temperature = 0, c.num_top_logprobs = 2;
     c.logits = [](float* x, int) { x[5] = 99; };
   });
-  add("the likeliest token is banned", [](auto& c) {
-    c.row.banned = 5;
+  add("the likeliest token is banned", [&](auto& c) {
+    c.bias = ban_5;
     c.logits = [](float* x, int) { x[5] = 99; };
   });
-  add("the only token is banned", [](auto& c) { c.vocab_size = 1, c.row.banned = 0; });
-  add("banned outside the vocabulary", [](auto& c) { c.row.banned = 1000; });
+  add("the only token is banned",
+      [](auto& c) { c.vocab_size = 1, c.bias = [](float* bias, int) { bias[0] = -INFINITY; }; });
+  const auto some = [](float* bias, int n) {
+    for (int i = 0; i < n; i += 3) bias[i] = static_cast<float>(i % 11 - 5);
+  };
+  for (float temperature : {0.0f, 1.0f}) {
+    add("a bias on every third token", [&](auto& c) {
+      c.name += ", temperature " + std::to_string(temperature);
+      c.row.temperature = temperature, c.bias = some, c.num_top_logprobs = 3;
+    });
+    add("three tokens are allowed", [&](auto& c) {
+      c.name += ", temperature " + std::to_string(temperature);
+      c.row.temperature = temperature;
+      c.bias = [](float* bias, int n) {
+        for (int i = 0; i < n; ++i) bias[i] = i == 0 || i == 400 || i == n - 1 ? 0 : -INFINITY;
+      };
+    });
+    add("every token is banned", [&](auto& c) {
+      c.name += ", temperature " + std::to_string(temperature);
+      c.row.temperature = temperature, c.bias = [](float* bias, int n) { std::fill(bias, bias + n, -INFINITY); };
+    });
+  }
+  add("bias before filters, large vocabulary", [&](auto& c) {
+    c.vocab_size = 49152, c.num_rows = 4, c.bias = some;
+    c.row.top_k = 40, c.row.top_p = 0.95f, c.row.min_p = 0.02f;
+  });
+  add("bias before penalties", [&](auto& c) {
+    c.counts = true, c.bias = some, c.row.temperature = 0;
+    c.row.repetition_penalty = 1.2f, c.row.presence_penalty = 0.4f, c.row.frequency_penalty = 0.2f;
+  });
+  add("a bias over the largest float", [&](auto& c) {
+    c.bias = [](float* bias, int n) { std::fill(bias, bias + n, 100.0f); };
+    c.logits = [](float* x, int n) { x[1] = x[n - 1] = std::numeric_limits<float>::max(); };
+  });
+  for (int32_t forced : {0, 517, 999, 1000}) {
+    add("forced", [&](auto& c) {
+      c.name += " " + std::to_string(forced) + " of 1000 tokens";
+      c.row.forced = forced, c.ranks = true, c.counts = true, c.num_top_logprobs = 2, c.bias = some;
+    });
+  }
+  add("a forced token among ties, large vocabulary", [](auto& c) {
+    c.vocab_size = 49152, c.num_rows = 3, c.row.forced = 30000, c.ranks = true;
+    c.logits = [](float* x, int n) {
+      for (int i = 0; i < n; ++i) x[i] = static_cast<float>(i * 7 % 5);
+    };
+  });
+  add("a forced token of a broken model", [](auto& c) {
+    c.row.forced = 7, c.ranks = true;
+    c.logits = [](float* x, int n) {
+      for (int i = 0; i < n; ++i) x[i] = i % 2 ? std::nanf("") : INFINITY;
+    };
+  });
   add("NaN among the logits", [](auto& c) {
     c.num_top_logprobs = 4;
     c.logits = [](float* x, int n) {

@@ -32,6 +32,7 @@ struct SampleInputs {
   Floats logits;
   std::vector<SamplingRow> rows;
   std::vector<TokenCount> counts;
+  std::vector<float> biases;
 
   explicit SampleInputs(const SampleCase& c) {
     Random random(c.row.seed);
@@ -42,6 +43,13 @@ struct SampleInputs {
       rows.back().position = static_cast<uint32_t>(100 + r);
       if (c.counts) rows.back().counts_slot = c.num_rows - 1 - r;
     }
+    if (c.bias) {
+      biases.resize(logits.size());
+      for (int r = 0; r < c.num_rows; ++r) {
+        rows[r].bias_slot = c.num_rows - 1 - r;
+        c.bias(biases.data() + int64_t{r} * c.vocab_size, c.vocab_size);
+      }
+    }
     if (!c.counts) return;
     counts.resize(logits.size());
     for (TokenCount& count : counts) {
@@ -51,13 +59,14 @@ struct SampleInputs {
 };
 
 struct SampleResult {
-  std::vector<int32_t> tokens, top_ids;
+  std::vector<int32_t> tokens, top_ids, ranks;
   Floats logprobs, top_logprobs;
   std::vector<TokenCount> counts;
 
   SampleResult(const SampleCase& c, const SampleInputs& in)
       : tokens(c.num_rows, -7),
         top_ids(static_cast<size_t>(c.num_rows) * c.num_top_logprobs, -7),
+        ranks(c.ranks ? static_cast<size_t>(c.num_rows) : 0, -7),
         logprobs(poisoned(c.num_rows)),
         top_logprobs(poisoned(int64_t{c.num_rows} * c.num_top_logprobs)),
         counts(in.counts) {}
@@ -72,7 +81,9 @@ struct SampleResult {
             .tokens = tokens.data(),
             .logprobs = logprobs.data(),
             .top_ids = c.num_top_logprobs ? top_ids.data() : nullptr,
-            .top_logprobs = c.num_top_logprobs ? top_logprobs.data() : nullptr};
+            .top_logprobs = c.num_top_logprobs ? top_logprobs.data() : nullptr,
+            .biases = in.biases.empty() ? nullptr : in.biases.data(),
+            .ranks = c.ranks ? ranks.data() : nullptr};
   }
 };
 
@@ -95,6 +106,7 @@ TEST(Sample, EveryBackend) {
       EXPECT_EQ(actual.tokens, expected.tokens);
       EXPECT_EQ(actual.top_ids, expected.top_ids);
       EXPECT_EQ(actual.counts, expected.counts);
+      EXPECT_EQ(actual.ranks, expected.ranks);
       expect_logprobs(actual.logprobs, expected.logprobs);
       expect_logprobs(actual.top_logprobs, expected.top_logprobs);
     });
@@ -117,8 +129,10 @@ TEST(Sample, DrawsFollowTheDistribution) {
       {"top_k", {.top_k = 4}, {2, 3, 6, 8}},
       {"top_p: 0.35 + 0.27 + 0.17 reach 0.7", {.top_p = 0.7f}, {2, 3, 8}},
       {"min_p: within ln 5 of the best", {.min_p = 0.2f}, {2, 3, 6, 8}},
-      {"banned", {.banned = 8}, {0, 1, 2, 3, 4, 5, 6, 7, 9}},
+      {"banned", {.bias_slot = 0}, {0, 1, 2, 3, 4, 5, 6, 7, 9}},
   };
+  std::vector<float> ban_8(vocab_size, 0.0f);
+  ban_8[8] = -INFINITY;
   for (const Row& c : cases) {
     Floats repeated(int64_t{num_rows} * vocab_size);
     std::vector<SamplingRow> rows(num_rows, c.row);
@@ -141,7 +155,8 @@ TEST(Sample, DrawsFollowTheDistribution) {
                       .tokens = tokens.data(),
                       .logprobs = logprobs.data(),
                       .top_ids = nullptr,
-                      .top_logprobs = nullptr});
+                      .top_logprobs = nullptr,
+                      .biases = ban_8.data()});
       std::vector<int> seen(vocab_size);
       for (int32_t token : tokens) ++seen.at(token);
       double chi_square = 0;

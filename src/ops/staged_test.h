@@ -167,16 +167,21 @@ class StagedBackend final : public Backend {
   }
   void sample(const Sample& host) override {
     Sample op = host;
-    int32_t slots = 0;
-    for (int r = 0; r < op.num_rows; ++r) slots = std::max(slots, op.rows[r].counts_slot + 1);
+    int32_t slots = 0, bias_slots = 0;
+    for (int r = 0; r < op.num_rows; ++r) {
+      slots = std::max(slots, op.rows[r].counts_slot + 1);
+      bias_slots = std::max(bias_slots, op.rows[r].bias_slot + 1);
+    }
     const int64_t alternatives = int64_t{op.num_rows} * op.num_top_logprobs;
     in(op.logits, int64_t{op.num_rows} * op.vocab_size);
     in(op.rows, op.num_rows);
+    in(op.biases, int64_t{bias_slots} * op.vocab_size);
     out(op.counts, int64_t{slots} * op.vocab_size);
     out(op.tokens, op.num_rows);
     out(op.logprobs, op.num_rows);
     out(op.top_ids, alternatives);
     out(op.top_logprobs, alternatives);
+    if (op.ranks) out(op.ranks, op.num_rows);
     device_->sample(op);
     finish();
   }

@@ -241,6 +241,18 @@ int32_t draw(const SamplingRow& row, const Room& room, int vocab_size, float bes
   return token;
 }
 
+void add_bias(const float* bias, int vocab_size, float* x) {
+  for (int i = 0; i < vocab_size; ++i) x[i] = std::min(x[i] + bias[i], std::numeric_limits<float>::max());
+}
+
+// 1 for the best.
+int32_t rank_of(int32_t token, int vocab_size, const float* x) {
+  const ByLogit better{x};
+  int32_t rank = 1;
+  for (int32_t i = 0; i < vocab_size; ++i) rank += better(i, token) ? 1 : 0;
+  return rank;
+}
+
 void penalize(const SamplingRow& row, const TokenCount* counts, int vocab_size, float* x) {
   for (int i = 0; i < vocab_size; ++i) {
     if (counts[i] == 0) continue;
@@ -281,14 +293,18 @@ void sample_row(const Sample& op, int r, const Room& room, int64_t target) {
   }
 
   TokenCount* counts = op.counts && row.counts_slot >= 0 ? op.counts + int64_t{row.counts_slot} * vocab_size : nullptr;
-  const bool banned = row.banned >= 0 && row.banned < vocab_size;
+  const float* bias = op.biases && row.bias_slot >= 0 ? op.biases + int64_t{row.bias_slot} * vocab_size : nullptr;
+  const bool forced = row.forced >= 0 && row.forced < vocab_size;
+  if (forced && op.ranks) op.ranks[r] = rank_of(row.forced, vocab_size, room.x);
+  if (bias) add_bias(bias, vocab_size, room.x);
   if (counts) penalize(row, counts, vocab_size, room.x);
-  if (banned) room.x[row.banned] = kNever;
 
   float most = best;
-  if (counts || banned) most = PROA_DISPATCH(largest, target)(room.x, vocab_size);
+  if (counts || bias) most = PROA_DISPATCH(largest, target)(room.x, vocab_size);
   int32_t token = 0;
-  if (most != kNever && row.temperature == 0) {
+  if (forced) {
+    token = row.forced;
+  } else if (most != kNever && row.temperature == 0) {
     token = find(room.x, vocab_size, most);
   } else if (most != kNever) {
     const double total = exponentiate(room.x, vocab_size, most, row.temperature, room.weights, room.sums);

@@ -42,10 +42,11 @@ void attend(const Attend& op, int splits, float* partial, uint32_t* tickets, con
 
 // sample.cu. `partial` [num_rows, kSampleParts].
 struct SamplePart {
-  double sum;   // of exp(logit - best)
-  float best;   // logit
-  float value;  // best after penalties
-  int32_t id;   // its token
+  double sum;     // of exp(logit - best)
+  float best;     // logit
+  float value;    // best after bias and penalties
+  int32_t id;     // its token
+  int32_t above;  // logits that are better than the forced token's
 };
 constexpr int kSampleParts = 64;
 void sample(const Sample& op, SamplePart* partial, const Launch& launch);

@@ -19,12 +19,14 @@ __device__ __forceinline__ float finite(float logit) {
 struct Row {
   const float* logits;
   const TokenCount* counts;  // or null
+  const float* bias;         // or null
   SamplingRow row;
   int vocab_size;
 
   __device__ float raw(int i) const { return finite(__ldcg(logits + i)); }
   __device__ float adjusted(int i) const {
     float x = raw(i);
+    if (bias) x = finite(x + __ldcg(bias + i));
     if (counts) {
       const TokenCount count = __ldcg(counts + i);
       if (count != 0) {
@@ -36,15 +38,18 @@ struct Row {
         x = finite(x);
       }
     }
-    return i == row.banned ? -INFINITY : x;
+    return x;
   }
+  __device__ bool forced() const { return row.forced >= 0 && row.forced < vocab_size; }
 };
 
 __device__ Row row_of(const Sample& op, int r) {
   const SamplingRow row = op.rows[r];
   const TokenCount* counts =
       op.counts && row.counts_slot >= 0 ? op.counts + static_cast<int64_t>(row.counts_slot) * op.vocab_size : nullptr;
-  return {op.logits + static_cast<int64_t>(r) * op.vocab_size, counts, row, op.vocab_size};
+  const float* bias =
+      op.biases && row.bias_slot >= 0 ? op.biases + static_cast<int64_t>(row.bias_slot) * op.vocab_size : nullptr;
+  return {op.logits + static_cast<int64_t>(r) * op.vocab_size, counts, bias, row, op.vocab_size};
 }
 
 struct Best {
@@ -116,7 +121,18 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(const __grid_constan
     if (raw.value > -INFINITY) sum += static_cast<double>(expf(row.raw(i) - raw.value));
   }
   sum = block_sum(sum, sums);
-  if (threadIdx.x == 0) parts[r * kSampleParts + static_cast<int>(blockIdx.x)] = {sum, raw.value, best.value, best.id};
+  double above = 0;
+  if (op.ranks && row.forced()) {
+    const Best forced = {row.raw(row.row.forced), row.row.forced};
+    for (int i = begin + static_cast<int>(threadIdx.x); i < end; i += kScanThreads) {
+      above += i != forced.id && better(forced, {row.raw(i), i}).id == i ? 1 : 0;
+    }
+    above = block_sum(above, sums);
+  }
+  if (threadIdx.x == 0) {
+    parts[r * kSampleParts + static_cast<int>(blockIdx.x)] = {sum, raw.value, best.value, best.id,
+                                                              static_cast<int32_t>(above)};
+  }
 }
 
 // Larger logits have larger keys.
@@ -310,7 +326,7 @@ __global__ void __launch_bounds__(kDrawThreads)
   start_successor();
   const int r = static_cast<int>(blockIdx.x), tid = static_cast<int>(threadIdx.x);
   const Row row = row_of(op, r);
-  SamplePart mine = {0, -INFINITY, -INFINITY, 0x7fffffff};
+  SamplePart mine = {0, -INFINITY, -INFINITY, 0x7fffffff, 0};
   if (tid < num_parts) mine = parts[r * kSampleParts + tid];
   const float best_raw = block_best({mine.best, tid}, room.best).value;
   const Best best = block_best({mine.value, mine.id}, room.best);
@@ -325,7 +341,13 @@ __global__ void __launch_bounds__(kDrawThreads)
   __syncthreads();
 
   int token = best.value == -INFINITY ? 0 : best.id;
-  if (best.value > -INFINITY && row.row.temperature != 0) token = draw(row, best.value, room);
+  if (row.forced()) {
+    token = row.row.forced;
+    const double above = block_sum(mine.above, room.sums);
+    if (tid == 0 && op.ranks) op.ranks[r] = 1 + static_cast<int32_t>(above);
+  } else if (best.value > -INFINITY && row.row.temperature != 0) {
+    token = draw(row, best.value, room);
+  }
   __syncthreads();
   if (tid == 0) {
     op.tokens[r] = token;
@@ -362,6 +384,7 @@ void sample(const Sample& op, SamplePart* partial, const Launch& launch) {
     some.rows += first;
     some.tokens += first;
     some.logprobs += first;
+    if (op.ranks) some.ranks += first;
     if (op.top_ids) some.top_ids += static_cast<int64_t>(first) * op.num_top_logprobs;
     if (op.top_logprobs) some.top_logprobs += static_cast<int64_t>(first) * op.num_top_logprobs;
     SamplePart* part = partial + static_cast<int64_t>(first) * kSampleParts;
