@@ -28,6 +28,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr int kPromptLogits = 32;  // prompt tokens of a step that may come with log probabilities
 constexpr std::chrono::seconds kStatsInterval{10};
 constexpr std::chrono::seconds kStuckAfter{60};
 
@@ -151,6 +152,7 @@ Result<void> override_defaults(const nlohmann::ordered_json& overrides, Sampling
 Result<OpenedEngine> open(ServeOptions& options, LogWriter& log) {
   PROA_ASSIGN(PreparedModel prepared, prepare_model(options.open));
   prepared.config.max_queue = options.max_queue;
+  prepared.config.max_prompt_logits = kPromptLogits;
   prepared.config.block_size = options.block_size;
   prepared.config.kv_cache_bytes = options.kv_cache_bytes;
   PROA_ASSIGN(const MemoryPlan plan, plan_memory(options.open, prepared, prepared.config));

@@ -201,7 +201,7 @@ void add_api_flags(CLI::App& command, ServeFlags& flags) {
   command.add_option("--default-chat-template-kwargs", flags.default_chat_template_kwargs,
                      "JSON: variables of the template, where a request has none");
   command.add_option("--response-role", policy.response_role, "role of answers")->capture_default_str();
-  command.add_option("--reasoning-parser", service.reasoning_parser,
+  command.add_option("--reasoning-parser", policy.reasoning_parser,
                      "nemotron_v3, nano_v3 or deepseek_r1; without it thoughts stay in the content");
   command.add_option("--tool-call-parser", policy.tool_parser, "qwen3_coder, qwen3_xml or hermes");
   add_switch(command, "enable-auto-tool-choice", policy.enable_auto_tool_choice,
@@ -350,8 +350,8 @@ Result<void> settle_service(const ServeFlags& flags, ServeOptions& options) {
   std::erase(service.api_keys, "");
   while (service.root_path.ends_with('/')) service.root_path.pop_back();
 
-  if (!service.reasoning_parser.empty() && !reasoning_rules(service.reasoning_parser)) {
-    return refused("--reasoning-parser", "nemotron_v3, nano_v3 or deepseek_r1", service.reasoning_parser);
+  if (!policy.reasoning_parser.empty() && !reasoning_rules(policy.reasoning_parser)) {
+    return refused("--reasoning-parser", "nemotron_v3, nano_v3 or deepseek_r1", policy.reasoning_parser);
   }
   const std::vector<std::string> parsers = tool_parser_names();
   if (!policy.tool_parser.empty() && std::find(parsers.begin(), parsers.end(), policy.tool_parser) == parsers.end()) {

@@ -362,7 +362,7 @@ void Engine::accept_token(Sequence& sequence, int row) {
   const SamplingParams& params = sequence.params;
   ++counted_.generated_tokens;
   sequence.token_ids.push_back(token);
-  if (params.thinking_budget) sequence.rules.accept(token, tokenizer_.piece(token).ends_with('\n'));
+  if (params.thinking_budget) sequence.rules.accept(token, tokenizer_.piece(token));
 
   TokenEvent event{.token_id = token, .time = step_ended_, .logprob = runner_->logprob(row)};
   for (int i = 0; i < params.logprobs.value_or(0); ++i) {

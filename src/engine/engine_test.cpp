@@ -446,7 +446,7 @@ const EndCase kEndCases[] = {
     {"thinking is ended",
      {a, a, a, kEos},
      [](auto& p) {
-       p.thinking_budget = ThinkingBudget{.tokens = 1, .end_token_ids = {kSt, kUpperE}, .closing_token_ids = {kEnd}};
+       p.thinking_budget = ThinkingBudget{.tokens = 1, .end_token_ids = {kSt, kUpperE}, .closing_texts = {}};
      },
      4,
      "astE",
@@ -454,9 +454,7 @@ const EndCase kEndCases[] = {
      kEos},
     {"thinking ends by itself",
      {a, kUpperE, a, a, kEos},
-     [](auto& p) {
-       p.thinking_budget = ThinkingBudget{.tokens = 2, .end_token_ids = {kSt}, .closing_token_ids = {kUpperE}};
-     },
+     [](auto& p) { p.thinking_budget = ThinkingBudget{.tokens = 2, .end_token_ids = {kSt}, .closing_texts = {"E"}}; },
      5,
      "aEaa",
      FinishReason::stop,

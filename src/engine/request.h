@@ -22,7 +22,7 @@ struct ThinkingBudget {
   int tokens = 0;                               // so many may be thought; then the end follows at the next line break,
   int grace = 0;                                // at the latest so many tokens later
   std::vector<int32_t> end_token_ids = {};      // what is forced then, at least one token
-  std::vector<int32_t> closing_token_ids = {};  // what ends thinking where the model says it
+  std::vector<std::string> closing_texts = {};  // what ends thinking where the model says it
 };
 
 struct SamplingParams {

@@ -13,10 +13,6 @@ void sort_unique(std::vector<int32_t>& ids) {
   ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
 }
 
-bool contains(const std::vector<int32_t>& ids, int32_t id) {
-  return std::find(ids.begin(), ids.end(), id) != ids.end();
-}
-
 }  // namespace
 
 TokenRules::TokenRules(const SamplingParams& params, std::span<const int32_t> eos_token_ids)
@@ -88,15 +84,21 @@ int32_t TokenRules::forced() const {
   return end_given_ > 0 || enough ? budget_.end_token_ids[end_given_] : -1;
 }
 
-void TokenRules::accept(int32_t token, bool ends_line) {
+void TokenRules::accept(int32_t token, std::string_view piece) {
   if (!thinking_) return;
   if (forced() == token) {
     thinking_ = ++end_given_ < budget_.end_token_ids.size();
     return;
   }
   ++thought_;
-  at_line_end_ = ends_line;
-  if (contains(budget_.closing_token_ids, token)) thinking_ = false;
+  at_line_end_ = piece.ends_with('\n');
+  said_ += piece;
+  size_t longest = 1;
+  for (const std::string& closing : budget_.closing_texts) {
+    if (said_.find(closing) != std::string::npos) thinking_ = false;
+    longest = std::max(longest, closing.size());
+  }
+  said_.erase(0, said_.size() - std::min(said_.size(), longest - 1));
 }
 
 }  // namespace proa

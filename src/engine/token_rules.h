@@ -5,13 +5,15 @@
 //   rules.fill(output, row);                                         // when the sequence gets its row
 //   for (const TokenBias& change : rules.update(output)) ...          // before each token
 //   row.forced = rules.forced();
-//   rules.accept(token, ends_line);                                  // after each token
+//   rules.accept(token, piece);                                      // after each token, with its text
 //
 // Source: vLLM's logits processors; NVIDIA's logits processor for the thinking budget of Nemotron-3.
 #pragma once
 
 #include <cstdint>
 #include <span>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/request.h"
@@ -32,7 +34,7 @@ class TokenRules {
 
   // The token that has to come next, or -1.
   int32_t forced() const;
-  void accept(int32_t token, bool ends_line);
+  void accept(int32_t token, std::string_view piece);
 
  private:
   void ban(std::span<const int32_t> output);
@@ -51,6 +53,7 @@ class TokenRules {
   int thought_ = 0;       // tokens
   size_t end_given_ = 0;  // of budget_.end_token_ids
   bool at_line_end_ = true;
+  std::string said_;  // the end of it, in which a closing text may have begun
 };
 
 }  // namespace proa

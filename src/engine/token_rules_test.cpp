@@ -75,7 +75,7 @@ TEST(TokenRules, ChangesAddUp) {
   }
 }
 
-// What the model says, with "\n" for 9, beside what comes out when thinking is ended by 7 8; closed by 6.
+// What the model says, beside what comes out when thinking is ended by 7 8. 9 is a line break, 5 6 say "</think>".
 TEST(TokenRules, ThinkingEnds) {
   const struct {
     const char* what;
@@ -84,21 +84,22 @@ TEST(TokenRules, ThinkingEnds) {
   } rows[] = {
       {"at once", 0, 0, {1, 2, 3, 4}, {7, 8, 1, 2, 3, 4}},
       {"after two", 2, 0, {1, 2, 3, 4}, {1, 2, 7, 8, 3, 4}},
-      {"closed before", 2, 0, {1, 6, 3, 4}, {1, 6, 3, 4}},
-      {"closed with the last", 2, 0, {1, 2, 6, 4}, {1, 2, 7, 8, 6, 4}},
+      {"closed before", 3, 0, {1, 5, 6, 3, 4}, {1, 5, 6, 3, 4}},
+      {"closed with the last", 2, 0, {5, 6, 4}, {5, 6, 4}},
+      {"half closed", 2, 0, {1, 5, 6, 4}, {1, 5, 7, 8, 6, 4}},
       {"at the next line break", 2, 3, {1, 2, 3, 9, 4, 5}, {1, 2, 3, 9, 7, 8, 4, 5}},
       {"without a line break", 1, 2, {1, 2, 3, 4, 5}, {1, 2, 3, 7, 8, 4, 5}},
       {"a line break before does not count", 2, 2, {9, 1, 2, 3, 4}, {9, 1, 2, 3, 7, 8, 4}},
       {"it stood at a line break", 2, 5, {1, 9, 3}, {1, 9, 7, 8, 3}},
   };
   for (const auto& row : rows) {
-    TokenRules rules({.thinking_budget = ThinkingBudget{row.tokens, row.grace, {7, 8}, {6}}}, kEnds);
+    TokenRules rules({.thinking_budget = ThinkingBudget{row.tokens, row.grace, {7, 8}, {"</think>"}}}, kEnds);
     EXPECT_FALSE(rules.has_biases());
     std::vector<int32_t> all;
     for (size_t next = 0; next < row.said.size();) {
       const int32_t forced = rules.forced();
       const int32_t token = forced >= 0 ? forced : row.said[next++];
-      rules.accept(token, token == 9);
+      rules.accept(token, token == 9 ? ".\n" : token == 5 ? "a</th" : token == 6 ? "ink>b" : "x");
       all.push_back(token);
     }
     EXPECT_EQ(all, row.expected) << row.what;

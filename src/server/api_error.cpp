@@ -14,6 +14,10 @@ ApiError not_supported(std::string message, std::string param) {
   return {400, "BadRequestError", std::move(message), std::move(param)};
 }
 
+ApiError unknown_tokens(const char* field, const std::string& ids) {
+  return bad_request("token_id(s) [" + ids + "] in " + field + " contain out-of-vocab token ids.", field);
+}
+
 ApiError model_not_found(std::string_view model) {
   return {404, "NotFoundError", "The model `" + std::string(model) + "` does not exist."};
 }

@@ -19,6 +19,7 @@ struct ApiError {
 
 ApiError bad_request(std::string message, std::string param = "");
 ApiError not_supported(std::string message, std::string param = "");  // what this server does not do (yet)
+ApiError unknown_tokens(const char* field, const std::string& ids);   // ids that the vocabulary does not have
 ApiError model_not_found(std::string_view model);
 // What the library of vLLM's routes says: the type is the reason phrase.
 ApiError http_error(int status, std::string message);

@@ -147,6 +147,44 @@ void read_thinking(ChatRequest& request) {
   if (const Json* force = member(kwargs, "force_nonempty_content")) request.force_nonempty_content = *force == true;
 }
 
+// thinking_token_budget is vLLM's and strict; reasoning_budget is Nemotron's, which its template may show to the model
+// and which ends thinking at a line break, or kBudgetGrace tokens later. -1: no bound.
+std::optional<ApiError> read_thinking_budget(FieldReader& fields, const RequestPolicy& policy, ChatRequest& request) {
+  constexpr int kBudgetGrace = 500;
+  constexpr int64_t kMost = INT32_MAX - kBudgetGrace;
+  std::optional<int64_t> budget;
+  fields.read("thinking_token_budget", budget);
+  if (budget && *budget < -1) {
+    return bad_request(
+        "thinking_token_budget must be a non-negative integer or -1, got " + std::to_string(*budget) + ".",
+        "thinking_token_budget");
+  }
+  if (budget && *budget >= 0) {
+    if (policy.reasoning_parser.empty()) {
+      return bad_request(
+          "thinking_token_budget is set but --reasoning-parser is not, without which nothing tells where "
+          "thinking ends.",
+          "thinking_token_budget");
+    }
+    request.thinking_budget = ThinkingBudget{.tokens = static_cast<int>(std::min(*budget, kMost))};
+    return std::nullopt;
+  }
+  const Json& kwargs = request.prompt.template_kwargs;
+  const Json* shown = kwargs.is_object() ? member(kwargs, "reasoning_budget") : nullptr;
+  if (budget || !shown || policy.reasoning_parser.empty()) return std::nullopt;
+  const auto tokens = to_integer(*shown);
+  if (!tokens || *tokens < -1) {
+    return bad_request("reasoning_budget must be a non-negative integer or -1, got " +
+                           shown->dump(-1, ' ', false, Json::error_handler_t::replace) + ".",
+                       "chat_template_kwargs.reasoning_budget");
+  }
+  if (*tokens >= 0) {
+    request.thinking_budget =
+        ThinkingBudget{.tokens = static_cast<int>(std::min(*tokens, kMost)), .grace = kBudgetGrace};
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 ChatOptions ChatPrompt::options() const {
@@ -222,8 +260,9 @@ std::optional<ApiError> read_chat_request(const Json& body, const RequestPolicy&
 
   std::optional<ApiError> prompt_error = read_chat_prompt(fields, policy, request.prompt);
   std::optional<ApiError> tools_error = read_tool_choice(fields, policy, request);
+  std::optional<ApiError> budget_error = read_thinking_budget(fields, policy, request);
   if (auto error = fields.error()) return error;
-  for (auto* error : {&contradiction, &prompt_error, &tools_error}) {
+  for (auto* error : {&contradiction, &prompt_error, &tools_error, &budget_error}) {
     if (*error) return *error;
   }
   if (top_logprobs < -1) return bad_request("`top_logprobs` must be a positive value or -1.", "top_logprobs");
@@ -233,6 +272,10 @@ std::optional<ApiError> read_chat_request(const Json& body, const RequestPolicy&
   if (logprobs) {  // -1 is the whole vocabulary, which is more than any server here gives
     const int64_t wanted = top_logprobs < 0 ? INT32_MAX : std::min<int64_t>(top_logprobs, INT32_MAX);
     request.fields.logprobs = static_cast<int>(wanted);
+    // As vLLM: what is echoed comes with the same alternatives.
+    if (request.fields.echo && !request.fields.prompt_logprobs && !request.fields.stream) {
+      request.fields.prompt_logprobs = request.fields.logprobs;
+    }
   }
   read_thinking(request);
   return check_request_fields(request.fields, policy);

@@ -32,6 +32,7 @@ struct ChatRequest {
   // What chat_template_kwargs say about thinking.
   std::optional<bool> enable_thinking;
   bool force_nonempty_content = false;
+  std::optional<ThinkingBudget> thinking_budget;  // its numbers alone
 };
 
 // `body` is any JSON. Error: the first thing that is wrong, or all that have a wrong type.

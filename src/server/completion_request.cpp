@@ -66,14 +66,17 @@ std::optional<ApiError> read_completion_request(const Json& body, const RequestP
   if (auto error = fields.error()) return error;
   if (contradiction) return contradiction;
 
+  if (const Json* budget = fields.find("thinking_token_budget"); budget && *budget != -1) {
+    return not_supported("`thinking_token_budget` is for chat completions.", "thinking_token_budget");
+  }
   if (const Json* suffix = fields.find("suffix"); suffix && *suffix != "") {
     return bad_request("suffix is not currently supported", "suffix");
   }
   if (logprobs) {
     if (*logprobs < 0) return bad_request("`logprobs` must be a positive value.", "logprobs");
     request.fields.logprobs = static_cast<int>(std::min<int64_t>(*logprobs, INT32_MAX));
-    if (request.fields.echo) {
-      return not_supported("`logprobs` of an echoed prompt are not supported by this server.", "logprobs");
+    if (request.fields.echo && !request.fields.prompt_logprobs) {
+      request.fields.prompt_logprobs = request.fields.logprobs;
     }
   }
   if (request.prompts.empty()) return bad_request(kEmptyPrompt, "prompt");

@@ -44,11 +44,43 @@ void write_chat_logprob(JsonText& json, const Tokenizer& tokenizer, const TokenE
   json.end_array().end_object();
 }
 
-void CompletionLogprobs::add(const TokenEvent& event) {
-  tokens_.push_back(token_text(tokenizer_, event.token_id, as_token_ids_));
+std::string prompt_logprobs_json(const Tokenizer& tokenizer, const std::vector<PromptLogprob>& logprobs) {
+  JsonText json;
+  json.begin_array().null();
+  for (const PromptLogprob& token : logprobs) {
+    const auto write = [&](int32_t id, float logprob, int32_t rank) {
+      json.key(std::to_string(id)).begin_object().key("logprob").number(finite(logprob)).member("rank", rank);
+      json.member("decoded_token", token_text(tokenizer, id, false)).end_object();
+    };
+    json.begin_object();
+    write(token.token_id, token.logprob, token.rank);
+    int32_t rank = 0;
+    for (const TokenLogprob& top : token.top_logprobs) {
+      ++rank;
+      if (top.token_id != token.token_id) write(top.token_id, top.logprob, rank);
+    }
+    json.end_object();
+  }
+  return json.end_array().take();
+}
+
+void CompletionLogprobs::add(const TokenEvent& event) { add(event.token_id, event.logprob, event.top_logprobs); }
+
+void CompletionLogprobs::add_prompt(int32_t first, const std::vector<PromptLogprob>& rest) {
+  add(first, std::nullopt, {});
+  for (const PromptLogprob& token : rest) add(token.token_id, token.logprob, token.top_logprobs);
+}
+
+void CompletionLogprobs::add(int32_t token, std::optional<float> given, const std::vector<TokenLogprob>& tops) {
+  tokens_.push_back(token_text(tokenizer_, token, as_token_ids_));
   offsets_.push_back(offset_);
   offset_ += characters(tokens_.back());
-  logprobs_.push_back(finite(event.logprob));
+  if (!given) {
+    logprobs_.emplace_back();
+    tops_.emplace_back("null");
+    return;
+  }
+  logprobs_.emplace_back(finite(*given));
   JsonText top;
   top.begin_object();
   std::vector<std::string> seen;
@@ -58,8 +90,8 @@ void CompletionLogprobs::add(const TokenEvent& event) {
     top.key(text).number(finite(logprob));
     seen.push_back(std::move(text));
   };
-  for (const TokenLogprob& one : event.top_logprobs) add_top(one.token_id, one.logprob);
-  add_top(event.token_id, event.logprob);
+  for (const TokenLogprob& one : tops) add_top(one.token_id, one.logprob);
+  add_top(token, *given);
   tops_.push_back(top.end_object().take());
 }
 
@@ -68,7 +100,7 @@ std::string CompletionLogprobs::take() {
   json.begin_object().key("text_offset").begin_array();
   for (const int64_t offset : offsets_) json.integer(offset);
   json.end_array().key("token_logprobs").begin_array();
-  for (const double logprob : logprobs_) json.number(logprob);
+  for (const auto& logprob : logprobs_) logprob ? json.number(*logprob) : json.null();
   json.end_array().key("tokens").begin_array();
   for (const std::string& token : tokens_) json.string(token);
   json.end_array().key("top_logprobs").begin_array();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "telemetry/metrics.h"
 
@@ -19,9 +20,8 @@ bool is_empty(const Json& value) {
 
 // Fields that change the answer and that this server cannot honour: saying so beats a wrong answer.
 std::optional<ApiError> find_unsupported(const FieldReader& fields) {
-  for (const char* name :
-       {"logit_bias", "allowed_token_ids", "bad_words", "logprob_token_ids", "use_beam_search", "structured_outputs",
-        "guided_json", "guided_regex", "guided_choice", "guided_grammar", "prompt_embeds", "repetition_detection"}) {
+  for (const char* name : {"logprob_token_ids", "use_beam_search", "structured_outputs", "guided_json", "guided_regex",
+                           "guided_choice", "guided_grammar", "prompt_embeds", "repetition_detection"}) {
     const Json* value = fields.find(name);
     if (value && !is_empty(*value))
       return not_supported("`" + std::string(name) + "` is not supported by this server.", name);
@@ -33,15 +33,51 @@ std::optional<ApiError> find_unsupported(const FieldReader& fields) {
                            "response_format");
     }
   }
-  if (const Json* budget = fields.find("thinking_token_budget"); budget && *budget != -1) {
-    return not_supported("`thinking_token_budget` is not supported by this server.", "thinking_token_budget");
-  }
   if (const Json* priority = fields.find("priority"); priority && to_integer(*priority) != 0) {
     return bad_request("Got priority " + priority->dump() + " but Priority scheduling is not enabled.", "priority");
   }
   if (const Json* salt = fields.find("cache_salt");
       salt && (!salt->is_string() || salt->get_ref<const std::string&>().empty())) {
     return bad_request("Parameter 'cache_salt' must be a non-empty string if provided.", "cache_salt");
+  }
+  return std::nullopt;
+}
+
+std::optional<ApiError> read_logit_bias(FieldReader& fields, std::vector<TokenBias>& biases) {
+  const Json* given = fields.object("logit_bias");
+  if (!given) return std::nullopt;
+  std::map<int32_t, float> by_token;  // "5" and "05" are the same token
+  for (const auto& [key, value] : given->items()) {
+    const auto id = to_integer(key);
+    if (!id) {
+      return bad_request("Found token_id `" + key +
+                             "` in logit_bias but token_id must be an integer or string "
+                             "representing an integer",
+                         "logit_bias");
+    }
+    const auto bias = to_number(value);
+    if (!bias || std::isnan(*bias)) {
+      fields.problem("logit_bias." + key, "float_type", "Input should be a valid number");
+      continue;
+    }
+    if (*id < 0 || *id > INT32_MAX) return unknown_tokens("logit_bias", key);
+    by_token[static_cast<int32_t>(*id)] = static_cast<float>(std::clamp(*bias, -100.0, 100.0));  // OpenAI's bounds
+  }
+  for (const auto& [id, bias] : by_token) biases.push_back({id, bias});
+  return std::nullopt;
+}
+
+std::optional<ApiError> read_token_rules(FieldReader& fields, RequestFields& request) {
+  if (auto error = read_logit_bias(fields, request.params.logit_bias)) return error;
+  fields.read("allowed_token_ids", request.params.allowed_token_ids);
+  if (fields.find("allowed_token_ids") && request.params.allowed_token_ids.empty()) {
+    return bad_request("allowed_token_ids is not None and empty!", "allowed_token_ids");
+  }
+  fields.read("bad_words", request.bad_words);
+  for (const std::string& word : request.bad_words) {
+    if (word.find_first_not_of(' ') == std::string::npos) {
+      return bad_request("bad_words cannot contain an empty string.", "bad_words");
+    }
   }
   return std::nullopt;
 }
@@ -106,11 +142,19 @@ std::optional<ApiError> read_request_fields(FieldReader& fields, const RequestPo
   request.continuous_usage = request.continuous_usage && request.include_usage;
   if (request.stream && policy.force_include_usage) request.include_usage = true;
 
-  if (const Json* logprobs = fields.find("prompt_logprobs"); logprobs && *logprobs != false) {
-    if (request.stream)
-      return bad_request("`prompt_logprobs` are not available when `stream=True`.", "prompt_logprobs");
-    return not_supported("`prompt_logprobs` is not supported by this server.", "prompt_logprobs");
+  std::optional<int64_t> prompt_logprobs;
+  fields.read("prompt_logprobs", prompt_logprobs);
+  if (prompt_logprobs && *prompt_logprobs < -1) {
+    return bad_request("`prompt_logprobs` must be a positive value or -1.", "prompt_logprobs");
   }
+  if (prompt_logprobs && *prompt_logprobs != 0 && request.stream) {
+    return bad_request("`prompt_logprobs` are not available when `stream=True`.", "prompt_logprobs");
+  }
+  if (prompt_logprobs && !request.stream) {  // -1 is the whole vocabulary
+    request.prompt_logprobs =
+        static_cast<int>(*prompt_logprobs < 0 ? INT32_MAX : std::min<int64_t>(*prompt_logprobs, INT32_MAX));
+  }
+  if (auto error = read_token_rules(fields, request)) return error;
   return find_unsupported(fields);
 }
 
@@ -163,6 +207,11 @@ std::optional<ApiError> check_request_fields(const RequestFields& request, const
     return bad_request("Requested sample logprobs of " + std::to_string(*request.logprobs) +
                            ", which is greater than max allowed: " + std::to_string(policy.max_logprobs),
                        "logprobs");
+  }
+  if (request.prompt_logprobs && *request.prompt_logprobs > policy.max_logprobs) {
+    return bad_request("Requested prompt logprobs of " + std::to_string(*request.prompt_logprobs) +
+                           ", which is greater than max allowed: " + std::to_string(policy.max_logprobs),
+                       "prompt_logprobs");
   }
   if (std::any_of(params.stop.begin(), params.stop.end(), [](const std::string& stop) { return stop.empty(); })) {
     return bad_request("stop cannot contain an empty string.", "stop");

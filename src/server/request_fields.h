@@ -22,7 +22,8 @@ struct RequestPolicy {
   int stream_interval = 1;  // tokens of a choice in one event of a stream, but for the first
   std::string response_role = "assistant";
 
-  std::string tool_parser;  // empty: none
+  std::string reasoning_parser;  // empty: thoughts stay in the content
+  std::string tool_parser;       // empty: none
   bool enable_auto_tool_choice = false;
   bool exclude_tools_when_tool_choice_none = false;
   bool trust_request_chat_template = false;
@@ -36,7 +37,9 @@ struct RequestFields {
   std::string model;      // empty: the first one served
   SamplingParams params;  // without max_tokens and logprobs, which follow from what is below
   std::optional<int64_t> max_tokens;
-  std::optional<int> logprobs;  // alternatives per token, 0 for the token alone
+  std::optional<int> logprobs;         // alternatives per token, 0 for the token alone
+  std::optional<int> prompt_logprobs;  // the same for the prompt
+  std::vector<std::string> bad_words;  // none of them empty
   int n = 1;
   bool stream = false;
   bool include_usage = false;     // a last chunk with the usage

@@ -46,7 +46,8 @@ void Usage::write(JsonText& json) const {
 }
 
 std::string chat_completion(const ResponseHead& head, std::string_view role, std::span<const ChatChoice> choices,
-                            const Usage& usage, const std::optional<std::vector<int32_t>>& prompt_token_ids) {
+                            const Usage& usage, const std::optional<std::vector<int32_t>>& prompt_token_ids,
+                            std::string_view prompt_logprobs) {
   JsonText json;
   write_head(json, head, "chat.completion");
   int index = 0;
@@ -73,7 +74,9 @@ std::string chat_completion(const ResponseHead& head, std::string_view role, std
   }
   json.end_array().null_member("service_tier").null_member("system_fingerprint").key("usage");
   usage.write(json);
-  json.null_member("prompt_logprobs").key("prompt_token_ids");
+  json.key("prompt_logprobs");
+  write_or_null(json, prompt_logprobs);
+  json.key("prompt_token_ids");
   write_ids(json, prompt_token_ids);
   return json.null_member("kv_transfer_params").end_object().take();
 }
@@ -88,7 +91,9 @@ std::string completion(const ResponseHead& head, std::span<const CompletionChoic
     json.member("finish_reason", choice.end.finish_reason).key("stop_reason").raw(choice.end.stop_reason);
     json.key("token_ids");
     write_ids(json, choice.token_ids);
-    json.null_member("prompt_logprobs").key("prompt_token_ids");
+    json.key("prompt_logprobs");
+    write_or_null(json, std::string_view(choice.prompt_logprobs));
+    json.key("prompt_token_ids");
     write_ids(json, choice.prompt_token_ids);
     json.end_object();
   }

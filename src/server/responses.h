@@ -53,10 +53,12 @@ struct CompletionChoice {
   std::string logprobs;  // JSON; empty: null
   ChoiceEnd end;
   std::optional<std::vector<int32_t>> token_ids, prompt_token_ids;
+  std::string prompt_logprobs = {};  // JSON; empty: null
 };
 
 std::string chat_completion(const ResponseHead& head, std::string_view role, std::span<const ChatChoice> choices,
-                            const Usage& usage, const std::optional<std::vector<int32_t>>& prompt_token_ids);
+                            const Usage& usage, const std::optional<std::vector<int32_t>>& prompt_token_ids,
+                            std::string_view prompt_logprobs = "");
 std::string completion(const ResponseHead& head, std::span<const CompletionChoice> choices, const Usage& usage);
 
 // What a chunk of a stream says about its choice.

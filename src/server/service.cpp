@@ -53,7 +53,7 @@ std::string random_hex(int digits) {
 
 Service::Service(ServiceConfig config, Engine& engine, const Tokenizer& tokenizer, const ChatTemplate* chat_template)
     : config_(std::move(config)),
-      reasoning_(reasoning_rules(config_.reasoning_parser)),
+      reasoning_(reasoning_rules(config_.policy.reasoning_parser)),
       engine_(engine),
       tokenizer_(tokenizer),
       chat_template_(chat_template),
@@ -287,6 +287,40 @@ std::optional<ApiError> Service::render(const ChatPrompt& chat, bool add_special
   return std::nullopt;
 }
 
+std::optional<ApiError> Service::settle_tokens(RequestFields& fields) const {
+  SamplingParams& params = fields.params;
+  const auto unknown = [size = tokenizer_.vocab_size()](int32_t id) { return id < 0 || id >= size; };
+  std::string wrong;
+  for (const TokenBias& bias : params.logit_bias) {
+    if (unknown(bias.token_id)) wrong += (wrong.empty() ? "" : ", ") + std::to_string(bias.token_id);
+  }
+  if (!wrong.empty()) return unknown_tokens("logit_bias", wrong);
+  if (std::any_of(params.allowed_token_ids.begin(), params.allowed_token_ids.end(), unknown)) {
+    return bad_request("allowed_token_ids contains out-of-vocab token id!", "allowed_token_ids");
+  }
+  // As vLLM: a word counts as it stands, and behind a space where that begins with another token.
+  for (const std::string& word : fields.bad_words) {
+    const std::string bare = word.substr(word.find_first_not_of(' '));
+    const std::vector<int32_t> ids = tokenizer_.encode(bare, {.parse_special = true});
+    std::vector<int32_t> spaced = tokenizer_.encode(" " + bare, {.parse_special = true});
+    if (ids.empty()) continue;
+    params.bad_words.push_back(ids);
+    if (spaced.size() == ids.size() && spaced.front() != ids.front()) params.bad_words.push_back(std::move(spaced));
+  }
+  return std::nullopt;
+}
+
+std::optional<ThinkingBudget> Service::settle_budget(const ChatRequest& request, const std::string& prompt_text) const {
+  if (!request.thinking_budget || !reasoning_ || reasoning_start(prompt_text) == ReasoningStart::kClosed) {
+    return std::nullopt;
+  }
+  ThinkingBudget budget = *request.thinking_budget;
+  budget.end_token_ids = tokenizer_.encode("\n\n</think>", {.parse_special = true});
+  budget.closing_texts = {"</think>"};
+  if (reasoning_->tool_call_ends) budget.closing_texts.emplace_back("<tool_call>");
+  return budget;
+}
+
 std::optional<ApiError> Service::fit(RequestFields& fields, std::vector<int32_t>& ids) const {
   const int64_t limit = engine_.config().max_model_len;
   const auto vocab_size = tokenizer_.vocab_size();
@@ -338,8 +372,11 @@ std::optional<ApiError> Service::submit(const Call& call, const RequestFields& f
                                         std::vector<std::shared_ptr<Reply>>& replies) {
   SamplingParams params = fields.params;
   params.temperature = effective_temperature(params.temperature);
-  params.max_tokens = static_cast<int>(std::min<int64_t>(*fields.max_tokens, INT32_MAX));
+  // max_tokens 0 asks about the prompt alone; an engine generates one token for that, which is not shown.
+  params.max_tokens = static_cast<int>(std::clamp<int64_t>(*fields.max_tokens, 1, INT32_MAX));
+  params.min_tokens = std::min(params.min_tokens, *params.max_tokens);
   params.logprobs = fields.logprobs;
+  params.prompt_logprobs = fields.prompt_logprobs;
   std::vector<Request> requests;
   for (const std::vector<int32_t>& prompt : prompts) {
     for (int i = 0; i < fields.n; ++i) {

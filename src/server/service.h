@@ -32,7 +32,6 @@ struct ServiceConfig {
   std::string model_root;                // the model as it was given
   std::string version;
   RequestPolicy policy;
-  std::string reasoning_parser;  // empty: thoughts stay in the content
   std::vector<std::string> api_keys;
   bool open_metrics = false;  // /metrics needs no key
   http::CorsConfig cors;
@@ -124,6 +123,10 @@ class Service {
     std::string text;  // as rendered; of chats alone
   };
   std::optional<ApiError> render(const ChatPrompt& chat, bool add_special_tokens, Prompt& prompt) const;
+  // What of the fields needs the vocabulary: words as tokens, ids that are none.
+  std::optional<ApiError> settle_tokens(RequestFields& fields) const;
+  // The end of thinking in tokens; `budget` none: nothing.
+  std::optional<ThinkingBudget> settle_budget(const ChatRequest& request, const std::string& prompt_text) const;
   // Cuts the prompt if the request wants that, settles how many tokens may come, and checks that both fit.
   std::optional<ApiError> fit(RequestFields& fields, std::vector<int32_t>& prompt_token_ids) const;
   // n sequences of each prompt, in order: all of them or none.

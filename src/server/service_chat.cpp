@@ -51,6 +51,9 @@ class Service::ChatAnswer final : public Answer {
         write_chat_logprob(choice.logprobs, service_.tokenizer_, event, fields_.return_tokens_as_token_ids);
       }
     }
+    if (index == 0 && fields_.prompt_logprobs && event.token_id >= 0 && prompt_logprobs_.empty()) {
+      prompt_logprobs_ = prompt_logprobs_json(service_.tokenizer_, event.prompt_logprobs);
+    }
     AnswerDelta delta = choice.parser.feed(event.text);
     if (event.finish_reason) {
       append(delta, choice.parser.finish());
@@ -98,7 +101,8 @@ class Service::ChatAnswer final : public Answer {
       if (fields_.return_token_ids) out.token_ids = std::move(choice.token_ids);
       choices.push_back(std::move(out));
     }
-    return chat_completion(head_, service_.config_.policy.response_role, choices, usage_, prompt_token_ids_);
+    return chat_completion(head_, service_.config_.policy.response_role, choices, usage_, prompt_token_ids_,
+                           prompt_logprobs_);
   }
 
   void end_stream(std::string& stream) override {
@@ -165,6 +169,7 @@ class Service::ChatAnswer final : public Answer {
   const ResponseHead head_;
   Usage usage_;
   std::optional<std::vector<int32_t>> prompt_token_ids_;
+  std::string prompt_logprobs_;  // JSON; empty: null
   std::string echo_;
   std::vector<Choice> choices_;
 };
@@ -193,7 +198,9 @@ void Service::chat_completions(Call& call) {
 
   Prompt prompt;
   if (auto error = render(request.prompt, request.fields.add_special_tokens, prompt)) return call.fail(*error);
+  if (auto error = settle_tokens(request.fields)) return call.fail(*error);
   if (auto error = fit(request.fields, prompt.token_ids)) return call.fail(*error);
+  request.fields.params.thinking_budget = settle_budget(request, prompt.text);
   ChatAnswer answer(*this, request, {"chatcmpl-" + call.request_id, std::time(nullptr), config_.model_names.front()},
                     prompt);
   // The parsers look for tags, which may be special tokens.

@@ -20,15 +20,23 @@ class Service::CompletionAnswer final : public Answer {
 
   void take(size_t index, const TokenEvent& event, std::string* stream) override {
     Choice& choice = choices_[index];
-    if (event.token_id >= 0) {
+    const bool first = !std::exchange(choice.begun, true);
+    if (first && fields_.prompt_logprobs && event.token_id >= 0) {
+      choice.prompt_logprobs = prompt_logprobs_json(service_.tokenizer_, event.prompt_logprobs);
+      if (fields_.echo && fields_.logprobs) {
+        choice.logprobs.add_prompt(prompts_[prompt_of(index)].front(), event.prompt_logprobs);
+      }
+    }
+    const bool prompt_alone = *fields_.max_tokens == 0;
+    if (event.token_id >= 0 && !prompt_alone) {
       ++usage_.completion_tokens;
       ++choice.completion_tokens;
       if (fields_.return_token_ids) choice.token_ids.push_back(event.token_id);
       if (fields_.logprobs) choice.logprobs.add(event);
     }
     if (event.finish_reason) choice.end = service_.choice_end(event);
-    const bool first = !std::exchange(choice.begun, true);
-    choice.text += (first ? echoes_[prompt_of(index)] : "") + event.text;
+    if (prompt_alone && choice.end.finish_reason == "stop") choice.end = {.finish_reason = "length"};
+    choice.text += (first ? echoes_[prompt_of(index)] : "") + (prompt_alone ? "" : event.text);
     if (!stream || (!first && !event.finish_reason && ++choice.unsent < fields_.stream_interval)) return;
     choice.unsent = 0;
     Usage so_far = usage_;
@@ -63,6 +71,7 @@ class Service::CompletionAnswer final : public Answer {
       CompletionChoice out{.text = std::move(choice.text), .end = choice.end, .prompt_token_ids = prompt_ids(i)};
       if (!choice.logprobs.empty()) out.logprobs = choice.logprobs.take();
       if (fields_.return_token_ids) out.token_ids = std::move(choice.token_ids);
+      out.prompt_logprobs = std::move(choice.prompt_logprobs);
       choices.push_back(std::move(out));
     }
     return completion(head_, choices, usage_);
@@ -78,6 +87,7 @@ class Service::CompletionAnswer final : public Answer {
     std::string text;  // that was not sent yet
     int unsent = 0;    // tokens of it
     CompletionLogprobs logprobs;
+    std::string prompt_logprobs;  // JSON
     std::vector<int32_t> token_ids;
     int64_t completion_tokens = 0;
     ChoiceEnd end;
@@ -108,6 +118,7 @@ void Service::completions(Call& call) {
   if (!knows_model(call, fields.model)) return;
   name_request(call, fields.request_id);
 
+  if (auto error = settle_tokens(fields)) return call.fail(*error);
   std::vector<std::vector<int32_t>> prompts;
   std::vector<std::string> echoes;
   for (CompletionPrompt& given : request.prompts) {
@@ -119,7 +130,7 @@ void Service::completions(Call& call) {
   }
   CompletionAnswer answer(*this, fields, {"cmpl-" + call.request_id, std::time(nullptr), config_.model_names.front()},
                           prompts, std::move(echoes));
-  if (*fields.max_tokens == 0) {
+  if (*fields.max_tokens == 0 && !fields.prompt_logprobs) {
     answer.echo_only();
     if (!fields.stream) return call.respond({.body = answer.body()});
     std::string stream;

@@ -183,6 +183,14 @@ TEST(Service, CompletionFields) {
       {"abc", R"("echo":true,"max_tokens":0)", "p|length|null;"},
       {"\xC3", R"("max_tokens":5)", "\uFFFD|stop|null;"},
       {"", R"("max_tokens":5)", "|stop|null;"},
+      // what is said about single tokens; a banned token leaves "?", the other one the model knows
+      {"abc", R"("logit_bias":{"98":-100},"max_tokens":3)", "a?c|length|null;"},
+      {"abc", R"("logit_bias":{"63":0.5},"max_tokens":3)", "???|length|null;"},
+      {"abc", R"("allowed_token_ids":[63,98],"max_tokens":3)", "?b?|length|null;"},
+      {"abc", R"("bad_words":["b"],"max_tokens":3)", "a?c|length|null;"},
+      {"abab", R"("bad_words":["ab"],"max_tokens":4)", "a?a?|length|null;"},
+      {"a", R"("min_tokens":3,"max_tokens":4)", "a??|stop|null;"},
+      {"a</s>b", R"("min_tokens":3,"max_tokens":4)", "a?b|stop|null;"},
       {"ab", R"("max_tokens":"2","stream_options":null,"user":"u","unknown_field":[1])", "ab|length|null;"},
   };
   for (const auto& row : rows) {
@@ -248,9 +256,86 @@ std::vector<Json> chunks_of(const std::string& stream) {
   return chunks;
 }
 
+// A prompt of three tokens after which only "?" and what is scripted for the first token are possible.
+TEST(Service, LogprobsOfThePrompt) {
+  ScriptedServer server;
+  server.say("ab");
+  const auto choice = [&](const std::string& body) {
+    const http::Response response = server.post("/v1/completions", body);
+    EXPECT_EQ(response.status, 200) << response.body;
+    return Json::parse(response.body)["choices"][0];
+  };
+  const Json plain = choice(R"({"prompt":"x?z","prompt_logprobs":1,"max_tokens":1,"temperature":0})");
+  EXPECT_EQ(plain["text"], "a");
+  ASSERT_EQ(plain["prompt_logprobs"].size(), 3u);
+  EXPECT_TRUE(plain["prompt_logprobs"][0].is_null());
+  EXPECT_EQ(plain["prompt_logprobs"][1].size(), 2u);
+  EXPECT_EQ(plain["prompt_logprobs"][1]["63"]["decoded_token"], "?");
+  EXPECT_EQ(plain["prompt_logprobs"][1]["63"]["rank"], 2) << "an end is a little likelier";
+  EXPECT_NEAR(plain["prompt_logprobs"][1]["63"]["logprob"].get<double>(), -0.693147, 1e-4);
+  EXPECT_EQ(plain["prompt_logprobs"][2].dump().find(R"({"122":{"logprob":-9999.0,"rank":)"), 0u)
+      << "itself first: " << plain["prompt_logprobs"][2];
+  EXPECT_EQ(plain["prompt_logprobs"][2].size(), 2u);
+
+  const Json echoed = choice(R"({"prompt":"x?z","echo":true,"logprobs":1,"max_tokens":1,"temperature":0})");
+  EXPECT_EQ(echoed["text"], "x?za");
+  EXPECT_EQ(echoed["logprobs"]["tokens"], Json({"x", "?", "z", "a"}));
+  EXPECT_EQ(echoed["logprobs"]["text_offset"], Json({0, 1, 2, 3}));
+  EXPECT_TRUE(echoed["logprobs"]["token_logprobs"][0].is_null());
+  EXPECT_TRUE(echoed["logprobs"]["top_logprobs"][0].is_null());
+  EXPECT_EQ(echoed["logprobs"]["token_logprobs"][2], -9999.0);
+  EXPECT_EQ(echoed["logprobs"]["top_logprobs"].size(), 4u);
+
+  // what a scorer asks for
+  const std::string score = R"({"prompt":[[120,63],[120,63,122]],"echo":true,"logprobs":1,"max_tokens":0)";
+  const Json scored = Json::parse(server.post("/v1/completions", score + "}").body);
+  EXPECT_EQ(scored["choices"][1]["text"], "x?z");
+  EXPECT_EQ(scored["choices"][1]["logprobs"]["tokens"].size(), 3u);
+  EXPECT_EQ(scored["choices"][0]["finish_reason"], "length");
+  EXPECT_EQ(scored["usage"]["completion_tokens"], 0);
+  std::string streamed;
+  for (const Json& chunk : chunks_of(server.post("/v1/completions", score + R"(,"stream":true})").body)) {
+    if (chunk["choices"][0]["index"] == 1) streamed += chunk["choices"][0]["logprobs"]["tokens"].dump();
+  }
+  EXPECT_EQ(streamed, R"(["x","?","z"])");
+
+  const Json chat = Json::parse(server.post(kChat, kHi + R"(,"prompt_logprobs":0,"max_tokens":1})").body);
+  EXPECT_EQ(chat["prompt_logprobs"].size(), 21u);
+  EXPECT_EQ(chat["prompt_logprobs"][20].size(), 1u);
+}
+
+// A budget ends thoughts that do not end by themselves; what the model says then goes on where its script is.
+TEST(Service, ThinkingHasABudget) {
+  ServiceConfig config;
+  config.policy.reasoning_parser = "nemotron_v3";
+  ScriptedServer server(std::move(config));
+  server.say("abcdefghij");
+  const auto answer = [&](const std::string& fields) {
+    const Json message =
+        Json::parse(server.post(kChat, kHi + R"(,"max_tokens":8)" + fields + "}").body)["choices"][0]["message"];
+    const auto text = [](const Json& value) { return value.is_string() ? value.get<std::string>() : "null"; };
+    return text(message["reasoning"]) + "|" + text(message["content"]);
+  };
+  EXPECT_EQ(answer(""), "abcdefgh|null");
+  EXPECT_EQ(answer(R"(,"thinking_token_budget":2)"), "ab|fgh") << "three tokens are forced";
+  EXPECT_EQ(answer(R"(,"thinking_token_budget":0)"), "null|defgh");
+  EXPECT_EQ(answer(R"(,"thinking_token_budget":-1)"), "abcdefgh|null");
+  EXPECT_EQ(answer(R"(,"chat_template_kwargs":{"reasoning_budget":2})"), "abcdefgh|null") << "no line ends";
+  EXPECT_EQ(answer(R"(,"thinking_token_budget":2,"chat_template_kwargs":{"enable_thinking":false})"), "ab|fgh")
+      << "this template has no thinking to switch off";
+  server.say("ab\ncdefghij");
+  EXPECT_EQ(answer(R"(,"chat_template_kwargs":{"reasoning_budget":2})"), "ab|fg");
+  EXPECT_EQ(answer(R"(,"chat_template_kwargs":{"reasoning_budget":-1})"), "ab\ncdefg|null");
+  server.say("a</think>bcdef");
+  EXPECT_EQ(answer(R"(,"thinking_token_budget":3)"), "a|bcdef");
+  const http::Response wrong = server.post(kChat, kHi + R"(,"chat_template_kwargs":{"reasoning_budget":"x"}})");
+  EXPECT_EQ(wrong.status, 400);
+  EXPECT_NE(wrong.body.find("reasoning_budget must be"), std::string::npos) << wrong.body;
+}
+
 TEST(Service, StreamsCarryLogprobsAndUsage) {
   ServiceConfig config;
-  config.reasoning_parser = "nemotron_v3";
+  config.policy.reasoning_parser = "nemotron_v3";
   ScriptedServer server(std::move(config));
   server.say("a</think>bc");
   const auto chunks =
@@ -409,7 +494,7 @@ TEST(Service, ReasoningAndTools) {
   };
   for (const auto& row : rows) {
     ServiceConfig config;
-    config.reasoning_parser = row.reasoning_parser;
+    config.policy.reasoning_parser = row.reasoning_parser;
     config.policy.tool_parser = "qwen3_coder";
     config.policy.enable_auto_tool_choice = true;
     ScriptedServer server(std::move(config));
@@ -422,7 +507,7 @@ TEST(Service, ReasoningAndTools) {
 
 TEST(Service, AnAnswerOfThoughtsBecomesContent) {
   ServiceConfig config;
-  config.reasoning_parser = "nemotron_v3";
+  config.policy.reasoning_parser = "nemotron_v3";
   ScriptedServer server(std::move(config));
   server.say("all thoughts");
   const std::string off = kHi + R"(,"chat_template_kwargs":{"enable_thinking":false}})";
@@ -434,7 +519,7 @@ TEST(Service, AnAnswerOfThoughtsBecomesContent) {
 
 TEST(Service, ReasoningTokensAreCounted) {
   ServiceConfig config;
-  config.reasoning_parser = "nemotron_v3";
+  config.policy.reasoning_parser = "nemotron_v3";
   ScriptedServer server(std::move(config));
   server.say("abc</think>de");
   const Json usage = Json::parse(server.post(kChat, kHi + "}").body)["usage"];
@@ -559,7 +644,38 @@ TEST(Service, EveryErrorHasItsStatusTypeAndParam) {
        "response_format"},
       {kHi + R"(,"guided_json":{"type":"object"}})", 400, "BadRequestError", "`guided_json` is not supported",
        "guided_json"},
-      {kHi + R"(,"logit_bias":{"5":1}})", 400, "BadRequestError", "`logit_bias` is not supported", "logit_bias"},
+      {kHi + R"(,"logit_bias":[5]})", 400, "Bad Request", "valid dictionary", "body.logit_bias"},
+      {kHi + R"(,"logit_bias":{"x":1}})", 400, "BadRequestError",
+       "Found token_id `x` in logit_bias but token_id must be an integer or string representing an integer",
+       "logit_bias"},
+      {kHi + R"(,"logit_bias":{"5":"much"}})", 400, "Bad Request", "valid number", "body.logit_bias.5"},
+      {kHi + R"(,"logit_bias":{"5":"nan"}})", 400, "Bad Request", "valid number", "body.logit_bias.5"},
+      {kHi + R"(,"logit_bias":{"1":1,"262":1,"999":1}})", 400, "BadRequestError",
+       "token_id(s) [262, 999] in logit_bias contain out-of-vocab token ids.", "logit_bias"},
+      {kHi + R"(,"logit_bias":{"99999999999":1}})", 400, "BadRequestError", "out-of-vocab", "logit_bias"},
+      {kHi + R"(,"allowed_token_ids":[]})", 400, "BadRequestError", "allowed_token_ids is not None and empty!",
+       "allowed_token_ids"},
+      {kHi + R"(,"allowed_token_ids":[5,-1]})", 400, "BadRequestError",
+       "allowed_token_ids contains out-of-vocab token id!", "allowed_token_ids"},
+      {kHi + R"(,"allowed_token_ids":"all"})", 400, "Bad Request", "valid list", "body.allowed_token_ids"},
+      {kHi + R"(,"bad_words":["x",""]})", 400, "BadRequestError", "bad_words cannot contain an empty string.",
+       "bad_words"},
+      {kHi + R"(,"bad_words":"x"})", 400, "Bad Request", "valid list", "body.bad_words"},
+      {kHi + R"(,"bad_words":[5]})", 400, "Bad Request", "valid string", "body.bad_words"},
+      {kHi + R"(,"bad_words":[")" + std::string(300, 'x') + R"("]})", 400, "BadRequestError",
+       "words of 1 to 256 tokens", "bad_words"},
+      {kHi + R"(,"prompt_logprobs":21})", 400, "BadRequestError",
+       "Requested prompt logprobs of 21, which is greater than max allowed: 20", "prompt_logprobs"},
+      {kHi + R"(,"prompt_logprobs":-1})", 400, "BadRequestError", "which is greater than max allowed: 20",
+       "prompt_logprobs"},
+      {kHi + R"(,"prompt_logprobs":-2})", 400, "BadRequestError", "`prompt_logprobs` must be a positive value or -1.",
+       "prompt_logprobs"},
+      {kHi + R"(,"thinking_token_budget":5})", 400, "BadRequestError", "--reasoning-parser", "thinking_token_budget"},
+      {kHi + R"(,"thinking_token_budget":-2})", 400, "BadRequestError",
+       "thinking_token_budget must be a non-negative integer or -1, got -2.", "thinking_token_budget"},
+      {kHi + R"(,"thinking_token_budget":"some"})", 400, "Bad Request", "valid integer", "body.thinking_token_budget"},
+      {kHi + R"(,"logprob_token_ids":[1]})", 400, "BadRequestError", "`logprob_token_ids` is not supported",
+       "logprob_token_ids"},
       {kHi + R"(,"use_beam_search":true})", 400, "BadRequestError", "`use_beam_search` is not supported",
        "use_beam_search"},
       {kHi + R"(,"priority":3})", 400, "BadRequestError", "Got priority 3", "priority"},
@@ -581,7 +697,11 @@ TEST(Service, EveryErrorHasItsStatusTypeAndParam) {
       {R"({"prompt":5})", 400, "Bad Request", "Input should be a string", "body.prompt"},
       {R"({"prompt":"x","suffix":"y"})", 400, "BadRequestError", "suffix is not currently supported", "suffix"},
       {R"({"prompt":"x","logprobs":-1})", 400, "BadRequestError", "`logprobs` must be a positive value.", "logprobs"},
-      {R"({"prompt":"x","echo":true,"logprobs":1})", 400, "BadRequestError", "echoed", "logprobs"},
+      {R"({"prompt":"x","echo":true,"logprobs":21})", 400, "BadRequestError", "greater than max allowed", "logprobs"},
+      {R"({"prompt":"x","stream":true,"prompt_logprobs":1})", 400, "BadRequestError",
+       "`prompt_logprobs` are not available when `stream=True`.", "prompt_logprobs"},
+      {R"({"prompt":"x","thinking_token_budget":5})", 400, "BadRequestError", "chat completions",
+       "thinking_token_budget"},
   };
   http::TestClient one(server.port());  // every bad request leaves the connection usable
   for (const auto& row : rows) {

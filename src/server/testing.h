@@ -98,6 +98,7 @@ class ScriptedServer {
   explicit ScriptedServer(ServiceConfig config = {}, EngineConfig engine_config = {})
       : tokenizer(make_byte_tokenizer()), model(std::make_shared<ScriptedModel>()) {
     engine_config.kv_cache_dtype = Format::F32;
+    engine_config.max_prompt_logits = 8;
     if (engine_config.max_model_len == 0) engine_config.max_model_len = 512;
     auto made = Engine::create(model, std::make_shared<HostBackend>(), tokenizer, engine_config);
     EXPECT_TRUE(made.ok()) << made.error().message();

@@ -32,8 +32,12 @@ void check_fields(const proa::RequestFields& fields) {
   proa::SamplingParams params = fields.params;
   params.temperature = proa::effective_temperature(params.temperature);
   params.logprobs = fields.logprobs;
-  params.stop.clear();  // their numbers and sizes, and ids beyond the vocabulary, are the engine's to refuse
+  params.prompt_logprobs = fields.prompt_logprobs;
+  for (const proa::TokenBias& bias : params.logit_bias) expect(bias.bias >= -100 && bias.bias <= 100);
+  params.stop.clear();  // their numbers and sizes, and ids beyond the vocabulary, are refused later
   params.stop_token_ids.clear();
+  params.logit_bias.clear();
+  params.allowed_token_ids.clear();
   expect(fields.n >= 1 && (!fields.max_tokens || *fields.max_tokens >= 0));
   expect(proa::validate(params, kVocabSize).ok());
 }
@@ -45,6 +49,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const proa::RequestPolicy policy = [] {
     proa::RequestPolicy made;
     made.tool_parser = "qwen3_coder";
+    made.reasoning_parser = "nemotron_v3";
     made.enable_auto_tool_choice = made.trust_request_chat_template = true;
     made.default_chat_template_kwargs = {{"x", 1}};
     return made;
