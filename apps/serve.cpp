@@ -7,12 +7,10 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
-#include <condition_variable>
 #include <csignal>
 #include <cstdio>
 #include <ctime>
 #include <memory>
-#include <mutex>
 #include <thread>
 
 #include "apps/commands.h"
@@ -22,6 +20,7 @@
 #include "checkpoint/printable.h"
 #include "core/text.h"
 #include "server/field_reader.h"
+#include "server/monitor.h"
 
 namespace proa {
 namespace {
@@ -29,8 +28,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int kPromptLogits = 32;  // prompt tokens of a step that may come with log probabilities
-constexpr std::chrono::seconds kStatsInterval{10};
-constexpr std::chrono::seconds kStuckAfter{60};
 
 LogWriter::Level log_level(const std::string& name) {
   if (name == "warning") return LogWriter::Level::warning;
@@ -75,65 +72,6 @@ void log_access(LogWriter& log, const ServeOptions& options, const http::AccessR
   }
   log.out(std::move(line));
 }
-
-// Every ten seconds: throughput for the metrics, a line while there is work, a warning when a step does not end.
-class Monitor {
- public:
-  Monitor(const Engine& engine, ServerMetrics& metrics, LogWriter& log, bool log_stats)
-      : engine_(engine), metrics_(metrics), log_(log), log_stats_(log_stats), thread_([this] { run(); }) {}
-  ~Monitor() {
-    {
-      std::lock_guard lock(mutex_);
-      stopping_ = true;
-    }
-    wake_.notify_one();
-    thread_.join();
-  }
-
- private:
-  void run() {
-    EngineStats before = engine_.stats();
-    Clock::time_point then = Clock::now(), last_step = then;
-    bool was_busy = false, told = false;
-    std::unique_lock lock(mutex_);
-    while (!wake_.wait_for(lock, kStatsInterval, [this] { return stopping_; })) {
-      const EngineStats stats = engine_.stats();
-      const auto now = Clock::now();
-      const double seconds = std::chrono::duration<double>(now - then).count();
-      const double prompt = static_cast<double>(stats.prompt_tokens - before.prompt_tokens) / seconds;
-      const double generation = static_cast<double>(stats.generated_tokens - before.generated_tokens) / seconds;
-      metrics_.set_throughput(prompt, generation);
-      const bool busy = stats.num_running > 0 || stats.num_waiting > 0 || stats.num_steps != before.num_steps;
-      if (log_stats_ && (busy || was_busy)) {
-        log_.info(
-            stamp("engine") +
-            text("Engine 000: Avg prompt throughput: %.1f tokens/s, Avg generation throughput: %.1f tokens/s, Running: "
-                 "%d reqs, Waiting: %d reqs, GPU KV cache usage: %.1f%%, Prefix cache hit rate: %.1f%%",
-                 prompt, generation, stats.num_running, stats.num_waiting, 100 * metrics_.cache_usage(stats), 0.));
-      }
-      if (stats.num_steps != before.num_steps || stats.num_running == 0) {
-        last_step = now;
-        told = false;
-      } else if (now - last_step >= kStuckAfter && !told) {
-        log_.warning(text("WARNING:  a step runs for more than %d seconds, with %d requests in it",
-                          static_cast<int>(kStuckAfter.count()), stats.num_running));
-        told = true;
-      }
-      was_busy = busy;
-      before = stats;
-      then = now;
-    }
-  }
-
-  const Engine& engine_;
-  ServerMetrics& metrics_;
-  LogWriter& log_;
-  const bool log_stats_;
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  bool stopping_ = false;
-  std::thread thread_;  // last: it uses everything above
-};
 
 Result<void> override_defaults(const nlohmann::ordered_json& overrides, SamplingParams& params) {
   FieldReader fields(overrides, "--override-generation-config");
@@ -192,9 +130,9 @@ int serve(const ServeFlags& flags) {
   if (InterruptFlag::interrupted()) return 0;
   Engine& engine = *opened->engine;
   const EngineConfig& config = engine.config();
+  const double load_seconds = std::chrono::duration<double>(Clock::now() - loading).count();
   log.info(stamp("engine") + std::string(opened->backend->description()) +
-           text(", loaded in %.1f s; max_model_len %lld, max_num_seqs %d, KV cache ",
-                std::chrono::duration<double>(Clock::now() - loading).count(),
+           text(", loaded in %.1f s; max_model_len %lld, max_num_seqs %d, KV cache ", load_seconds,
                 static_cast<long long>(config.max_model_len), config.max_num_seqs) +
            bytes_text(static_cast<double>(config.kv_cache_bytes)));
 
@@ -204,6 +142,7 @@ int serve(const ServeFlags& flags) {
       opened->backend->shares_memory() ? "None" : text("%g", config.gpu_memory_utilization);
   Service service(options.service, engine, opened->tokenizer,
                   opened->chat_template ? &*opened->chat_template : nullptr);
+  service.metrics().set_load_seconds(load_seconds);
   log.info("INFO:     Started server process [" + std::to_string(::getpid()) + "]");
   log.info("INFO:     Waiting for application startup.");
   options.http.handler = [&](http::Exchange& exchange) { service.handle(exchange); };
@@ -223,7 +162,10 @@ int serve(const ServeFlags& flags) {
   log.info("INFO:     Uvicorn running on " + (*server)->address() + " (Press CTRL+C to quit)");
 
   {
-    const Monitor monitor(engine, service.metrics(), log, options.stats_log);
+    const Monitor monitor(engine, service.metrics(),
+                          {.log_stats = options.stats_log,
+                           .info = [&](std::string line) { log.info(stamp("engine") + line); },
+                           .warning = [&](std::string line) { log.warning("WARNING:  " + line); }});
     while (!InterruptFlag::interrupted()) std::this_thread::sleep_for(std::chrono::milliseconds(50));
   }
   log.info("INFO:     Shutting down");

@@ -288,6 +288,11 @@ void Engine::step() {
     return fail_all(done.error());
   }
 
+  const auto seconds = [](std::chrono::steady_clock::duration time) {
+    return std::chrono::duration<double>(time).count();
+  };
+  metrics_.iteration_tokens.observe(runner_->batch().num_tokens);
+  metrics_.step_device.observe(seconds(step_ended_ - sent));
   ++counted_.num_steps;
   if (config_.count_experts && runner_->batch().num_decodes == runner_->batch().num_tokens) {
     for (const int32_t tokens : runner_->expert_tokens()) counted_.distinct_experts += tokens > 0 ? 1 : 0;
@@ -302,11 +307,6 @@ void Engine::step() {
     sequence->num_computed += num_tokens;
     if (sequence->num_computed == sequence->num_tokens()) accept_token(*sequence, row++);
   }
-  const auto seconds = [](std::chrono::steady_clock::duration time) {
-    return std::chrono::duration<double>(time).count();
-  };
-  metrics_.iteration_tokens.observe(runner_->batch().num_tokens);
-  metrics_.step_device.observe(seconds(step_ended_ - sent));
   metrics_.step_host.observe(seconds(sent - began + (std::chrono::steady_clock::now() - step_ended_)));
 }
 

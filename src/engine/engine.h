@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "cache/memory_plan.h"
+#include "cache/prefix_cache.h"
 #include "core/result.h"
 #include "engine/engine_metrics.h"
 #include "engine/reply.h"
@@ -70,7 +71,8 @@ struct EngineStats {  // a snapshot taken between steps
   int64_t prompt_tokens = 0;  // computed so far
   int64_t generated_tokens = 0;
   int64_t num_preemptions = 0;
-  PrefixStats prefix;
+  int64_t cached_tokens = 0;  // of prompts, that the prefix cache had
+  PrefixCacheStats prefix_cache;
   std::optional<std::chrono::steady_clock::time_point> oldest_waiting;  // when what waits longest was submitted
   // EngineConfig::count_experts, over steps of decodes alone: experts touched, summed over steps and MoE layers, and
   // how many such sums there are.

@@ -1,31 +1,10 @@
-// What the engine counts about its steps and its caches, for whoever shows it. Written by the engine's thread, read by
+// What the engine counts about its steps, for whoever shows it. Written by the engine's thread, read by
 // any.
 #pragma once
-
-#include <array>
-#include <cstdint>
 
 #include "telemetry/metrics.h"
 
 namespace proa {
-
-// Why tokens of a prompt had to be computed although an earlier request had computed the same ones.
-enum class PrefixMiss : uint8_t {
-  block_evicted,     // their keys and values had to make room
-  snapshot_evicted,  // the recurrent state behind them had to make room
-  no_snapshot,       // their keys and values are there, but no state was kept at that place
-  partial_block,     // they do not fill a block
-};
-constexpr std::array kPrefixMisses = {"block_evicted", "snapshot_evicted", "no_snapshot", "partial_block"};
-
-struct PrefixStats {      // tokens
-  int64_t queries = 0;    // of the prompts that were looked up
-  int64_t hits = 0;       // of them, which were not computed again
-  int64_t host_hits = 0;  // of the hits, which came from host memory
-  std::array<int64_t, kPrefixMisses.size()> misses = {};
-
-  int64_t& missed(PrefixMiss reason) { return misses[static_cast<size_t>(reason)]; }
-};
 
 struct EngineMetrics {
   // One sample per step.

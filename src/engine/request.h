@@ -117,6 +117,7 @@ struct Timings {
   double decode_seconds = 0;       // first token to last token
   double first_token_seconds = 0;  // submit to first token; 0 while there is none
   int prompt_tokens = 0;
+  int cached_tokens = 0;  // of the prompt, that the prefix cache had
   int completion_tokens = 0;
 
   // Tokens per second after the first one; 0 if there was only one.

@@ -98,7 +98,7 @@ void ServerMetrics::finished(const Finished& request) {
   decode_.observe(timings.decode_seconds);
   inference_.observe(timings.prefill_seconds + timings.decode_seconds);
   prompt_tokens_.observe(timings.prompt_tokens);
-  prefill_computed_tokens_.observe(timings.prompt_tokens);
+  prefill_computed_tokens_.observe(timings.prompt_tokens - timings.cached_tokens);
   generation_tokens_.observe(timings.completion_tokens);
   max_generation_tokens_.observe(timings.completion_tokens);
   params_max_tokens_.observe(static_cast<double>(request.max_tokens));
@@ -172,7 +172,63 @@ void ServerMetrics::write_http(MetricsText& out) const {
   }
 }
 
-std::string ServerMetrics::text(const EngineStats& stats) const {
+// What vLLM has no names for.
+void ServerMetrics::write_own(MetricsText& out, const Engine& engine, const EngineStats& stats) const {
+  const auto with = [&](const char* name, std::string_view value) {
+    Labels labels = labels_;
+    labels.emplace_back(name, value);
+    return labels;
+  };
+  const auto number = [](auto value) { return static_cast<double>(value); };
+  const MemoryPlan& plan = engine.memory_plan();
+  out.gauge("proa:memory_plan_bytes", "Bytes that were planned before loading, by what they are for.");
+  const std::pair<const char*, size_t> parts[] = {{"weights", plan.weight_bytes}, {"kv_cache", plan.kv_bytes},
+                                                  {"state", plan.state_bytes},    {"workspace", plan.workspace_bytes},
+                                                  {"step", plan.step_bytes},      {"scratch", plan.scratch_bytes}};
+  for (const auto& [part, bytes] : parts) out.sample(with("part", part), number(bytes));
+  out.gauge("proa:device_memory_bytes", "Memory of the device.", labels_, number(plan.memory.total));
+  out.gauge("proa:model_load_seconds", "What opening and loading the model took.", labels_, load_seconds_.value());
+  out.gauge("proa:kv_blocks", "Blocks of keys and values.");
+  out.sample(with("state", "free"), stats.free_blocks);
+  out.sample(with("state", "used"), total_blocks_ - stats.free_blocks);
+  out.gauge("proa:state_slots", "Sequences with a recurrent state that can run at once.");
+  out.sample(with("state", "free"), stats.free_slots);
+  out.sample(with("state", "used"), engine.config().max_num_seqs - stats.free_slots);
+
+  out.gauge("proa:queue_limit", "Requests that may wait.", labels_, engine.config().max_queue);
+  double age = 0;
+  if (stats.oldest_waiting) {
+    age = std::chrono::duration<double>(std::chrono::steady_clock::now() - *stats.oldest_waiting).count();
+  }
+  out.gauge("proa:queue_age_seconds", "For how long the first of the waiting requests has waited.", labels_, age);
+
+  const EngineMetrics& steps = engine.metrics();
+  out.counter("proa:steps", "Steps of the engine.", labels_, number(stats.num_steps));
+  out.counter("proa:failed_steps", "Steps that the device failed in, each with its requests.", labels_,
+              steps.failed_steps.value());
+  out.counter("proa:stuck_steps", "Steps that the watchdog has reported.", labels_, stuck_steps_.value());
+  const auto step_age = engine.step_age();
+  out.gauge("proa:step_age_seconds", "For how long the step under way has been running, 0 between steps.", labels_,
+            step_age ? std::chrono::duration<double>(*step_age).count() : 0);
+  out.histogram("proa:step_device_seconds", "Time of a step in which the backend worked.", labels_, steps.step_device);
+  out.histogram("proa:step_host_seconds", "Time of a step for scheduling, text and hand-over.", labels_,
+                steps.step_host);
+
+  const PrefixCacheStats& prefix = stats.prefix_cache;
+  out.counter("proa:prefix_cache_host_hits", "Tokens of prompts that were found in host memory.", labels_,
+              number(prefix.host_hits));
+  out.counter("proa:prefix_cache_lost_tokens", "Tokens that were computed again, by why they were not kept.");
+  for (size_t i = 0; i < kNumLost; ++i) {
+    out.sample(with("reason", to_string(static_cast<Lost>(i))), number(prefix.lost[i]));
+  }
+  out.counter("proa:prefix_cache_entries", "Prefixes that were kept, moved to host memory, given up.");
+  out.sample(with("event", "inserted"), number(prefix.inserted));
+  out.sample(with("event", "spilled"), number(prefix.spilled));
+  out.sample(with("event", "dropped"), number(prefix.dropped));
+}
+
+std::string ServerMetrics::text(const Engine& engine) const {
+  const EngineStats stats = engine.stats();
   MetricsText out;
   const auto with = [&](const char* name, std::string value) {
     Labels labels = labels_;
@@ -191,20 +247,24 @@ std::string ServerMetrics::text(const EngineStats& stats) const {
     out.sample(with("sleep_state", state), state == std::string_view("awake") ? 1 : 0);
   }
   out.gauge("vllm:kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", labels_, cache_usage(stats));
-  out.counter("vllm:prefix_cache_queries", "Prefix cache queries, in terms of number of queried tokens.", labels_, 0);
-  out.counter("vllm:prefix_cache_hits", "Prefix cache hits, in terms of number of cached tokens.", labels_, 0);
+  out.counter("vllm:prefix_cache_queries", "Prefix cache queries, in terms of number of queried tokens.", labels_,
+              static_cast<double>(stats.prefix_cache.queries));
+  out.counter("vllm:prefix_cache_hits", "Prefix cache hits, in terms of number of cached tokens.", labels_,
+              static_cast<double>(stats.prefix_cache.hits + stats.prefix_cache.host_hits));
   out.counter("vllm:external_prefix_cache_queries", "External prefix cache queries, in terms of tokens.", labels_, 0);
   out.counter("vllm:external_prefix_cache_hits", "External prefix cache hits, in terms of tokens.", labels_, 0);
   out.counter("vllm:mm_cache_queries", "Multi-modal cache queries, in terms of number of queried items.", labels_, 0);
   out.counter("vllm:mm_cache_hits", "Multi-modal cache hits, in terms of number of cached items.", labels_, 0);
-  out.counter("vllm:num_preemptions", "Cumulative number of preemption from the engine.", labels_, 0);
+  out.counter("vllm:num_preemptions", "Cumulative number of preemption from the engine.", labels_,
+              static_cast<double>(stats.num_preemptions));
   out.counter("vllm:prompt_tokens", "Number of prefill tokens processed.", labels_,
-              static_cast<double>(stats.prompt_tokens));
+              static_cast<double>(stats.prompt_tokens + stats.cached_tokens));
   out.counter("vllm:prompt_tokens_by_source", "Number of prompt tokens by source.");
   out.sample(with("source", "local_compute"), static_cast<double>(stats.prompt_tokens));
-  out.sample(with("source", "local_cache_hit"), 0);
+  out.sample(with("source", "local_cache_hit"), static_cast<double>(stats.cached_tokens));
   out.sample(with("source", "external_kv_transfer"), 0);
-  out.counter("vllm:prompt_tokens_cached", "Number of cached prompt tokens.", labels_, 0);
+  out.counter("vllm:prompt_tokens_cached", "Number of cached prompt tokens.", labels_,
+              static_cast<double>(stats.cached_tokens));
   out.counter("vllm:generation_tokens", "Number of generation tokens processed.", labels_,
               static_cast<double>(stats.generated_tokens));
   out.counter("vllm:request_success", "Count of successfully processed requests.");
@@ -214,6 +274,8 @@ std::string ServerMetrics::text(const EngineStats& stats) const {
     const char *name, *help;
     const Histogram& histogram;
   } histograms[] = {
+      {"vllm:iteration_tokens_total", "Histogram of number of tokens per engine_step.",
+       engine.metrics().iteration_tokens},
       {"vllm:request_prompt_tokens", "Number of prefill tokens processed.", prompt_tokens_},
       {"vllm:request_generation_tokens", "Number of generation tokens processed.", generation_tokens_},
       {"vllm:request_max_num_generation_tokens", "Histogram of maximum number of requested generation tokens.",
@@ -238,9 +300,10 @@ std::string ServerMetrics::text(const EngineStats& stats) const {
   out.gauge("vllm:cache_config_info", "Information of the LLMEngine CacheConfig");
   out.sample({{"block_size", cache_.block_size},
               {"cache_dtype", cache_.cache_dtype},
-              {"enable_prefix_caching", "False"},
+              {"enable_prefix_caching", cache_.enable_prefix_caching},
               {"engine", "0"},
               {"gpu_memory_utilization", cache_.gpu_memory_utilization},
+              {"mamba_ssm_cache_dtype", cache_.mamba_ssm_cache_dtype},
               {"num_gpu_blocks", cache_.num_gpu_blocks}},
              1);
   // Names that vLLM has given up and dashboards still show.
@@ -250,6 +313,7 @@ std::string ServerMetrics::text(const EngineStats& stats) const {
             generation_throughput_.value());
   out.gauge("vllm:gpu_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", labels_, cache_usage(stats));
   out.gauge("vllm:cpu_cache_usage_perc", "CPU KV-cache usage. 1 means 100 percent usage.", labels_, 0);
+  write_own(out, engine, stats);
   write_http(out);
   return out.text();
 }

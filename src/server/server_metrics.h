@@ -15,6 +15,7 @@ namespace proa {
 
 struct CacheSettings {  // labels of vllm:cache_config_info
   std::string block_size, cache_dtype, num_gpu_blocks, gpu_memory_utilization;
+  std::string enable_prefix_caching = "False", mamba_ssm_cache_dtype = "float32";
 };
 
 class ServerMetrics {
@@ -54,8 +55,10 @@ class ServerMetrics {
     generation_throughput_.set(generation);
   }
   double cache_usage(const EngineStats& stats) const;  // 0 to 1
+  void step_is_stuck() { stuck_steps_.add(); }
+  void set_load_seconds(double seconds) { load_seconds_.set(seconds); }
 
-  std::string text(const EngineStats& stats) const;
+  std::string text(const Engine& engine) const;
 
  private:
   struct RouteMetrics {
@@ -66,6 +69,7 @@ class ServerMetrics {
     double count() const;
   };
   void write_http(MetricsText& out) const;
+  void write_own(MetricsText& out, const Engine& engine, const EngineStats& stats) const;
 
   const Labels labels_;
   const int total_blocks_;
@@ -76,7 +80,8 @@ class ServerMetrics {
   Histogram prompt_tokens_, generation_tokens_, max_generation_tokens_, params_max_tokens_, prefill_computed_tokens_;
   Histogram params_n_;
   std::array<Counter, 4> finished_;
-  Gauge prompt_throughput_, generation_throughput_;
+  Gauge prompt_throughput_, generation_throughput_, load_seconds_;
+  Counter stuck_steps_;
   Histogram http_seconds_;
   std::vector<std::string> routes_;
   std::vector<std::unique_ptr<RouteMetrics>> route_metrics_;

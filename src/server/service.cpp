@@ -190,7 +190,7 @@ void Service::load(Call& call) {
 }
 
 void Service::metrics_text(Call& call) {
-  call.respond({.content_type = "text/plain; version=0.0.4; charset=utf-8", .body = metrics_.text(engine_.stats())});
+  call.respond({.content_type = "text/plain; version=0.0.4; charset=utf-8", .body = metrics_.text(engine_)});
 }
 
 void Service::page(Call& call) {

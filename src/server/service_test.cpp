@@ -861,6 +861,17 @@ TEST(Service, Metrics) {
            "vllm:inter_token_latency_seconds_count" + labels + " 3.0\n",
            "vllm:time_per_output_token_seconds_count" + labels + " 3.0\n",
            std::string("vllm:cache_config_info{block_size=\"16\""),
+           // the prompt in one step, then three decodes
+           std::string("# TYPE vllm:iteration_tokens_total histogram\n"),
+           "vllm:iteration_tokens_total_sum" + labels + " 24.0\n",
+           std::string("vllm:iteration_tokens_total_bucket{engine=\"0\",le=\"1.0\",model_name=\"tiny\"} 3.0\n"),
+           "proa:steps_total" + labels + " 4.0\n",
+           "proa:step_device_seconds_count" + labels + " 4.0\n",
+           "proa:queue_age_seconds" + labels + " 0.0\n",
+           std::string("proa:state_slots{engine=\"0\",model_name=\"tiny\",state=\"used\"} 0.0\n"),
+           std::string("proa:memory_plan_bytes{engine=\"0\",model_name=\"tiny\",part=\"kv_cache\"} "),
+           std::string(
+               "proa:prefix_cache_lost_tokens_total{engine=\"0\",model_name=\"tiny\",reason=\"no_slot\"} 0.0\n"),
            "vllm:avg_generation_throughput_toks_per_s" + labels + " 0.0\n",
            std::string("http_requests_total{handler=\"/v1/chat/completions\",method=\"POST\",status=\"2xx\"} 1.0\n"),
            std::string("http_requests_total{handler=\"/v1/models\",method=\"GET\",status=\"2xx\"} 1.0\n"),

@@ -95,12 +95,13 @@ class ScriptedModel final : public Model {
 // All of it, listening.
 class ScriptedServer {
  public:
-  explicit ScriptedServer(ServiceConfig config = {}, EngineConfig engine_config = {})
+  explicit ScriptedServer(ServiceConfig config = {}, EngineConfig engine_config = {},
+                          std::shared_ptr<Backend> backend = std::make_shared<HostBackend>())
       : tokenizer(make_byte_tokenizer()), model(std::make_shared<ScriptedModel>()) {
     engine_config.kv_cache_dtype = Format::F32;
     engine_config.max_prompt_logits = 8;
     if (engine_config.max_model_len == 0) engine_config.max_model_len = 512;
-    auto made = Engine::create(model, std::make_shared<HostBackend>(), tokenizer, engine_config);
+    auto made = Engine::create(model, std::move(backend), tokenizer, engine_config);
     EXPECT_TRUE(made.ok()) << made.error().message();
     engine = *std::move(made);
     auto parsed = ChatTemplate::create(chatml_template(), {.eos_token = "<|im_end|>"});
