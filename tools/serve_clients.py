@@ -1,22 +1,35 @@
 #!/usr/bin/env python3
-"""Clients that others wrote against `proa serve`: openai (plain, async, streams, tools, errors), LangChain, LiteLLM, the
-parser of Prometheus' Python client, schemathesis over /openapi.json.
+"""Clients that others wrote against `proa serve`, one command, a table at the end.
 
-  tools/serve_clients.py PROA MODEL          needs openai langchain-openai litellm prometheus-client schemathesis
+  tools/serve_clients.py PROA MODEL [--hybrid FOLDER] [--only NAME,NAME]
 
+MODEL: any with a chat template, SmolLM2 for example. FOLDER: a Nemotron-H with its tokenizer (models/proa-buoy), which is
+served with the reasoning and tool parsers of the family.
+
+In this Python: openai (plain, async, streams, tools, errors), langchain-openai, litellm, kanoa, prometheus-client,
+schemathesis over /openapi.json, lm-eval. On the PATH: promtool and prometheus (Debian's package `prometheus`; every
+expression of kanoa-mlops' dashboards is evaluated while there is work), aiperf (which wants an environment of its own).
+KANOA_MLOPS: a checkout of kanoa-mlops, whose test_text_comparison.py is run as it is.
 What is not installed is left out, and said. Exit status 1 when a client was not content.
 """
+import argparse
 import asyncio
 import contextlib
 import importlib.metadata
 import importlib.util
+import json
 import os
+import pathlib
 import re
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
+import urllib.parse
 import urllib.request
 
 HELLO = [{"role": "user", "content": "Who are you?"}]
@@ -25,11 +38,11 @@ TOOLS = [{"type": "function", "function": {"name": "look", "description": "looks
 
 
 @contextlib.contextmanager
-def served(proa, model):
+def served(proa, model, *flags):
     with tempfile.TemporaryDirectory() as folder, open(folder + "/log", "wb") as log:
         process = subprocess.Popen([proa, "serve", model, "--host", "127.0.0.1", "--port", "0", "--served-model-name", "m",
-                                    "--enable-auto-tool-choice", "--tool-call-parser", "qwen3_coder", "--max-model-len", "2048"],
-                                   stdout=subprocess.DEVNULL, stderr=log)
+                                    "--enable-auto-tool-choice", "--tool-call-parser", "qwen3_coder", "--max-model-len", "1024",
+                                    *flags], stdout=subprocess.DEVNULL, stderr=log)
         try:
             while not (found := re.search(r"Uvicorn running on (\S+)", open(folder + "/log").read())):
                 if process.poll() is not None:
@@ -40,6 +53,36 @@ def served(proa, model):
             process.terminate()
             if process.wait(timeout=30) != 0:
                 print("the server ended with", process.returncode)
+
+
+def run(*command, **options):
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    if done.returncode != 0:
+        raise AssertionError(f"{command[0]} ended with {done.returncode}\n" + done.stdout[-6000:] + done.stderr[-3000:])
+    return done.stdout
+
+
+class Load:
+    """Streams that come one after the other, until it is left."""
+
+    def __init__(self, base):
+        self.base, self.stop = base, threading.Event()
+        self.threads = [threading.Thread(target=self.ask) for _ in range(4)]
+
+    def ask(self):
+        while not self.stop.is_set():
+            body = json.dumps({"prompt": "Once upon a time", "max_tokens": 40, "stream": True}).encode()
+            urllib.request.urlopen(urllib.request.Request(self.base + "/v1/completions", body,
+                                                          {"Content-Type": "application/json"})).read()
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+
+    def __exit__(self, *_):
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
 
 
 def check_openai(base):
@@ -57,6 +100,10 @@ def check_openai(base):
     assert len(logprobs.choices[0].logprobs.content[0].top_logprobs) == 3
     several = client.chat.completions.create(model="m", messages=HELLO, n=3, seed=1, temperature=1, max_tokens=4)
     assert [c.index for c in several.choices] == [0, 1, 2]
+    biased = client.completions.create(model="m", prompt="a", max_tokens=3, temperature=0, logit_bias={"40": 100})
+    echoed = client.completions.create(model="m", prompt="Who are you?", max_tokens=1, echo=True, logprobs=1)
+    assert biased.choices[0].text and echoed.choices[0].logprobs.token_logprobs[0] is None
+    assert all(p <= 0 for p in echoed.choices[0].logprobs.token_logprobs[1:])
     tools = client.chat.completions.create(model="m", messages=HELLO, tools=TOOLS, max_tokens=8)
     assert tools.choices[0].finish_reason in ("stop", "length", "tool_calls")
     with client.chat.completions.stream(model="m", messages=HELLO, temperature=0) as answer:
@@ -114,33 +161,206 @@ def check_prometheus_client(base):
 
 
 def check_schemathesis(base):
-    done = subprocess.run([sys.executable, "-m", "schemathesis.cli", "run", base + "/openapi.json", "--url", base,
-                           "--max-examples", "30", "--request-timeout", "60", "--seed", "1",
-                           "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"],
-                          capture_output=True, text=True, cwd=tempfile.gettempdir(), env={**os.environ, "NO_COLOR": "1"})
-    if done.returncode != 0:
-        raise AssertionError(done.stdout[-6000:] + done.stderr[-2000:])
+    run(sys.executable, "-m", "schemathesis.cli", "run", base + "/openapi.json", "--url", base,
+        "--max-examples", "30", "--request-timeout", "60", "--seed", "1",
+        "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance",
+        cwd=tempfile.gettempdir(), env={**os.environ, "NO_COLOR": "1"})
     return importlib.metadata.version("schemathesis")
 
 
+def check_kanoa(base):
+    from kanoa.backends.openai import OpenAIBackend
+    backend = OpenAIBackend(api_base=base + "/v1", model="m", max_tokens=40)
+    chunks = list(backend.interpret(None, {"a": [1, 2, 3]}, "a test", None, None, "Say what you see."))
+    text = "".join(chunk.content for chunk in chunks if chunk.type == "text")
+    usage = [chunk.usage for chunk in chunks if chunk.type == "usage"][-1]
+    assert text and usage.input_tokens > 0 and 0 < usage.output_tokens <= 40, chunks
+    try:
+        import matplotlib.pyplot
+        list(backend.interpret(matplotlib.pyplot.figure(), None, None, None, None, "What is this?"))
+        raise AssertionError("a picture was accepted")
+    except Exception as error:
+        assert "multimodal" in str(error), error
+    return importlib.metadata.version("kanoa")
+
+
+def check_kanoa_mlops(base):
+    folder = pathlib.Path(os.environ["KANOA_MLOPS"])
+    with tempfile.TemporaryDirectory() as results:
+        run(sys.executable, str(folder / "tests/integration/test_text_comparison.py"), cwd=results,
+            env={**os.environ, "MODEL_NAME": "m", "API_URL": base + "/v1/chat/completions"})
+        report = json.load(open(results + "/benchmark_results.json"))
+    assert len(report["tests"]) == 5 and all(test["tokens_generated"] > 0 for test in report["tests"])
+    return f"text comparison, {report['summary']['avg_tokens_per_second']:.0f} tok/s"
+
+
+def check_promtool(base):
+    text = urllib.request.urlopen(base + "/metrics").read().decode()
+    done = subprocess.run([shutil.which("promtool"), "check", "metrics"], input=text, capture_output=True, text=True)
+    # Names are vLLM's: colons, and one histogram that ends in _total.
+    ours = [line for line in (done.stdout + done.stderr).splitlines() if line and "should not contain ':'" not in line
+            and not re.match(r"vllm:(iteration_tokens_total|avg_(prompt|generation)_throughput_toks_per_s) ", line)]
+    assert done.returncode in (0, 3) and not ours, ours
+    return re.search(r"version (\S+)", run("promtool", "--version")).group(1)
+
+
+# What kanoa-mlops' dashboards ask. Not among them: bare names of histograms, which no exposition has, and DCGM's own.
+EXPRESSIONS = ["vllm:kv_cache_usage_perc", "rate(vllm:num_requests_running[1m])", "rate(vllm:num_requests_waiting[1m])",
+               "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:avg_generation_throughput_toks_per_s",
+               "vllm:avg_prompt_throughput_toks_per_s", "vllm:cpu_cache_usage_perc", "vllm:gpu_cache_usage_perc",
+               "vllm:num_preemptions_total", "rate(vllm:num_preemptions_total[5m])", "vllm:request_prompt_tokens_sum",
+               "vllm:request_prompt_tokens_count", "vllm:request_generation_tokens_sum",
+               "vllm:request_generation_tokens_sum / vllm:request_prompt_tokens_count",
+               *[f"histogram_quantile({q}, rate(vllm:{name}_seconds_bucket[1m]))" for q in (.5, .9, .95, .99)
+                 for name in ("time_to_first_token", "time_per_output_token")]]
+
+
+def check_prometheus(base):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        config = {"global": {"scrape_interval": "1s"},
+                  "scrape_configs": [{"job_name": "vllm-local", "static_configs": [{"targets": [base.removeprefix("http://")]}]}]}
+        pathlib.Path(folder, "prometheus.yml").write_text(json.dumps(config))
+        process = subprocess.Popen(["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
+                                    f"--web.listen-address=127.0.0.1:{port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            def ask(expression):
+                url = f"http://127.0.0.1:{port}/api/v1/query?" + urllib.parse.urlencode({"query": expression})
+                return json.load(urllib.request.urlopen(url))["data"]["result"]
+            with Load(base):
+                for _ in range(40):  # rates want a few scrapes
+                    time.sleep(1)
+                    with contextlib.suppress(OSError):
+                        answers = {expression: ask(expression) for expression in EXPRESSIONS}
+                        wrong = [expression for expression, answer in answers.items()
+                                 if len(answer) != 1 or answer[0]["value"][1] == "NaN"]
+                        if not wrong:
+                            break
+        finally:
+            process.terminate()
+            process.wait()
+    assert not wrong, wrong
+    return f"{len(EXPRESSIONS)} dashboard expressions"
+
+
+def check_aiperf(base, tokenizer):
+    with tempfile.TemporaryDirectory() as folder:
+        run("aiperf", "profile", "--model", "m", "--url", base, "--endpoint-type", "chat", "--streaming", "--tokenizer", tokenizer,
+            "--concurrency", "4", "--request-count", "12", "--prompt-input-tokens-mean", "60", "--prompt-output-tokens-mean", "20",
+            "--extra-inputs", "ignore_eos:true", "--ui", "simple", "--output-artifact-dir", folder,
+            env={name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")})
+        report = json.load(open(next(pathlib.Path(folder).rglob("profile_export_aiperf.json"))))
+    assert report["request_count"]["avg"] == 12 and not report.get("error_summary"), report.get("error_summary")
+    assert report["time_to_first_token"]["avg"] > 0 and report["inter_token_latency"]["avg"] > 0
+    return (f"{report['output_token_throughput']['avg']:.0f} tok/s, first token {report['time_to_first_token']['avg']:.0f} ms, "
+            f"between tokens {report['inter_token_latency']['avg']:.1f} ms")
+
+
+LM_EVAL_TASK = """\
+task: buoy
+dataset_path: json
+dataset_kwargs: {data_files: {test: TASKDIR/buoy.jsonl}}
+test_split: test
+output_type: OUTPUT
+doc_to_text: "{{question}}"
+doc_to_target: TARGET
+"""
+
+
+def check_lm_eval(base, tokenizer):
+    """A task of choices, which echoes prompts for their log probabilities, and one that generates."""
+    questions = [{"question": f"{n} plus {n} is", "choices": [f" {2 * n}", f" {2 * n + 1}"], "answer": 0} for n in range(1, 9)]
+    results = {}
+    for kind, output, target in (("choices", "multiple_choice", '"{{answer}}"\ndoc_to_choice: "{{choices}}"'),
+                                 ("generate", "generate_until",
+                                  '"{{choices[0]}}"\ngeneration_kwargs: {until: ["."], max_gen_toks: 8}\nmetric_list: [{metric: exact_match}]')):
+        with tempfile.TemporaryDirectory() as folder:
+            pathlib.Path(folder, "buoy.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+            pathlib.Path(folder, "buoy.yaml").write_text(
+                LM_EVAL_TASK.replace("TASKDIR", folder).replace("OUTPUT", output).replace("TARGET", target))
+            environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": folder}
+            arguments = f"model=m,base_url={base}/v1/completions,tokenizer={tokenizer},num_concurrent=2,max_retries=1"
+            run(sys.executable, "-m", "lm_eval", "--model", "local-completions", "--model_args", arguments, "--tasks", "buoy",
+                "--include_path", folder, "--output_path", folder + "/out", env=environment)
+            report = json.load(open(next(pathlib.Path(folder, "out").rglob("*.json"))))
+            results[kind] = {name: value for name, value in report["results"]["buoy"].items() if isinstance(value, float)}
+    assert results["choices"] and results["generate"], results
+    return f"{importlib.metadata.version('lm-eval')}, accuracy {results['choices'].get('acc,none')}"
+
+
+def check_hybrid(base):
+    """Tools, reasoning and budgets with a Nemotron-H."""
+    import openai
+    client = openai.OpenAI(base_url=base + "/v1", api_key="EMPTY", max_retries=0)
+    conversation = [*HELLO, {"role": "assistant", "content": None, "reasoning": "hm",
+                             "tool_calls": [{"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"x": 1}'}}]},
+                    {"role": "tool", "tool_call_id": "1", "content": "a buoy"}, {"role": "user", "content": "And now?"}]
+    for messages in (HELLO, conversation):
+        arguments = dict(model="m", messages=messages, tools=TOOLS, temperature=0, max_tokens=60)
+        whole = client.chat.completions.create(**arguments).choices[0]
+        chunks = [c for c in client.chat.completions.create(**arguments, stream=True) if c.choices]
+        assert "".join(c.choices[0].delta.content or "" for c in chunks) == (whole.message.content or "")
+        assert "".join(getattr(c.choices[0].delta, "reasoning", None) or "" for c in chunks) == (whole.message.reasoning or "")
+        assert chunks[-1].choices[0].finish_reason == whole.finish_reason
+    short = client.chat.completions.create(model="m", messages=HELLO, temperature=0, max_tokens=60,
+                                           extra_body={"thinking_token_budget": 3, "ignore_eos": True})
+    assert short.usage.completion_tokens_details.reasoning_tokens <= 12 and short.choices[0].message.content, short
+    return "reasoning, tools, budget"
+
+
+NEEDS = {"hybrid": "openai", "promtool": None, "prometheus": None, "aiperf": None, "kanoa_mlops": "requests"}
+
+
+def missing(name):
+    if name == "kanoa_mlops":
+        return None if os.environ.get("KANOA_MLOPS") else "KANOA_MLOPS is not set"
+    if NEEDS.get(name, name) is None:
+        return None if shutil.which(name) else "not on the PATH"
+    return None if importlib.util.find_spec(NEEDS.get(name, name)) else "not installed"
+
+
 def main():
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
-    failed = False
-    with served(*sys.argv[1:]) as base:
-        for name, check in list(globals().items()):
-            if not name.startswith("check_"):
-                continue
-            module = name.removeprefix("check_")
-            if not importlib.util.find_spec(module):
-                print(f"{module}: not installed, left out")
-                continue
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("proa")
+    parser.add_argument("model")
+    parser.add_argument("--hybrid", default=str(pathlib.Path(__file__).resolve().parent.parent / "models/proa-buoy"))
+    parser.add_argument("--only", type=lambda text: text.split(","))
+    options = parser.parse_args()
+    checks = {name.removeprefix("check_"): check for name, check in globals().items() if name.startswith("check_")}
+    first = [name for name in checks if name not in ("aiperf", "lm_eval", "hybrid")]
+    rows = []
+
+    def attempt(name, *arguments):
+        if options.only and name not in options.only:
+            return
+        began = time.monotonic()
+        why = missing(name)
+        if not why:
             try:
-                print(f"{module} {check(base)}: content")
+                rows.append((name, "content", checks[name](*arguments), time.monotonic() - began))
             except Exception:
-                failed = True
-                print(f"{module}: {traceback.format_exc()}")
-    sys.exit(1 if failed else 0)
+                print(f"{name}: {traceback.format_exc()}", file=sys.stderr)
+                rows.append((name, "FAILED", "", time.monotonic() - began))
+        else:
+            rows.append((name, "left out", why, 0))
+        print("%-20s %-9s %6.1f s  %s" % (rows[-1][0], rows[-1][1], rows[-1][3], rows[-1][2]), flush=True)
+
+    with served(options.proa, options.model) as base:
+        for name in first:
+            attempt(name, base)
+    flags = ["--reasoning-parser", "nemotron_v3"]
+    with served(options.proa, options.hybrid, *flags) as base:
+        for name in ("aiperf", "lm_eval"):
+            attempt(name, base, options.hybrid)
+        for name in ("hybrid", "openai", "langchain_openai", "litellm", "schemathesis"):
+            checks["H: " + name] = checks[name]
+            NEEDS["H: " + name] = NEEDS.get(name, name)
+            if not options.only or name in options.only:
+                options.only = options.only and [*options.only, "H: " + name]
+                attempt("H: " + name, base)
+    sys.exit(any(row[1] == "FAILED" for row in rows))
 
 
 if __name__ == "__main__":
