@@ -27,6 +27,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr size_t kHandlers =
+    16;  // requests that are read, rendered and encoded at a time; none of them waits for tokens
 constexpr int kPromptLogits = 32;  // prompt tokens of a step that may come with log probabilities
 
 LogWriter::Level log_level(const std::string& name) {
@@ -149,9 +151,7 @@ int serve(const ServeFlags& flags) {
   options.http.is_quick = Service::is_quick;
   options.http.error_response = Service::error_response;
   options.http.on_access = [&](const http::AccessRecord& record) { log_access(log, options, record); };
-  // Every request that runs or waits has a thread; what is beyond them would be refused by the engine's queue anyway.
-  options.http.max_handlers =
-      static_cast<size_t>(config.max_num_seqs) + std::min<size_t>(static_cast<size_t>(config.max_queue), 512) + 16;
+  options.http.max_handlers = kHandlers;
   auto server = http::Server::start(options.http);
   if (!server.ok()) return fail(server.error());
   log.info(stamp("launcher") + "Available routes are:");

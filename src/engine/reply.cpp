@@ -54,7 +54,19 @@ void Reply::admitted() {
   admitted_ = Clock::now();
 }
 
+void Reply::on_event(std::function<void()> notify) {
+  const auto shared = std::make_shared<const std::function<void()>>(std::move(notify));
+  bool any;
+  {
+    std::lock_guard lock(mutex_);
+    notify_ = shared;
+    any = !events_.empty() || finished_;
+  }
+  if (any) (*shared)();
+}
+
 void Reply::push(TokenEvent event) {
+  std::shared_ptr<const std::function<void()>> notify;
   {
     std::lock_guard lock(mutex_);
     if (event.token_id >= 0) {
@@ -64,8 +76,10 @@ void Reply::push(TokenEvent event) {
     }
     finished_ = event.finish_reason.has_value();
     events_.push_back(std::move(event));
+    notify = notify_;
   }
   arrived_.notify_one();
+  if (notify) (*notify)();
 }
 
 void Reply::fail(Error error) {

@@ -4,6 +4,8 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <functional>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <vector>
@@ -30,6 +32,10 @@ class Reply {
   // FinishReason::cancelled (or what ended the reply before). Dropping the last copy of the reply does the same.
   void cancel() { cancelled_.store(true, std::memory_order_relaxed); }
 
+  // From now on `notify` is called after each event, by the engine's thread, and at once if there are any: for readers
+  // that do not wait in next(). It must cost little and not call back. Before the first call of next(), if at all.
+  void on_event(std::function<void()> notify);
+
   Timings timings() const;             // so far
   std::optional<Error> error() const;  // why, after FinishReason::error
 
@@ -51,6 +57,7 @@ class Reply {
   mutable std::mutex mutex_;  // guards all below; never held together with another
   std::condition_variable arrived_;
   std::vector<TokenEvent> events_;
+  std::shared_ptr<const std::function<void()>> notify_;
   bool finished_ = false;  // the last event was pushed
   std::optional<Error> error_;
   int completion_tokens_ = 0;

@@ -1,11 +1,16 @@
 #include "http/handler_pool.h"
 
+#include <limits>
 #include <system_error>
 #include <utility>
 
 namespace proa::http {
 
-bool HandlerPool::submit(Work work) {
+bool HandlerPool::submit(Work work) { return submit(std::move(work), max_waiting_); }
+
+bool HandlerPool::resubmit(Work work) { return submit(std::move(work), std::numeric_limits<size_t>::max() / 2); }
+
+bool HandlerPool::submit(Work work, size_t max_waiting) {
   std::lock_guard lock(mutex_);
   if (stopping_) return false;
   const bool all_busy = waiting_.size() >= num_free_;
@@ -16,7 +21,7 @@ bool HandlerPool::submit(Work work) {
     } catch (const std::system_error&) {  // the machine has no more threads to give: what is there must do
     }
   }
-  if (waiting_.size() >= num_free_ + (threads_.empty() ? 0 : max_waiting_)) return false;
+  if (waiting_.size() >= num_free_ + (threads_.empty() ? 0 : max_waiting)) return false;
   waiting_.push_back(std::move(work));
   wake_.notify_one();
   return true;

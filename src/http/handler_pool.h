@@ -23,10 +23,13 @@ class HandlerPool {
 
   // Never blocks. False: all threads are busy and max_waiting pieces of work wait, or the pool was joined.
   bool submit(Work work);
+  // The same without a limit, for the next part of work that was let in. False: the pool was joined.
+  bool resubmit(Work work);
   // Runs what was submitted to its end and stops the threads.
   void join();
 
  private:
+  bool submit(Work work, size_t max_waiting);
   void run();
 
   const size_t max_threads_;

@@ -38,6 +38,7 @@ constexpr size_t kReadBytes = size_t{16} << 10;   // at a time
 constexpr size_t kWriteBytes = size_t{64} << 10;  // at a time, each within write_timeout
 constexpr size_t kMaxAhead = size_t{64} << 10;    // read while a request is in work: pipelined requests
 constexpr milliseconds kLinger{2000};             // for a client that still sends what nobody wants
+constexpr size_t kResumeThreads = 4;
 
 class PlainTransport final : public Transport {
  public:
@@ -103,12 +104,16 @@ std::string to_text(const tcp::endpoint& endpoint) {
 }
 
 class Connection;
+class ServerExchange;
 
 }  // namespace
 
 struct Server::Impl : std::enable_shared_from_this<Impl> {
   explicit Impl(ServerConfig given)
-      : config(std::move(given)), handlers(config.max_handlers, config.max_waiting), quick(2, config.max_waiting) {}
+      : config(std::move(given)),
+        handlers(config.max_handlers, config.max_waiting),
+        quick(2, config.max_waiting),
+        resumed(kResumeThreads, config.max_waiting) {}
 
   Result<void> listen();
   Result<void> listen_tcp();
@@ -119,6 +124,7 @@ struct Server::Impl : std::enable_shared_from_this<Impl> {
   void remove(const std::shared_ptr<Connection>& connection);
   void close_acceptors();
   bool drain(milliseconds timeout);
+  void request_done();
 
   const ServerConfig config;
   asio::io_context io{1};
@@ -127,6 +133,7 @@ struct Server::Impl : std::enable_shared_from_this<Impl> {
   asio::steady_timer accept_again{io};
   MakeTransport make_transport;
   HandlerPool handlers, quick;
+  HandlerPool resumed;  // the next parts of answers whose handlers have returned
   int port = 0;
   std::string address;
 
@@ -167,6 +174,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool wait_for_room();  // false: gone
   void send(std::string bytes, bool last, bool close_after);
   void handler_returned();
+  bool has_room();
+  // Keeps an exchange whose handler has returned, and wakes it when the client leaves or takes what was sent.
+  void hold(std::shared_ptr<ServerExchange> exchange);
   Server::Impl& server() { return server_; }
 
  private:
@@ -217,9 +227,11 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::mutex mutex_;
   std::condition_variable room_;
   size_t unsent_ = 0;
+  std::shared_ptr<ServerExchange> held_;
+  bool starved_ = false;  // it waits for room
 };
 
-class ServerExchange final : public Exchange {
+class ServerExchange final : public Exchange, public std::enable_shared_from_this<ServerExchange> {
  public:
   ServerExchange(std::shared_ptr<Connection> connection, Request request, bool keep_alive)
       : connection_(std::move(connection)), request_(std::move(request)), keep_alive_(keep_alive) {}
@@ -263,6 +275,24 @@ class ServerExchange final : public Exchange {
     connection_->send(chunked_ ? "0\r\n\r\n" : "", true, !keep_alive_);
   }
 
+  void detach(std::function<bool()> resume) override {
+    resume_ = std::move(resume);
+    detached_ = true;
+    connection_->hold(shared_from_this());
+  }
+  std::function<void()> waker() override {
+    return [weak = weak_from_this()] {
+      if (const auto self = weak.lock()) self->wake();
+    };
+  }
+  bool has_room() override { return connection_->has_room(); }
+
+  bool detached() const { return detached_; }
+  void wake() {
+    if (scheduled_.exchange(true)) return;
+    connection_->server().resumed.resubmit([self = shared_from_this()] { self->resume(); });
+  }
+
   // After the handler: whatever it did, the client learns how it stands.
   void complete(const ServerConfig& config) {
     if (stage_ == Stage::open) {
@@ -288,9 +318,29 @@ class ServerExchange final : public Exchange {
     on_access({event, streamed, request_.peer, request_.method, request_.target, request_.version, status_, seconds});
   }
 
+  void resume() {
+    scheduled_ = false;  // what comes from now on is a reason to look again
+    std::lock_guard one(resuming_);
+    if (!resume_) return;
+    bool done = true;
+    try {
+      done = resume_();
+    } catch (const std::exception&) {  // as in a handler
+    }
+    if (!done) return;
+    resume_ = nullptr;
+    connection_->hold(nullptr);
+    connection_->server().request_done();
+    complete(connection_->server().config);
+  }
+
   std::shared_ptr<Connection> connection_;
   Request request_;
   bool keep_alive_;
+  bool detached_ = false;
+  std::atomic<bool> scheduled_{false};
+  std::mutex resuming_;  // guards resume_, and all that it does
+  std::function<bool()> resume_;
   bool chunked_ = false;
   Stage stage_ = Stage::open;
   int status_ = 0;
@@ -418,7 +468,11 @@ void Connection::dispatch() {
     } catch (
         const std::exception&) {  // of libraries, and of memory that is short: this request fails, the rest goes on
     }
-    if (!quick) --server.num_requests;
+    if (exchange->detached()) {
+      if (quick) ++server.num_requests;
+      return exchange->wake();
+    }
+    if (!quick) server.request_done();
     exchange->complete(server.config);
   });
   if (!accepted) {
@@ -475,6 +529,18 @@ bool Connection::wait_for_room() {
   return !gone();
 }
 
+bool Connection::has_room() {
+  std::lock_guard lock(mutex_);
+  starved_ = !gone() && unsent_ >= server_.config.max_unsent_bytes;
+  return !starved_;
+}
+
+void Connection::hold(std::shared_ptr<ServerExchange> exchange) {
+  std::lock_guard lock(mutex_);
+  std::swap(held_, exchange);
+  starved_ = false;
+}
+
 void Connection::send(std::string bytes, bool last, bool close_after) {
   {
     std::lock_guard lock(mutex_);
@@ -523,11 +589,15 @@ void Connection::on_written(const error_code& error, size_t size) {
   if (error) return close();
   sent_ += size;
   if (state_ == State::working) {
+    std::shared_ptr<ServerExchange> starved;
     {
       std::lock_guard lock(mutex_);
       unsent_ -= std::min(unsent_, size);
+      if (starved_ && unsent_ < server_.config.max_unsent_bytes) starved = held_;
+      if (starved) starved_ = false;
     }
     room_.notify_one();
+    if (starved) starved->wake();
   }
   write_more();
 }
@@ -562,11 +632,14 @@ void Connection::close() {
   transport_->socket().close(ignored);
   read_timer_.cancel();
   write_timer_.cancel();
+  std::shared_ptr<ServerExchange> held;
   {
     std::lock_guard lock(mutex_);
     gone_.store(true, std::memory_order_relaxed);
+    held = held_;
   }
   room_.notify_all();
+  if (held) held->wake();
   server_.remove(shared_from_this());
 }
 
@@ -702,6 +775,14 @@ void Server::Impl::remove(const std::shared_ptr<Connection>& connection) {
   closed.notify_all();
 }
 
+void Server::Impl::request_done() {
+  {
+    std::lock_guard lock(mutex);
+    --num_requests;
+  }
+  closed.notify_all();
+}
+
 void Server::Impl::close_acceptors() {
   error_code ignored;
   accept_again.cancel();
@@ -732,6 +813,11 @@ bool Server::Impl::drain(milliseconds timeout) {
     for (const auto& connection : now) connection->close();
   });
   handlers.join();
+  {
+    std::unique_lock lock(mutex);
+    closed.wait(lock, [this] { return num_requests == 0; });  // those that have returned know that they are cut
+  }
+  resumed.join();
   quick.join();
   asio::post(io, [this] {  // behind everything that handlers posted
     const auto now = connections;

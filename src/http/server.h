@@ -7,9 +7,10 @@
 //   server->drain(std::chrono::seconds(5));
 //
 // One thread does all input and output and never waits for anything else; handlers run on threads of their own and may
-// block. What a client does wrong is answered by the server itself: 400 what is no HTTP, 408 too slow, 413 a body and
-// 431 headers too large, 503 no connection, memory or thread left. After such an answer the connection is closed.
-// Source: RFC 9110, RFC 9112. A request with both Content-Length and Transfer-Encoding is refused.
+// block, or return and be called again when there is more to say. What a client does wrong is answered by the server
+// itself: 400 what is no HTTP, 408 too slow, 413 a body and 431 headers too large, 503 no connection, memory or thread
+// left. After such an answer the connection is closed. Source: RFC 9110, RFC 9112. A request with both Content-Length
+// and Transfer-Encoding is refused.
 #pragma once
 
 #include <chrono>
@@ -43,6 +44,16 @@ class Exchange {
 
   // The client closed the connection, or reads too slowly; asking costs next to nothing.
   virtual bool client_gone() const = 0;
+
+  // An answer that comes by and by without a thread that waits for it: the handler returns after detach(), and `resume`
+  // is called, by one thread at a time, once then, after each call of a waker, when the client has left, and when there
+  // is room again after has_room() said no. It must not block; true: the answer is complete, and it is not called
+  // again. What `resume` holds is let go then.
+  virtual void detach(std::function<bool()> resume) = 0;
+  // May be called from any thread, at any time, also when the exchange is over. Costs little.
+  virtual std::function<void()> waker() = 0;
+  // Whether write() would wait.
+  virtual bool has_room() = 0;
 };
 
 struct AccessRecord {

@@ -225,6 +225,112 @@ TEST(HttpServer, AClientThatReadsNothingIsGivenUp) {
   EXPECT_EQ(gave_up.get_future().wait_for(std::chrono::seconds(10)), std::future_status::ready);
 }
 
+// An answer whose handler has returned: wakers bring its parts, from any thread and as often as they like.
+TEST(HttpServer, AnswersThatNoThreadWaitsFor) {
+  ServerConfig config;
+  config.max_handlers = 1;
+  std::mutex mutex;
+  std::vector<std::function<void()>> wakers;
+  std::atomic<int> part{0};
+  config.handler = [&](Exchange& exchange) {
+    if (exchange.request().path == "/at once") return exchange.detach([&exchange] { return echo(exchange), true; });
+    if (exchange.request().path == "/throws") {
+      return exchange.detach([]() -> bool { throw std::runtime_error("no"); });
+    }
+    exchange.begin_stream({});
+    exchange.detach([&exchange, &part, sent = 0]() mutable {
+      for (; sent < part; ++sent) exchange.write(std::to_string(sent) + ";");
+      if (sent == 3) exchange.end_stream();
+      return sent == 3;
+    });
+    std::lock_guard lock(mutex);
+    wakers.push_back(exchange.waker());
+  };
+  const auto server = start(std::move(config));
+  std::vector<std::unique_ptr<TestClient>> clients;
+  for (int i = 0; i < 50; ++i) {
+    clients.push_back(std::make_unique<TestClient>(server->port()));
+    clients.back()->get("/stream");
+  }
+  TestClient other(server->port());
+  other.get("/at%20once");
+  EXPECT_EQ(other.read().body, "GET /at once  ") << "one thread for handlers, and fifty answers under way";
+  other.get("/throws");
+  EXPECT_EQ(other.read().status, 500);
+  while (server->load().requests < 50) std::this_thread::sleep_for(milliseconds(1));
+  const auto wake_all = [&] {
+    std::lock_guard lock(mutex);
+    for (const auto& wake : wakers) wake();
+  };
+  std::thread also([&] {
+    for (int i = 0; i < 100; ++i) wake_all();
+  });
+  for (int i = 0; i < 3; ++i) {
+    ++part;
+    wake_all();
+  }
+  for (const auto& client : clients) EXPECT_EQ(client->read().body, "0;1;2;");
+  also.join();
+  EXPECT_EQ(server->load().requests, 0u);
+  for (const auto& client : clients) client->get("/stream");
+  for (const auto& client : clients) EXPECT_EQ(client->read().body, "0;1;2;") << "all of it is there at once";
+  const auto late = wakers;
+  EXPECT_TRUE(server->drain(std::chrono::seconds(10)));
+  for (const auto& wake : late) wake();  // exchanges that are no more
+}
+
+TEST(HttpServer, ADetachedStreamWaitsForItsClientAndEndsWithIt) {
+  ServerConfig config;
+  config.max_unsent_bytes = 1000;
+  std::atomic<size_t> written{0};
+  std::promise<void> gave_up;
+  config.handler = [&](Exchange& exchange) {
+    exchange.begin_stream({});
+    exchange.detach([&exchange, &written, &gave_up] {
+      while (exchange.has_room()) {
+        if (exchange.client_gone()) return gave_up.set_value(), true;
+        exchange.write(std::string(1000, 'x'));
+        written += 1000;
+      }
+      return false;
+    });
+  };
+  const auto server = start(std::move(config));
+  {
+    TestClient client(server->port());
+    client.get("/");
+    client.fill();
+    size_t before = 0;
+    do {  // until what lies between server and client is full
+      before = written;
+      std::this_thread::sleep_for(milliseconds(50));
+    } while (written != before);
+    EXPECT_LT(written, size_t{64} << 20);
+    client.fill();
+    while (written == before && client.fill()) {
+    }
+    EXPECT_GT(written, before) << "room is told of";
+  }
+  EXPECT_EQ(gave_up.get_future().wait_for(std::chrono::seconds(10)), std::future_status::ready);
+}
+
+TEST(HttpServer, CutsADetachedAnswer) {
+  ServerConfig config;
+  std::atomic<int> calls{0};
+  config.handler = [&](Exchange& exchange) {
+    exchange.begin_stream({});
+    exchange.write("x");
+    exchange.detach([&exchange, &calls] { return ++calls, exchange.client_gone(); });
+  };
+  const auto server = start(std::move(config));
+  TestClient client(server->port());
+  client.get("/");
+  EXPECT_TRUE(client.fill());
+  EXPECT_FALSE(server->drain(milliseconds(20)));
+  EXPECT_GE(calls, 1);
+  EXPECT_EQ(client.read().status, 0);
+}
+
 TEST(HttpServer, AHandlerLearnsThatItsClientLeft) {
   ServerConfig config;
   std::promise<void> noticed;

@@ -1,7 +1,6 @@
 // The replies of one HTTP request, read as one.
 #pragma once
 
-#include <chrono>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -18,19 +17,19 @@ class ReplyGroup {
   ReplyGroup(const ReplyGroup&) = delete;
   ReplyGroup& operator=(const ReplyGroup&) = delete;
 
-  // Waits for events of any reply, at most that long, and hands over all there are: take(index of the reply, event).
-  // False: all have ended.
-  bool next(std::chrono::milliseconds timeout, const std::function<void(size_t, TokenEvent&)>& take);
+  // `notify` is called whenever there may be events, as of Reply::on_event().
+  void on_event(const std::function<void()>& notify);
+  // Hands over all events there are: take(index of the reply, event). False: all replies have ended.
+  bool poll(const std::function<void(size_t, TokenEvent&)>& take);
 
   void cancel();
   const Reply& reply(size_t index) const { return *replies_[index]; }
   size_t size() const { return replies_.size(); }
 
  private:
-  bool poll(size_t index, std::chrono::nanoseconds timeout, const std::function<void(size_t, TokenEvent&)>& take);
-
   std::vector<std::shared_ptr<Reply>> replies_;
   std::vector<bool> ended_;
+  size_t num_open_;
   std::vector<TokenEvent> events_;
 };
 

@@ -424,73 +424,122 @@ ChoiceEnd Service::choice_end(const TokenEvent& event) const {
   return end;
 }
 
-void Service::generate(Call& call, const RequestFields& fields, Answer& answer,
-                       std::vector<std::shared_ptr<Reply>> replies) {
-  constexpr std::chrono::milliseconds kPatience{100};  // between looks at whether the client is there
+class Service::Generation {
+ public:
+  Generation(Service& service, const Call& call, std::shared_ptr<const void> owner, const RequestFields& fields,
+             std::unique_ptr<Answer> answer, std::vector<std::shared_ptr<Reply>> replies)
+      : service_(service),
+        call_(call),
+        owner_(std::move(owner)),
+        fields_(fields),
+        answer_(std::move(answer)),
+        group_(std::move(replies)),
+        progress_(group_.size()) {
+    ++service_.load_;
+  }
+  // Whatever ends it: a request that was cut short counts as such.
+  ~Generation() {
+    --service_.load_;
+    for (size_t i = 0; i < progress_.size(); ++i) {
+      if (!progress_[i].ended) count_end(i, failure_ ? "error" : "abort");
+    }
+  }
+
+  void on_event(const std::function<void()>& notify) { group_.on_event(notify); }
+
+  // Hands on what has come; true: that was all.
+  bool resume() {
+    const bool gone = call_.exchange.client_gone();
+    if (!gone && begun_ && !call_.exchange.has_room()) return false;  // for a slow client events wait in the replies
+    const bool more = group_.poll([this](size_t i, TokenEvent& event) { take(i, event); });
+    if (gone || failure_ || !more) {
+      end(gone);
+      return true;
+    }
+    if (!stream_.empty()) {
+      begin();
+      call_.write(stream_);
+      stream_.clear();
+    }
+    return false;
+  }
+
+ private:
   struct Progress {
     std::optional<Clock::time_point> last;
     bool ended = false;
   };
-  ReplyGroup group(std::move(replies));
-  std::vector<Progress> progress(group.size());
-  std::optional<ApiError> failure;
-  std::string stream;
-  bool begun = false;
-  const auto count_end = [&](size_t i, const char* reason) {
-    progress[i].ended = true;
-    metrics_.finished({.arrived = call.arrived,
-                       .ended = Clock::now(),
-                       .reason = reason,
-                       .timings = group.reply(i).timings(),
-                       .n = fields.n,
-                       .max_tokens = *fields.max_tokens});
-  };
-  const auto take = [&](size_t i, TokenEvent& event) {
+
+  void count_end(size_t i, const char* reason) {
+    progress_[i].ended = true;
+    service_.metrics_.finished({.arrived = call_.arrived,
+                                .ended = Clock::now(),
+                                .reason = reason,
+                                .timings = group_.reply(i).timings(),
+                                .n = fields_.n,
+                                .max_tokens = *fields_.max_tokens});
+  }
+
+  void take(size_t i, const TokenEvent& event) {
     if (event.token_id >= 0) {
       const auto seconds = [](Clock::duration duration) { return std::chrono::duration<double>(duration).count(); };
-      if (progress[i].last) {
-        metrics_.next_token(seconds(event.time - *progress[i].last));
+      if (progress_[i].last) {
+        service_.metrics_.next_token(seconds(event.time - *progress_[i].last));
       } else {
-        metrics_.first_token(seconds(event.time - call.arrived));
+        service_.metrics_.first_token(seconds(event.time - call_.arrived));
       }
-      progress[i].last = event.time;
+      progress_[i].last = event.time;
     }
     if (event.finish_reason) {
-      count_end(i, choice_end(event).finish_reason.c_str());
+      count_end(i, service_.choice_end(event).finish_reason.c_str());
       if (*event.finish_reason == FinishReason::error) {
-        failure = internal_error(group.reply(i).error().value_or(Error{.doing = "generate"}));
+        failure_ = internal_error(group_.reply(i).error().value_or(Error{.doing = "generate"}));
       }
     }
-    if (!failure) answer.take(i, event, fields.stream ? &stream : nullptr);
-  };
+    if (!failure_) answer_->take(i, event, fields_.stream ? &stream_ : nullptr);
+  }
 
-  ++load_;
-  bool gone = false;
-  while (!failure && !gone && group.next(kPatience, take)) {
-    gone = call.exchange.client_gone();
-    if (stream.empty() || gone || failure) continue;
-    if (!begun) call.begin_stream();
-    begun = true;
-    gone = !call.write(stream);
-    stream.clear();
+  void begin() {
+    if (!std::exchange(begun_, true)) call_.begin_stream();
   }
-  --load_;
-  if (failure || gone) group.cancel();
-  for (size_t i = 0; i < progress.size(); ++i) {
-    if (!progress[i].ended) count_end(i, failure ? "error" : "abort");
+
+  void end(bool gone) {
+    if (failure_ || gone) group_.cancel();
+    for (size_t i = 0; i < progress_.size(); ++i) {
+      if (!progress_[i].ended) count_end(i, failure_ ? "error" : "abort");
+    }
+    if (!fields_.stream || (failure_ && !begun_)) {
+      if (failure_) return call_.fail(*failure_);
+      return call_.respond({.body = gone ? "" : answer_->body()});
+    }
+    begin();
+    if (failure_) {
+      stream_ += error_event(error_json(*failure_));
+    } else if (!gone) {
+      answer_->end_stream(stream_);
+    }
+    call_.write(stream_ + std::string(kDoneEvent));
+    call_.end_stream();
   }
-  if (!fields.stream || (failure && !begun)) {
-    if (failure) return call.fail(*failure);
-    return call.respond({.body = gone ? "" : answer.body()});
-  }
-  if (!begun) call.begin_stream();  // the client left before the first token
-  if (failure) {
-    stream += error_event(error_json(*failure));
-  } else {
-    answer.end_stream(stream);
-  }
-  call.write(stream + std::string(kDoneEvent));
-  call.end_stream();
+
+  Service& service_;
+  Call call_;
+  const std::shared_ptr<const void> owner_;
+  const RequestFields& fields_;
+  const std::unique_ptr<Answer> answer_;
+  ReplyGroup group_;
+  std::vector<Progress> progress_;
+  std::optional<ApiError> failure_;
+  std::string stream_;
+  bool begun_ = false;
+};
+
+void Service::generate(const Call& call, std::shared_ptr<const void> owner, const RequestFields& fields,
+                       std::unique_ptr<Answer> answer, std::vector<std::shared_ptr<Reply>> replies) {
+  const auto generation =
+      std::make_shared<Generation>(*this, call, std::move(owner), fields, std::move(answer), std::move(replies));
+  call.exchange.detach([generation] { return generation->resume(); });
+  generation->on_event(call.exchange.waker());
 }
 
 void Service::invocations(Call& call) {

@@ -67,7 +67,7 @@ class Service {
   using Clock = std::chrono::steady_clock;
   using Json = nlohmann::ordered_json;
 
-  // One request under way: the exchange, and what every answer to it carries.
+  // One request under way: the exchange, which outlives it, and what every answer to it carries.
   struct Call {
     http::Exchange& exchange;
     std::vector<http::Header> headers;
@@ -148,8 +148,11 @@ class Service {
   };
   class ChatAnswer;
   class CompletionAnswer;
-  // Reads the replies to their end, or until the client leaves.
-  void generate(Call& call, const RequestFields& fields, Answer& answer, std::vector<std::shared_ptr<Reply>> replies);
+  // An answer under way, from the first token to the last, or until the client leaves. No thread waits for it.
+  class Generation;
+  // `fields` and what `answer` refers to belong to `owner`.
+  void generate(const Call& call, std::shared_ptr<const void> owner, const RequestFields& fields,
+                std::unique_ptr<Answer> answer, std::vector<std::shared_ptr<Reply>> replies);
 
   const ServiceConfig config_;
   const std::optional<ReasoningRules> reasoning_;

@@ -191,23 +191,29 @@ AnswerParser Service::make_parser(const ChatRequest& request, const std::string&
 void Service::chat_completions(Call& call) {
   const auto body = read_body(call);
   if (!body) return;
-  ChatRequest request;
+  struct Owned {
+    ChatRequest request;
+    Prompt prompt;
+  };
+  const auto owned = std::make_shared<Owned>();
+  ChatRequest& request = owned->request;
+  Prompt& prompt = owned->prompt;
   if (auto error = read_chat_request(*body, config_.policy, request)) return call.fail(*error);
   if (!knows_model(call, request.fields.model)) return;
   name_request(call, request.fields.request_id);
 
-  Prompt prompt;
   if (auto error = render(request.prompt, request.fields.add_special_tokens, prompt)) return call.fail(*error);
   if (auto error = settle_tokens(request.fields)) return call.fail(*error);
   if (auto error = fit(request.fields, prompt.token_ids)) return call.fail(*error);
   request.fields.params.thinking_budget = settle_budget(request, prompt.text);
-  ChatAnswer answer(*this, request, {"chatcmpl-" + call.request_id, std::time(nullptr), config_.model_names.front()},
-                    prompt);
+  auto answer = std::make_unique<ChatAnswer>(
+      *this, request, ResponseHead{"chatcmpl-" + call.request_id, std::time(nullptr), config_.model_names.front()},
+      prompt);
   // The parsers look for tags, which may be special tokens.
   if (reasoning_ || !request.tools.is_null()) request.fields.params.skip_special_tokens = false;
   std::vector<std::shared_ptr<Reply>> replies;
   if (auto error = submit(call, request.fields, {prompt.token_ids}, replies)) return call.fail(*error);
-  generate(call, request.fields, answer, std::move(replies));
+  generate(call, owned, request.fields, std::move(answer), std::move(replies));
 }
 
 }  // namespace proa

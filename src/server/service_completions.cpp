@@ -112,14 +112,19 @@ class Service::CompletionAnswer final : public Answer {
 void Service::completions(Call& call) {
   const auto body = read_body(call);
   if (!body) return;
-  CompletionRequest request;
+  struct Owned {
+    CompletionRequest request;
+    std::vector<std::vector<int32_t>> prompts;
+  };
+  const auto owned = std::make_shared<Owned>();
+  CompletionRequest& request = owned->request;
+  auto& prompts = owned->prompts;
   RequestFields& fields = request.fields;
   if (auto error = read_completion_request(*body, config_.policy, request)) return call.fail(*error);
   if (!knows_model(call, fields.model)) return;
   name_request(call, fields.request_id);
 
   if (auto error = settle_tokens(fields)) return call.fail(*error);
-  std::vector<std::vector<int32_t>> prompts;
   std::vector<std::string> echoes;
   for (CompletionPrompt& given : request.prompts) {
     const auto* text = std::get_if<std::string>(&given);
@@ -128,21 +133,22 @@ void Service::completions(Call& call) {
     if (auto error = fit(fields, prompts.back())) return call.fail(*error);
     echoes.push_back(!fields.echo ? "" : text ? *text : tokenizer_.decode(prompts.back()));
   }
-  CompletionAnswer answer(*this, fields, {"cmpl-" + call.request_id, std::time(nullptr), config_.model_names.front()},
-                          prompts, std::move(echoes));
+  auto answer = std::make_unique<CompletionAnswer>(
+      *this, fields, ResponseHead{"cmpl-" + call.request_id, std::time(nullptr), config_.model_names.front()}, prompts,
+      std::move(echoes));
   if (*fields.max_tokens == 0 && !fields.prompt_logprobs) {
-    answer.echo_only();
-    if (!fields.stream) return call.respond({.body = answer.body()});
+    answer->echo_only();
+    if (!fields.stream) return call.respond({.body = answer->body()});
     std::string stream;
-    answer.stream_echoes(stream);
-    answer.end_stream(stream);
+    answer->stream_echoes(stream);
+    answer->end_stream(stream);
     call.begin_stream();
     call.write(stream + std::string(kDoneEvent));
     return call.end_stream();
   }
   std::vector<std::shared_ptr<Reply>> replies;
   if (auto error = submit(call, fields, prompts, replies)) return call.fail(*error);
-  generate(call, fields, answer, std::move(replies));
+  generate(call, owned, fields, std::move(answer), std::move(replies));
 }
 
 void Service::tokenize(Call& call) {

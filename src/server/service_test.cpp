@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <regex>
 #include <thread>
 
@@ -791,6 +792,30 @@ TEST(Service, NamesAndHeaders) {
   EXPECT_EQ(view.header("access-control-allow-origin"), "*");
   EXPECT_EQ(Json::parse(server.post(kChat, kHi + R"(,"request_id":"mine"})").body)["id"], "chatcmpl-mine");
   EXPECT_EQ(settled(Json::parse(server.post(kChat, kHi + R"(,"request_id":"no good\n"})").body)["id"]), "chatcmpl-ID");
+}
+
+// Streams are not bounded by threads.
+TEST(Service, ManyStreamsAtOnce) {
+  constexpr int kStreams = 300;
+  Gate gate;
+  ScriptedServer server({}, {.max_num_seqs = 64, .max_queue = kStreams});
+  server.model->on_step = [&] { gate.pass(); };
+  server.say("abcdefgh");
+  std::vector<std::unique_ptr<http::TestClient>> clients;
+  for (int i = 0; i < kStreams; ++i) {
+    clients.push_back(std::make_unique<http::TestClient>(server.port()));
+    clients.back()->post("/v1/completions", R"({"prompt":"p","temperature":0,"stream":true})");
+  }
+  while (server.server->load().requests < kStreams) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  std::ifstream status("/proc/self/status");
+  std::string text((std::istreambuf_iterator<char>(status)), std::istreambuf_iterator<char>());
+  EXPECT_LT(std::atoi(text.c_str() + text.find("Threads:") + 8), 40);
+  gate.open();
+  for (const auto& client : clients) {
+    std::string all;
+    for (const Json& chunk : chunks_of(client->read().body)) all += chunk["choices"][0]["text"].get<std::string>();
+    EXPECT_EQ(all, "abcdefgh");
+  }
 }
 
 TEST(Service, AFullQueueSaysSo) {

@@ -117,6 +117,7 @@ class ScriptedServer {
     http.handler = [this](http::Exchange& exchange) { service->handle(exchange); };
     http.is_quick = Service::is_quick;
     http.error_response = Service::error_response;
+    http.max_handlers = 8;
     auto started = http::Server::start(std::move(http));
     EXPECT_TRUE(started.ok()) << started.error().message();
     server = *std::move(started);
