@@ -96,6 +96,9 @@ Result<OpenedEngine> open(ServeOptions& options, LogWriter& log) {
   prepared.config.block_size = options.block_size;
   prepared.config.kv_cache_bytes = options.kv_cache_bytes;
   PROA_ASSIGN(const MemoryPlan plan, plan_memory(options.open, prepared, prepared.config));
+  PROA_ASSIGN(const std::string remark,
+              check_quantization(options.quantization, *prepared.checkpoint, plan.weight_bytes));
+  if (!remark.empty()) log.warning("WARNING:  " + remark);
   log.info(stamp("engine") + plan.text());
   PROA_ASSIGN(OpenedModel opened, load_model(options.open, std::move(prepared)));
   SamplingParams& defaults = options.service.policy.defaults;

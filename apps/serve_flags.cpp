@@ -10,6 +10,7 @@
 #include "chat/reasoning.h"
 #include "chat/tool_parser.h"
 #include "checkpoint/checkpoint.h"
+#include "core/text.h"
 #include "server/field_reader.h"
 
 namespace proa {
@@ -78,6 +79,37 @@ constexpr const char* kIgnoredOptions[] = {"dtype",
                                            "distributed-executor-backend",
                                            "guided-decoding-backend",
                                            "max-parallel-loading-workers"};
+// Values of --quantization in vLLM.
+constexpr const char* kQuantizations[] = {"awq",
+                                          "awq_marlin",
+                                          "gptq",
+                                          "gptq_marlin",
+                                          "gptq_bitblas",
+                                          "bitblas",
+                                          "fp8",
+                                          "ptpc_fp8",
+                                          "fbgemm_fp8",
+                                          "fp8_per_tensor",
+                                          "fp8_per_block",
+                                          "fp8_per_channel",
+                                          "modelopt",
+                                          "modelopt_fp4",
+                                          "modelopt_mixed",
+                                          "modelopt_mxfp8",
+                                          "gguf",
+                                          "mxfp4",
+                                          "experts_int8",
+                                          "compressed-tensors",
+                                          "torchao",
+                                          "quark",
+                                          "moe_wna16",
+                                          "auto-round",
+                                          "petit_nvfp4",
+                                          "tpu_int8",
+                                          "ipex",
+                                          "hqq",
+                                          "rtn",
+                                          "inc"};
 constexpr const char* kRefusedSwitches[] = {"headless", "enable-lora"};
 constexpr const char* kRefusedOptions[] = {"tokenizer", "hf-overrides", "lora-modules", "middleware", "hf-config-path"};
 
@@ -153,7 +185,7 @@ void add_model_flags(CLI::App& command, ServeFlags& flags) {
       ->capture_default_str();
   command.add_option(
       "--quantization,-q", flags.quantization,
-      "of dummy weights: bf16, fp8, nvfp4, q8_0, q4_k_m, q4_0, ...; weights of a checkpoint stay as it has them");
+      "of dummy weights: bf16, fp8, nvfp4, q8_0, q4_k_m, q4_0, ...; of a checkpoint: what it is, fp8 beside that");
   command.add_option("--device", open.device, "auto, cpu, cuda:N, or reference")->capture_default_str();
   command.add_option("--threads", open.threads, "CPU threads; 0: one per core")
       ->check(CLI::Range(0, 1024))
@@ -240,7 +272,7 @@ void add_http_flags(CLI::App& command, ServeFlags& flags) {
       ->check(CLI::Range(0, 2));
   command
       .add_option("--api-key", flags.api_keys,
-                  "keys, one of which every route but /health and /ping asks for; or VLLM_API_KEY")
+                  "keys, one of which every route but /health, /ping and the page at / asks for; or VLLM_API_KEY")
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   add_switch(command, "open-metrics", flags.options.service.open_metrics, "/metrics needs no key");
   command.add_option("--root-path", flags.options.service.root_path, "prefix of a proxy");
@@ -307,10 +339,15 @@ Result<void> settle_model(const ServeFlags& flags, ServeOptions& options) {
     PROA_ASSIGN(options.kv_cache_bytes, parse_human_integer("--kv-cache-memory-bytes", flags.kv_cache_memory_bytes));
   }
   if (open.kv_cache_dtype.starts_with("fp8")) {
-    options.warnings.push_back("--kv-cache-dtype " + open.kv_cache_dtype + ": keys and values are kept in bfloat16");
+    options.warnings.push_back("--kv-cache-dtype " + open.kv_cache_dtype +
+                               ": keys and values are kept in bfloat16, which takes twice the memory");
     open.kv_cache_dtype = "bfloat16";
   }
-  if (flags.ssm_cache_dtype != "auto" && flags.ssm_cache_dtype != "float32") {
+  const auto state_types = {"auto", "float32", "float16", "bfloat16"};
+  if (std::find(state_types.begin(), state_types.end(), flags.ssm_cache_dtype) == state_types.end()) {
+    return refused("--mamba-ssm-cache-dtype", "auto, float32, float16 or bfloat16", flags.ssm_cache_dtype);
+  }
+  if (flags.ssm_cache_dtype == "float16" || flags.ssm_cache_dtype == "bfloat16") {
     options.warnings.push_back("--mamba-ssm-cache-dtype " + flags.ssm_cache_dtype + ": the state is kept in float32");
   }
 
@@ -326,9 +363,12 @@ Result<void> settle_model(const ServeFlags& flags, ServeOptions& options) {
     if (std::find(known.begin(), known.end(), flags.load_format) == known.end()) {
       return refused("--load-format", "auto, safetensors, gguf or dummy", flags.load_format);
     }
-    if (!flags.quantization.empty()) {
-      options.warnings.push_back("--quantization " + flags.quantization + ": weights stay as the checkpoint has them");
+    const auto methods = std::find(std::begin(kQuantizations), std::end(kQuantizations), flags.quantization);
+    if (!flags.quantization.empty() && methods == std::end(kQuantizations)) {
+      return refused("--quantization", "a name that vLLM knows: fp8, modelopt, modelopt_fp4, gguf ...",
+                     flags.quantization);
     }
+    options.quantization = flags.quantization;
   }
   if (flags.scheduling_policy != "fcfs") return refused("--scheduling-policy", "fcfs", flags.scheduling_policy);
   if (flags.tensor_parallel != 1 || flags.pipeline_parallel != 1 || flags.data_parallel != 1) {
@@ -394,6 +434,28 @@ Result<void> settle_service(const ServeFlags& flags, ServeOptions& options) {
 }
 
 }  // namespace
+
+Result<std::string> check_quantization(const std::string& name, const Checkpoint& checkpoint, size_t weight_bytes) {
+  if (name.empty()) return std::string();
+  const bool gguf = checkpoint.kind() == Checkpoint::Kind::gguf;
+  const bool modelopt = checkpoint.config().contains("quantization_config");  // others are not opened
+  const std::string is = gguf ? "gguf" : modelopt ? "modelopt" : "";
+  if (!is.empty() && name.starts_with(is)) return std::string();
+  if (modelopt && name.starts_with("fp8")) {
+    return "--quantization " + name + ": the checkpoint says how its weights are (modelopt), and they stay so";
+  }
+  if (is.empty() && (name.starts_with("fp8") || name == "ptpc_fp8")) {
+    return "--quantization " + name +
+           ": weights are not made smaller while they are loaded; this checkpoint is served "
+           "as it is and takes " +
+           bytes_text(static_cast<double>(weight_bytes));
+  }
+  return refused("--quantization " + name,
+                 "what the checkpoint is: " + (is.empty() ? "not quantized, which needs no such flag" : is), name,
+                 "Quantization method specified in the model config (" + (is.empty() ? "None" : is) +
+                     ") does not match the quantization method specified in the `quantization` argument (" + name +
+                     ")");
+}
 
 Result<ServeOptions> settle(const ServeFlags& flags) {
   ServeOptions options = flags.options;

@@ -16,8 +16,11 @@ class App;
 
 namespace proa {
 
+class Checkpoint;
+
 struct ServeOptions {
   OpenOptions open;
+  std::string quantization;  // of a checkpoint's weights, as it was asked for; see check_quantization()
   ServiceConfig service;
   http::ServerConfig http;
 
@@ -51,6 +54,10 @@ struct ServeFlags {
 };
 
 void add_serve_flags(CLI::App& command, ServeFlags& flags);
+
+// What --quantization NAME means for a checkpoint: nothing to say (""), or a line for people. Error: a name that
+// contradicts the checkpoint. As vLLM, ModelOpt's checkpoints are what they are whatever was asked for.
+Result<std::string> check_quantization(const std::string& name, const Checkpoint& checkpoint, size_t weight_bytes);
 
 // Errors: a value that cannot be honoured, naming the flag and what would work.
 Result<ServeOptions> settle(const ServeFlags& flags);

@@ -24,6 +24,7 @@ main{flex:1;display:flex;min-height:0}
 .error{color:#c33}
 details{opacity:.75;border-left:3px solid var(--line);padding-left:.6rem;margin-bottom:.4rem}
 form{display:flex;gap:.5rem;padding:.6rem 1rem;border-top:1px solid var(--line)}
+#key{font:inherit;border:1px solid var(--line);border-radius:.5rem;background:transparent;color:inherit;padding:.1rem .5rem}
 textarea{flex:1;font:inherit;resize:none;padding:.5rem;border:1px solid var(--line);border-radius:.5rem;background:transparent;color:inherit}
 button{font:inherit;padding:.4rem 1rem;border:1px solid var(--line);border-radius:.5rem;background:var(--soft);color:inherit}
 aside{width:17rem;border-left:1px solid var(--line);overflow:auto;padding:1rem}
@@ -34,7 +35,8 @@ polyline{fill:none;stroke:var(--ink);stroke-width:1.5;vector-effect:non-scaling-
 @media(max-width:44rem){main{flex-direction:column}aside{width:auto;border-left:0;border-top:1px solid var(--line);max-height:30dvh;
 display:grid;grid-template-columns:1fr 1fr;gap:0 1rem}}
 </style>
-<header><h1>Proa</h1><span id="model"></span><small id="about"></small></header>
+<header><h1>Proa</h1><span id="model"></span><small id="about"></small>
+<input id="key" type="password" placeholder="API key" aria-label="API key" autocomplete="off" hidden></header>
 <main>
 <section id="chat"><div id="log" aria-live="polite"></div>
 <form id="form"><textarea id="text" rows="2" placeholder="Message" aria-label="Message"></textarea><button id="send">Send</button></form></section>
@@ -44,8 +46,15 @@ display:grid;grid-template-columns:1fr 1fr;gap:0 1rem}}
 'use strict';
 const $=id=>document.getElementById(id),make=(tag,cls)=>{const e=document.createElement(tag);if(cls)e.className=cls;return e};
 let model='',messages=[],running=null;
-fetch('v1/models').then(r=>r.json()).then(m=>{model=m.data[0].id;$('model').textContent=model;
-  $('about').textContent=m.data[0].max_model_len+' tokens of context';document.title=model;}).catch(()=>$('about').textContent='the server does not answer');
+// A server with keys refuses all but this page: the field appears, and what is typed stays in this tab.
+let key=sessionStorage.getItem('key')??'';
+const get=(url,more={})=>fetch(url,{...more,headers:{...more.headers,...(key?{authorization:'Bearer '+key}:{})}}).then(r=>{
+  if(r.status===401){$('key').hidden=false;throw new Error('this server asks for a key')}return r});
+const meet=()=>get('v1/models').then(r=>r.json()).then(m=>{model=m.data[0].id;$('model').textContent=model;$('key').hidden=true;
+  $('about').textContent=m.data[0].max_model_len+' tokens of context';document.title=model;}).catch(e=>$('about').textContent=
+  e instanceof TypeError?'the server does not answer':e.message);
+$('key').addEventListener('change',()=>{key=$('key').value.trim();sessionStorage.setItem('key',key);meet()});
+meet();
 
 async function ask(text){
   messages.push({role:'user',content:text});
@@ -59,7 +68,7 @@ async function ask(text){
     if(d.content){said+=d.content;answer.textContent=said}
     if(low)log.scrollTop=log.scrollHeight};
   try{
-    const reply=await fetch('v1/chat/completions',{method:'POST',signal:running.signal,headers:{'content-type':'application/json'},
+    const reply=await get('v1/chat/completions',{method:'POST',signal:running.signal,headers:{'content-type':'application/json'},
       body:JSON.stringify({model,messages,stream:true})});
     if(!reply.ok){const e=await reply.json().catch(()=>({}));throw new Error(e.error?.message??reply.statusText)}
     const reader=reply.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -96,7 +105,7 @@ function parse(text){const all={};for(const line of text.split('\n')){if(!line||
   const at=line.lastIndexOf(' '),name=line.slice(0,at).replace(/\{.*/,'');if(/le="/.test(line))continue;all[name]=(all[name]??0)+Number(line.slice(at+1))}return all}
 let before=null,then=0;
 async function look(){
-  try{const text=await(await fetch('metrics')).text(),all=parse(text),at=performance.now();
+  try{const text=await(await get('metrics')).text(),all=parse(text),at=performance.now();
     if(before)for(const p of plots){const x=p.value(before,all,(at-then)/1e3);p.past.push(x);if(p.past.length>120)p.past.shift();
       p.v.textContent=(x>=100?x.toFixed(0):x.toFixed(1))+' '+p.unit;const top=Math.max(...p.past,1e-9);
       p.l.setAttribute('points',p.past.map((y,i)=>(120-p.past.length+i)+','+(38-36*y/top)).join(' '))}

@@ -105,7 +105,8 @@ http::Response Service::error_response(int status, std::string_view message) {
 }
 
 bool Service::is_open(const std::string& path) const {
-  return path == "/health" || path == "/ping" || (path == "/metrics" && config_.open_metrics);
+  // The page has no data of its own; it asks its reader for the key.
+  return path == "/health" || path == "/ping" || path == "/" || (path == "/metrics" && config_.open_metrics);
 }
 
 void Service::Call::respond(http::Response response) {

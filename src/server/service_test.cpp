@@ -761,6 +761,7 @@ TEST(Service, KeysAreAskedFor) {
   server.say("ok");
   EXPECT_EQ(server.get("/health").status, 200);
   EXPECT_EQ(server.get("/ping").status, 200);
+  EXPECT_EQ(server.get("/").status, 200) << "the page, which asks for the key";
   for (const char* path : {"/v1/models", "/metrics", "/version", "/nothing"}) {
     const http::Response response = server.get(path);
     EXPECT_EQ(response.status, 401) << path;

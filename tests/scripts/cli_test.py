@@ -498,7 +498,6 @@ class Inspect(unittest.TestCase):
         self.assertIn("config.json", done.stderr)
 
 
-@unittest.skipUnless(SMOLLM2, "PROA_SMOLLM2 is not set")
 class Memory(unittest.TestCase):
     """The plan that is shown before loading, and what is refused by it."""
 
@@ -520,6 +519,7 @@ class Memory(unittest.TestCase):
         self.assertRegex(done.stderr, r"^proa: plan memory: cpu: expected at most .*: weights 241 GB, .*\n$")
 
 
+@unittest.skipUnless(SMOLLM2, "PROA_SMOLLM2 is not set")
 class Answers(unittest.TestCase):
     def ask(self, prompt, *flags, stdin=""):
         arguments = [] if prompt is None else ["-p", prompt]

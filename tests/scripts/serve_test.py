@@ -158,7 +158,7 @@ class CommandLine(unittest.TestCase):
     def test_what_has_no_effect_is_said_once(self):
         self.understood("/nowhere/model", "--trust-remote-code", "--dtype", "auto", "--kv-cache-dtype", "fp8_e4m3",
                         warns=["without effect here: --dtype --trust-remote-code",
-                               "--kv-cache-dtype fp8_e4m3: keys and values are kept in bfloat16"])
+                               "--kv-cache-dtype fp8_e4m3: keys and values are kept in bfloat16, which takes twice the memory"])
 
     def test_what_cannot_be_honoured_is_refused(self):
         for says, row in [
@@ -169,6 +169,8 @@ class CommandLine(unittest.TestCase):
             ("--reasoning-parser", ["m", "--reasoning-parser", "qwen3"]),
             ("--tool-call-parser", ["m", "--tool-call-parser", "mistral"]),
             ("--tool-call-parser", ["m", "--enable-auto-tool-choice"]),
+            ("--quantization", ["m", "--quantization", "int1"]),
+            ("--mamba-ssm-cache-dtype", ["m", "--mamba-ssm-cache-dtype", "int8"]),
             ("Q4_0", ["m", "--quantization", "bitsandbytes", "--load-format", "bitsandbytes"]),
             ("--max-model-len", ["m", "--max-model-len", "12.5"]),
             ("--max-model-len", ["m", "--max-model-len", "many"]),
@@ -182,6 +184,15 @@ class CommandLine(unittest.TestCase):
         ]:
             with self.subTest(row=row):
                 self.refused(*row, says=says)
+
+    def test_quantization_is_what_the_checkpoint_is(self):
+        with Served("--quantization", "fp8") as server:
+            server.stop()
+            self.assertIn("--quantization fp8: weights are not made smaller while they are loaded", server.stderr)
+        done = subprocess.run([PROA, "serve", MODEL, "--quantization", "awq", "--port", "0"], capture_output=True, text=True,
+                              timeout=TIMEOUT_S)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("does not match the quantization method specified in the `quantization` argument (awq)", done.stderr)
 
     def test_a_file_of_flags(self):
         with tempfile.TemporaryDirectory() as folder:
