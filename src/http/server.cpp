@@ -393,6 +393,8 @@ void Connection::process_input() {
   }
   if (parser_->is_header_done() && !header_seen_ && !check_header()) return;
   if (parser_->is_done()) return dispatch();
+  // A line of the body's framing that does not end: the parser waits for it and takes nothing meanwhile.
+  if (in_.size() > server_.config.max_header_bytes) return reject(400, "Invalid HTTP request received.");
   if (header_seen_) {
     if (const size_t received = parser_->get().body().size(); received > reserved_body_) {  // chunked: no length said
       server_.body_bytes += received - reserved_body_;
@@ -406,6 +408,18 @@ void Connection::process_input() {
   read_more();
 }
 
+// Whether nobody can see another length in it than the parser does: no coding but chunked, which an old client does not
+// know, and a length that is a plain number, once.
+bool framing_is_plain(const beast::http::fields& fields, int version) {
+  const auto codings = fields.count(beast::http::field::transfer_encoding);
+  if (codings > 0) {
+    return codings == 1 && version >= 11 &&
+           equal_ignoring_case(std::string_view(fields[beast::http::field::transfer_encoding]), "chunked");
+  }
+  const std::string_view length(fields[beast::http::field::content_length]);
+  return fields.count(beast::http::field::content_length) <= 1 && length.find_first_not_of("0123456789") == length.npos;
+}
+
 // What is refused before the body is read. False: it was.
 bool Connection::check_header() {
   header_seen_ = true;
@@ -414,8 +428,13 @@ bool Connection::check_header() {
     reject(431, "Too many request headers");
     return false;
   }
-  if (message.version() >= 11 && message.find(beast::http::field::host) == message.end()) {
-    reject(400, "Missing mandatory Host: header");
+  const auto hosts = message.count(beast::http::field::host);
+  if (hosts > 1 || (message.version() >= 11 && hosts == 0)) {
+    reject(400, hosts > 1 ? "More than one Host: header" : "Missing mandatory Host: header");
+    return false;
+  }
+  if (!framing_is_plain(message, static_cast<int>(message.version()))) {
+    reject(400, "Invalid HTTP request received.");
     return false;
   }
   if (message.version() != 10 && message.version() != 11) {

@@ -114,6 +114,26 @@ TEST(HttpServer, RefusesAndCloses) {
       {"large headers", "GET / HTTP/1.1\r\nHost: t\r\nX: " + std::string(5000, 'x') + "\r\n\r\n", 431},
       {"a long target", "GET /" + std::string(5000, 'x') + " HTTP/1.1\r\nHost: t\r\n\r\n", 431},
       {"many headers", many + "\r\n", 431},
+      // forms by which a request was smuggled past other servers
+      {"an unknown coding", post + "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 400},
+      {"chunked, but not last", post + "Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n", 400},
+      {"chunked twice", post + "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400},
+      {"a coding behind a tab", post + "Transfer-Encoding:\tchunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n", 400},
+      {"a folded header", post + "Transfer-Encoding:\r\n chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n", 400},
+      {"a coding and a byte", post + "Transfer-Encoding: chunked\x0b\r\n\r\n0\r\n\r\n", 400},
+      {"a length with a sign", post + "Content-Length: +3\r\n\r\nabc", 400},
+      {"a list of lengths", post + "Content-Length: 3, 3\r\n\r\nabc", 400},
+      {"a length in hex", post + "Content-Length: 0x3\r\n\r\nabc", 400},
+      {"a space in a chunk size", post + "Transfer-Encoding: chunked\r\n\r\n1 1\r\nx\r\n0\r\n\r\n", 400},
+      {"a signed chunk size", post + "Transfer-Encoding: chunked\r\n\r\n-1\r\nx\r\n0\r\n\r\n", 400},
+      {"a chunk longer than it says", post + "Transfer-Encoding: chunked\r\n\r\n1\r\nxy\r\n0\r\n\r\n", 400},
+      {"lines without carriage returns", "GET / HTTP/1.1\nHost: t\n\n", 400},
+      {"a bare line feed in a header", "GET / HTTP/1.1\r\nHost: t\r\nX: a\nY: b\r\n\r\n", 400},
+      {"two hosts", "GET / HTTP/1.1\r\nHost: t\r\nHost: u\r\n\r\n", 400},
+      {"a space in the target", "GET /a b HTTP/1.1\r\nHost: t\r\n\r\n", 400},
+      {"chunk extensions without end", post + "Transfer-Encoding: chunked\r\n\r\n1;" + std::string(100000, 'x'), 400},
+      {"trailers without end", post + "Transfer-Encoding: chunked\r\n\r\n0\r\nX: " + std::string(100000, 'x'), 400},
+      {"chunks of an old client", "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400},
       {"slow headers", "GET / HTTP/1.1\r\nHost:", 408},
       {"a slow body", post + "Content-Length: 10\r\n\r\nabc", 408},
   };
@@ -126,6 +146,23 @@ TEST(HttpServer, RefusesAndCloses) {
   TestClient client(server->port());
   client.get("/good");
   EXPECT_EQ(client.read().status, 200) << "after all that";
+}
+
+// Who has said all it will looks like one who leaves: the answer or the end of the connection, at once.
+TEST(HttpServer, HalfClosedConnections) {
+  const auto server = start({});
+  TestClient half(server->port());
+  half.post("/p", "{}");
+  half.shutdown_send();
+  const int status = half.read().status;
+  EXPECT_TRUE(status == 200 || status == 0) << status;
+  for (const char* part :
+       {"", "G", "GET / HTTP/1.1\r\nHost:", "POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\n\r\nab"}) {
+    TestClient client(server->port());
+    client.send(part);
+    client.shutdown_send();
+    EXPECT_TRUE(client.at_end()) << part;
+  }
 }
 
 TEST(HttpServer, SilentConnectionsAreClosed) {

@@ -51,6 +51,8 @@ class TestClient {
     }
   }
 
+  void shutdown_send() { ::shutdown(fd_, SHUT_WR); }
+
   void get(const std::string& target) { send("GET " + target + " HTTP/1.1\r\nHost: t\r\n\r\n"); }
   void post(const std::string& target, std::string_view body, const std::string& headers = "") {
     send("POST " + target + " HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\n" + headers +

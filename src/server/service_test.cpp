@@ -704,6 +704,9 @@ TEST(Service, EveryErrorHasItsStatusTypeAndParam) {
       {R"({"prompt":"x","thinking_token_budget":5})", 400, "BadRequestError", "chat completions",
        "thinking_token_budget"},
   };
+  const http::Response bomb = server.post(kChat, std::string(4 << 20, '['));
+  EXPECT_EQ(bomb.status, 400);
+  EXPECT_NE(bomb.body.find("levels of nesting"), std::string::npos) << bomb.body;
   http::TestClient one(server.port());  // every bad request leaves the connection usable
   for (const auto& row : rows) {
     const bool completion = row.body.find("\"prompt\"") != std::string::npos;
@@ -721,6 +724,22 @@ TEST(Service, EveryErrorHasItsStatusTypeAndParam) {
   }
   one.post(kChat, kHi + "}");
   EXPECT_EQ(one.read().status, 200);
+}
+
+// A body near the limit that is all tools: read, rendered, and found too long, in bounded memory.
+TEST(Service, AMillionTools) {
+  ServiceConfig config;
+  config.policy.tool_parser = "qwen3_coder";
+  config.policy.enable_auto_tool_choice = true;
+  ScriptedServer server(std::move(config));
+  server.say("ok");
+  std::string body = R"({"messages":[{"role":"user","content":"x"}],"tools":[)";
+  for (int i = 0; i < 1'000'000; ++i) body += R"({"type":"function","function":{"name":"f"}},)";
+  body.back() = ']';
+  const http::Response response = server.post(kChat, body + "}");
+  EXPECT_EQ(response.status, 400);
+  EXPECT_LT(response.body.size(), 2000u) << "no echo of it";
+  EXPECT_EQ(server.post(kChat, kHi + "}").status, 200);
 }
 
 TEST(Service, RoutesThatAreNone) {
