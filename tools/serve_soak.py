@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """`proa serve` at more than it can take, with clients that vanish, stall, send garbage and come back.
 
-  tools/serve_soak.py PROA MODEL SECONDS [CLIENTS]       CLIENTS: default 24, on a server of 4 sequences and a queue of 8
+  tools/serve_soak.py PROA MODEL SECONDS [CLIENTS] [FLAGS OF proa serve...]
+                       CLIENTS: default 24, twice what a server of 4 sequences and a queue of 8 takes
 
-Prints how many requests ended how, the slope of the server's memory after the first quarter, p99 of /health, and how it
-ended. Exit status 1 if a request got neither an answer nor an error, memory grew by more than 1 MB a minute, p99 of
-/health was above 100 ms, or the drain left something running.
+Prints a line a minute; at the end how many requests ended how, the slope of the server's memory after the first quarter, p99
+of /health, how many answers a greedy request had that was asked again and again, and how it ended. Exit status 1 if a
+request got neither an answer nor an error, memory grew by more than 1 MB a minute, p99 of /health was above 100 ms, or
+anything was left running or open after the last client.
 """
 import collections
 import http.client
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 
 BODY = {"messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 200, "ignore_eos": True, "temperature": 1}
 
@@ -29,6 +32,7 @@ class Soak:
         self.port, self.end = port, time.monotonic() + seconds
         self.outcomes, self.lock = collections.Counter(), threading.Lock()
         self.lost = []
+        self.answers = collections.Counter()  # to the same greedy question
 
     def count(self, what):
         with self.lock:
@@ -58,6 +62,32 @@ class Soak:
         self.count(f"good {response.status}")
         if response.status in (429, 503):
             time.sleep(0.05)
+
+    def canary(self, rng):
+        body = {**BODY, "temperature": 0, "max_tokens": 24, "ignore_eos": False}
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        answer = json.loads(response.read())
+        connection.close()
+        if response.status == 200:
+            with self.lock:
+                self.answers[answer["choices"][0]["message"]["content"]] += 1
+        self.count(f"canary {response.status}")
+
+    def dawdle(self, rng):
+        """A byte of a header now and then, or the body's end never."""
+        with self.connect() as client:
+            request = self.request(BODY)
+            for byte in request[:rng.randrange(4, 40)]:
+                client.sendall(bytes([byte]))
+                time.sleep(rng.random() * 0.05)
+            if rng.random() < 0.5:
+                client.sendall(request[40:-3])
+                client.shutdown(socket.SHUT_WR)
+                while client.recv(65536):
+                    pass
+        self.count("dawdled")
 
     def vanish(self, rng):
         with self.connect() as client:
@@ -94,7 +124,7 @@ class Soak:
     def client(self, seed):
         rng = random.Random(seed)
         while time.monotonic() < self.end:
-            act = rng.choice([self.good] * 6 + [self.vanish, self.vanish, self.stall, self.garbage, self.bad])
+            act = rng.choice([self.good] * 6 + [self.vanish, self.vanish, self.stall, self.garbage, self.bad, self.dawdle, self.canary])
             try:
                 act(rng)
             except (OSError, http.client.HTTPException) as error:
@@ -113,13 +143,25 @@ def slope(samples):
     return 60 * sum((t - mean_t) * (m - mean_m) for t, m in samples) / spread if spread else 0.0
 
 
+def left_open(port):
+    """What the server still has: (running, waiting) after at most ten seconds."""
+    for _ in range(100):
+        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+        left = [int(float(re.search(rf"^vllm:num_requests_{what}{{.*}} (\S+)$", text, re.M).group(1))) for what in ("running", "waiting")]
+        if left == [0, 0]:
+            break
+        time.sleep(0.1)
+    return left
+
+
 def main():
-    if len(sys.argv) not in (4, 5):
+    if len(sys.argv) < 4:
         sys.exit(__doc__)
-    seconds, clients = float(sys.argv[3]), int(sys.argv[4]) if len(sys.argv) > 4 else 24
+    flags = sys.argv[4:]
+    seconds, clients = float(sys.argv[3]), int(flags.pop(0)) if flags and flags[0].isdigit() else 24
     with tempfile.TemporaryDirectory() as folder, open(folder + "/log", "wb") as log:
         process = subprocess.Popen([sys.argv[1], "serve", sys.argv[2], "--host", "127.0.0.1", "--port", "0", "--max-num-seqs", "4",
-                                    "--max-queue", "8", "--max-model-len", "1024", "--disable-uvicorn-access-log"],
+                                    "--max-queue", "8", "--max-model-len", "1024", "--disable-uvicorn-access-log", *flags],
                                    stdout=subprocess.DEVNULL, stderr=log)
         while not (found := re.search(r"Uvicorn running on \S+:(\d+) ", open(folder + "/log").read())):
             if process.poll() is not None:
@@ -129,8 +171,13 @@ def main():
         threads = [threading.Thread(target=soak.client, args=(seed,)) for seed in range(clients)]
         for thread in threads:
             thread.start()
-        started, memory, health = time.monotonic(), [], []
+        started, memory, health, minute = time.monotonic(), [], [], 0
         while time.monotonic() < soak.end:
+            if time.monotonic() - started >= 60 * minute:
+                print(f"minute {minute}: {rss(process.pid) / 1e6:.1f} MB, {sum(soak.outcomes.values())} requests, "
+                      f"{len(os.listdir(f'/proc/{process.pid}/task'))} threads, {len(os.listdir(f'/proc/{process.pid}/fd'))} files, "
+                      f"lost {len(soak.lost)}", flush=True)
+                minute += 1
             began = time.monotonic()
             connection = http.client.HTTPConnection("127.0.0.1", soak.port, timeout=10)
             connection.request("GET", "/health")
@@ -141,14 +188,16 @@ def main():
             time.sleep(0.1)
         for thread in threads:
             thread.join()
+        left = left_open(soak.port)
         process.send_signal(signal.SIGTERM)
         code = process.wait(timeout=60)
         print(*sorted(soak.outcomes.items()), sep="\n")
         growth = slope([(t, m) for t, m in memory if t > seconds / 4])
         p99 = sorted(health)[int(len(health) * 0.99)]
         print(f"memory {memory[0][1] / 1e6:.1f} to {memory[-1][1] / 1e6:.1f} MB, {growth / 1e6:+.3f} MB a minute; "
-              f"/health p99 {p99 * 1e3:.1f} ms of {len(health)}; exit code {code}; lost {len(soak.lost)}", *soak.lost[:5], sep="\n")
-        sys.exit(bool(code or soak.lost or growth > 1e6 or p99 > 0.1))
+              f"/health p99 {p99 * 1e3:.1f} ms of {len(health)}; exit code {code}; lost {len(soak.lost)}; left running and waiting {left}; {len(soak.answers)} different answers to the same "
+              f"greedy request in {sum(soak.answers.values())}", *soak.lost[:5], sep="\n")
+        sys.exit(bool(code or soak.lost or growth > 1e6 or p99 > 0.1 or any(left)))
 
 
 if __name__ == "__main__":
