@@ -6,6 +6,7 @@
 Needs `pip install playwright` and a Chromium (--chromium).
 """
 import argparse
+import contextlib
 import re
 import shutil
 import socket
@@ -17,18 +18,12 @@ import urllib.request
 from playwright.sync_api import expect, sync_playwright
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("proa")
-    parser.add_argument("model")
-    parser.add_argument("--output", default="page.png", help="the picture; a second one as on a phone beside it")
-    parser.add_argument("--chromium", default=shutil.which("chromium"))
-    options = parser.parse_args()
+@contextlib.contextmanager
+def served(*command):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = subprocess.Popen([options.proa, "serve", options.model, "--host", "127.0.0.1", "--port", str(port)],
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         url = f"http://127.0.0.1:{port}/"
         for _ in range(300):
@@ -37,6 +32,35 @@ def main():
                 break
             except OSError:
                 time.sleep(0.1)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def asks_for_the_key(browser, options):
+    with served(options.proa, "serve", options.model, "--api-key", "secret") as url:
+        page = browser.new_page()
+        page.goto(url)
+        expect(page.locator("#key")).to_be_visible()
+        page.fill("#key", "secret")
+        page.press("#key", "Enter")
+        expect(page.locator("#model")).not_to_be_empty()
+        expect(page.locator("#key")).to_be_hidden()
+        page.fill("#text", "Who are you?")
+        page.press("#text", "Enter")
+        expect(page.locator("#send")).to_have_text("Send", timeout=60000)
+        return bool(page.locator(".turn").nth(1).inner_text().strip()) and page.locator(".error").count() == 0
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("proa")
+    parser.add_argument("model")
+    parser.add_argument("--output", default="page.png", help="the picture; a second one as on a phone beside it")
+    parser.add_argument("--chromium", default=shutil.which("chromium"))
+    options = parser.parse_args()
+    with served(options.proa, "serve", options.model) as url:
         with sync_playwright() as play:
             browser = play.chromium.launch(executable_path=options.chromium, args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": 1100, "height": 700})
@@ -67,18 +91,16 @@ def main():
             page.set_viewport_size({"width": 390, "height": 780})
             wide = page.evaluate("document.documentElement.scrollWidth")
             page.screenshot(path=re.sub(r"(\.\w+)$", r"-phone\1", options.output))
+            keyed = asks_for_the_key(browser, options)
             browser.close()
         checks = {"an answer": bool(first.strip()), "plots move": len(points.split()) >= 2 and "tok/s" in decode,
                   "nothing from elsewhere": not elsewhere, "no error in the browser": not problems,
-                  "fits a phone": wide <= 390}
+                  "fits a phone": wide <= 390, "asks for a key where there is one": keyed}
         for name, holds in checks.items():
             print(f"{name}: {'yes' if holds else 'NO'}")
         for problem in problems + elsewhere:
             print(problem, file=sys.stderr)
         return 0 if all(checks.values()) else 1
-    finally:
-        server.terminate()
-        server.wait(30)
 
 
 if __name__ == "__main__":
