@@ -155,6 +155,8 @@ int serve(const ServeFlags& flags) {
   options.http.error_response = Service::error_response;
   options.http.on_access = [&](const http::AccessRecord& record) { log_access(log, options, record); };
   options.http.max_handlers = kHandlers;
+  options.http.max_waiting =  // what comes at once and the engine would take
+      std::max(options.http.max_waiting, static_cast<size_t>(config.max_num_seqs + config.max_queue));
   auto server = http::Server::start(options.http);
   if (!server.ok()) return fail(server.error());
   log.info(stamp("launcher") + "Available routes are:");

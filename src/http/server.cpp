@@ -234,7 +234,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
 class ServerExchange final : public Exchange, public std::enable_shared_from_this<ServerExchange> {
  public:
   ServerExchange(std::shared_ptr<Connection> connection, Request request, bool keep_alive)
-      : connection_(std::move(connection)), request_(std::move(request)), keep_alive_(keep_alive) {}
+      : connection_(std::move(connection)),
+        server_(connection_->server().shared_from_this()),
+        request_(std::move(request)),
+        keep_alive_(keep_alive) {}
 
   const Request& request() const override { return request_; }
   bool client_gone() const override { return connection_->gone(); }
@@ -290,7 +293,7 @@ class ServerExchange final : public Exchange, public std::enable_shared_from_thi
   bool detached() const { return detached_; }
   void wake() {
     if (scheduled_.exchange(true)) return;
-    connection_->server().resumed.resubmit([self = shared_from_this()] { self->resume(); });
+    server_->resumed.resubmit([self = shared_from_this()] { self->resume(); });
   }
 
   // After the handler: whatever it did, the client learns how it stands.
@@ -312,7 +315,7 @@ class ServerExchange final : public Exchange, public std::enable_shared_from_thi
   enum class Stage { open, streaming, ended };
 
   void report(AccessRecord::Event event, bool streamed) {
-    const auto& on_access = connection_->server().config.on_access;
+    const auto& on_access = server_->config.on_access;
     if (!on_access) return;
     const double seconds = std::chrono::duration<double>(Clock::now() - began_).count();
     on_access({event, streamed, request_.peer, request_.method, request_.target, request_.version, status_, seconds});
@@ -330,11 +333,12 @@ class ServerExchange final : public Exchange, public std::enable_shared_from_thi
     if (!done) return;
     resume_ = nullptr;
     connection_->hold(nullptr);
-    connection_->server().request_done();
-    complete(connection_->server().config);
+    server_->request_done();
+    complete(server_->config);
   }
 
   std::shared_ptr<Connection> connection_;
+  const std::shared_ptr<Server::Impl> server_;  // a waker may come when the server is no more
   Request request_;
   bool keep_alive_;
   bool detached_ = false;
