@@ -488,6 +488,7 @@ class Service::Generation {
         service_.metrics_.next_token(seconds(event.time - *progress_[i].last));
       } else {
         service_.metrics_.first_token(seconds(event.time - call_.arrived));
+        answer_->cached(i, group_.reply(i).timings().cached_tokens);
       }
       progress_[i].last = event.time;
     }

@@ -143,6 +143,8 @@ class Service {
     virtual ~Answer() = default;
     // Appends the events of a stream to *stream, or keeps what body() needs where that is null.
     virtual void take(size_t choice, const TokenEvent& event, std::string* stream) = 0;
+    // Prompt tokens of a choice that were not computed for it.
+    virtual void cached(size_t choice, int tokens) = 0;
     virtual std::string body() = 0;
     virtual void end_stream(std::string& stream) = 0;
   };

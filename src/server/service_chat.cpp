@@ -78,6 +78,10 @@ class Service::ChatAnswer final : public Answer {
                  *stream);
   }
 
+  void cached(size_t index, int tokens) override {
+    if (index == 0) usage_.cached_tokens = tokens;
+  }
+
   std::string body() override {
     std::vector<ChatChoice> choices;
     for (Choice& choice : choices_) {

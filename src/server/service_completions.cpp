@@ -64,6 +64,10 @@ class Service::CompletionAnswer final : public Answer {
     }
   }
 
+  void cached(size_t index, int tokens) override {
+    if (index % static_cast<size_t>(fields_.n) == 0) usage_.cached_tokens += tokens;
+  }
+
   std::string body() override {
     std::vector<CompletionChoice> choices;
     for (size_t i = 0; i < choices_.size(); ++i) {
