@@ -142,6 +142,10 @@ int serve(const ServeFlags& flags) {
            bytes_text(static_cast<double>(config.kv_cache_bytes)));
 
   options.service.version = PROA_VERSION;
+  if (options.service.enable_tokenizer_info) {
+    auto source = chat_template_source(*opened->checkpoint, &opened->tokenizer, options.open.chat_template);
+    if (source.ok() && *source) options.service.chat_template_text = std::move((*source)->text);
+  }
   options.service.cache.cache_dtype = options.open.kv_cache_dtype;
   options.service.cache.gpu_memory_utilization =
       opened->backend->shares_memory() ? "None" : text("%g", config.gpu_memory_utilization);

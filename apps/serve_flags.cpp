@@ -30,7 +30,6 @@ constexpr const char* kIgnoredSwitches[] = {"trust-remote-code",
                                             "enable-sleep-mode",
                                             "enable-prompt-tokens-details",
                                             "enable-per-request-metrics",
-                                            "enable-tokenizer-info-endpoint",
                                             "enable-log-outputs",
                                             "enable-log-deltas",
                                             "enable-log-requests",
@@ -258,6 +257,8 @@ void add_api_flags(CLI::App& command, ServeFlags& flags) {
   add_switch(command, "enable-request-id-headers", service.enable_request_id_headers, "answers carry X-Request-Id");
   add_switch(command, "enable-server-load-tracking", service.enable_server_load_tracking, "/load counts requests");
   add_switch(command, "disable-fastapi-docs", service.disable_docs, "no /openapi.json");
+  add_switch(command, "enable-tokenizer-info-endpoint", service.enable_tokenizer_info,
+             "/tokenizer_info: special tokens and the chat template");
 }
 
 void add_http_flags(CLI::App& command, ServeFlags& flags) {

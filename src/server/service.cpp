@@ -76,6 +76,7 @@ const std::vector<Service::Entry>& Service::table() {
       {"/version", &Service::version, nullptr, false},
       {"/metrics", &Service::metrics_text, nullptr, false},
       {"/openapi.json", &Service::openapi, nullptr, true},
+      {"/tokenizer_info", &Service::tokenizer_info, nullptr, true},
       {"/tokenize", nullptr, &Service::tokenize, true},
       {"/detokenize", nullptr, &Service::detokenize, true},
       {"/v1/models", &Service::models, nullptr, true},
@@ -162,7 +163,8 @@ void Service::route(Call& call, const std::string& path) {
   const auto& entries = table();
   const auto entry =
       std::find_if(entries.begin(), entries.end(), [&](const Entry& known) { return path == known.path; });
-  if (entry == entries.end() || (config_.disable_docs && path == "/openapi.json")) {
+  if (entry == entries.end() || (config_.disable_docs && path == "/openapi.json") ||
+      (!config_.enable_tokenizer_info && path == "/tokenizer_info")) {
     return call.fail(http_error(404, "Not Found"));
   }
   const std::string& method = call.exchange.request().method;

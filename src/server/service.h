@@ -38,7 +38,9 @@ struct ServiceConfig {
   std::string root_path;  // of a proxy: taken off paths that begin with it
   bool enable_request_id_headers = false;
   bool enable_server_load_tracking = false;
-  bool disable_docs = false;  // no /openapi.json
+  bool disable_docs = false;            // no /openapi.json
+  bool enable_tokenizer_info = false;   // /tokenizer_info, which shows the template
+  std::string chat_template_text = {};  // its source, for that
   CacheSettings cache;
 };
 
@@ -106,6 +108,7 @@ class Service {
   void models(Call& call);
   void openapi(Call& call);
   void page(Call& call);
+  void tokenizer_info(Call& call);
   void tokenize(Call& call);
   void detokenize(Call& call);
   void chat_completions(Call& call);

@@ -155,6 +155,23 @@ void Service::completions(Call& call) {
   generate(call, owned, fields, std::move(answer), std::move(replies));
 }
 
+// What clients that count and score tokens themselves ask for; names are those of tokenizer_config.json.
+void Service::tokenizer_info(Call& call) {
+  JsonText json;
+  const auto token = [&](const char* name, std::optional<int32_t> id) {
+    json.key(name);
+    id ? json.string(token_text(tokenizer_, *id, false)) : json.null();
+  };
+  const auto eos = tokenizer_.eos_ids();
+  json.begin_object().member("tokenizer_class", "PreTrainedTokenizerFast");
+  token("bos_token", tokenizer_.bos_id());
+  token("eos_token", eos.empty() ? std::nullopt : std::optional(eos.front()));
+  json.member("add_bos_token", tokenizer_.adds_bos()).member("model_max_length", engine_.config().max_model_len);
+  json.key("chat_template");
+  config_.chat_template_text.empty() ? json.null() : json.string(config_.chat_template_text);
+  call.respond({.body = json.end_object().take()});
+}
+
 void Service::tokenize(Call& call) {
   const auto body = read_body(call);
   if (!body) return;

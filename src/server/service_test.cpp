@@ -117,6 +117,17 @@ TEST(Service, SmallRoutes) {
   EXPECT_TRUE(Json::parse(server.get("/openapi.json").body).contains("paths"));
 }
 
+TEST(Service, TokenizerInfo) {
+  EXPECT_EQ(ScriptedServer().get("/tokenizer_info").status, 404) << "only where it is asked for";
+  ServiceConfig config;
+  config.enable_tokenizer_info = true;
+  config.chat_template_text = "{{ 1 }}";
+  EXPECT_EQ(
+      ScriptedServer(std::move(config)).get("/tokenizer_info").body,
+      R"({"tokenizer_class":"PreTrainedTokenizerFast","bos_token":null,"eos_token":"<|im_end|>","add_bos_token":false,)"
+      R"("model_max_length":512,"chat_template":"{{ 1 }}"})");
+}
+
 // The page needs nothing from elsewhere, and asks only for routes and families that there are.
 TEST(Service, ThePageAsksOnlyThisServer) {
   ScriptedServer server;
