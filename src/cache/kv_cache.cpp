@@ -25,7 +25,7 @@ size_t KvCache::bytes_per_block(std::span<const CacheSpec> specs, int block_size
 }
 
 Result<KvCache> KvCache::create(Backend& backend, std::span<const CacheSpec> specs, int num_blocks, int block_size,
-                                Format format) {
+                                Format format, bool on_host) {
   if (format != Format::F32 && format != Format::F16 && format != Format::BF16) {
     return Error{.doing = "allocate the KV cache",
                  .where = "kv_cache_dtype",
@@ -47,15 +47,29 @@ Result<KvCache> KvCache::create(Backend& backend, std::span<const CacheSpec> spe
                    .hint = ""};
     }
     const size_t half = per_block * static_cast<size_t>(num_blocks);
-    PROA_ASSIGN(Buffer buffer, backend.allocate(2 * half));
+    PROA_ASSIGN(Buffer buffer, on_host ? backend.allocate_pinned(2 * half) : backend.allocate(2 * half));
     cache.views_[i] = {.k = buffer.data(),
                        .v = buffer.data() + half,
                        .format = format,
                        .num_blocks = num_blocks,
                        .block_size = block_size};
     cache.buffers_.push_back(std::move(buffer));
+    cache.block_bytes_.push_back(per_block);
   }
   return cache;
+}
+
+void KvCache::copy(Backend& backend, CacheMove::How how, const KvCache& from, int32_t first, const KvCache& to,
+                   int32_t to_first, int count) {
+  for (size_t i = 0; i < from.buffers_.size(); ++i) {
+    const size_t half = from.buffers_[i].bytes / 2, to_half = to.buffers_[i].bytes / 2;
+    const size_t per_block = from.block_bytes_[i];
+    for (const size_t part : {0, 1}) {  // keys, values
+      carry(backend, how, to.buffers_[i].data() + part * to_half + static_cast<size_t>(to_first) * per_block,
+            from.buffers_[i].data() + part * half + static_cast<size_t>(first) * per_block,
+            static_cast<size_t>(count) * per_block);
+    }
+  }
 }
 
 void KvCache::fill_with_noise(Backend& backend) {

@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "cache/cache_move.h"
 #include "core/result.h"
 #include "ops/backend.h"
 #include "ops/cache_spec.h"
@@ -16,9 +17,14 @@ class KvCache {
   // Bytes of one block over all layers of kind kv; 0 if there is none.
   static size_t bytes_per_block(std::span<const CacheSpec> specs, int block_size, Format format);
 
-  // One device allocation per layer. Errors: a format that is not F32, F16 or BF16; sizes that overflow; no memory.
+  // One allocation per layer, on the device or, for blocks that are swapped out, on the host. Errors: a format that is
+  // not F32, F16 or BF16; sizes that overflow; no memory.
   static Result<KvCache> create(Backend& backend, std::span<const CacheSpec> specs, int num_blocks, int block_size,
-                                Format format);
+                                Format format, bool on_host = false);
+
+  // Copies `count` blocks of `from`, one after the other, to as many of `to`.
+  static void copy(Backend& backend, CacheMove::How how, const KvCache& from, int32_t first, const KvCache& to,
+                   int32_t to_first, int count);
 
   // Keys and values of unit variance in every block, always the same: for measuring at a depth that nobody computed.
   void fill_with_noise(Backend& backend);
@@ -28,7 +34,8 @@ class KvCache {
 
  private:
   Format format_{};
-  std::vector<Buffer> buffers_;
+  std::vector<Buffer> buffers_;      // of each layer that keeps keys: K of all blocks, then V
+  std::vector<size_t> block_bytes_;  // likewise: K or V of one block
   std::vector<KvCacheView> views_;
 };
 

@@ -12,9 +12,13 @@ std::string MemoryPlan::text() const {
     if (!what.empty()) text += " (" + what + ")";
   };
   add("KV", kv_bytes, std::to_string(num_blocks) + " blocks, " + std::to_string(num_tokens()) + " tokens");
-  add("state", state_bytes, std::to_string(num_slots) + (num_slots == 1 ? " slot" : " slots"));
+  const int sequences = num_slots - num_snapshots;
+  add("state", state_bytes,
+      std::to_string(sequences) + (sequences == 1 ? " slot" : " slots") +
+          (num_snapshots > 0 ? ", " + std::to_string(num_snapshots) + " snapshots" : ""));
   add("workspace", workspace_bytes + step_bytes + scratch_bytes, "");
   text += " = " + bytes_text(static_cast<double>(total_bytes()));
+  if (host_bytes > 0) text += " and on the host " + bytes_text(static_cast<double>(host_bytes));
   if (memory.total == 0) return text;
   text += "; " + device + " has " + bytes_text(static_cast<double>(memory.free)) + " free of " +
           bytes_text(static_cast<double>(memory.total));

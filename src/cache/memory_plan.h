@@ -15,7 +15,9 @@ struct MemoryPlan {
   int num_blocks = 0;
   int block_size = 0;          // tokens
   size_t bytes_per_block = 0;  // over all layers
-  int num_slots = 0;
+  int num_slots = 0;           // of running sequences and snapshots
+  int num_snapshots = 0;       // of num_slots
+  int num_host_blocks = 0, num_host_slots = 0;
   size_t bytes_per_slot = 0;  // over all layers
   int64_t max_model_len = 0;  // tokens
 
@@ -24,6 +26,7 @@ struct MemoryPlan {
   size_t state_bytes = 0;      // num_slots · bytes_per_slot
   size_t workspace_bytes = 0;  // activations of a step
   size_t step_bytes = 0;       // logits, penalty counts, arrays of a step
+  size_t host_bytes = 0;       // of the host's memory, for blocks and snapshots that the device has no room for
   size_t scratch_bytes = 0;    // what the backend's ops need beside their arguments
 
   std::string device;      // Backend::name()

@@ -85,6 +85,13 @@ class Backend {
     if (bytes > 0 && host != device) std::memcpy(host, device, bytes);
   }
 
+  // Between two places of the device.
+  virtual void copy(void* to, const void* from, size_t bytes) {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
+  // Host memory, like that of a SharedBuffer but without a counterpart: what is swapped out of the device.
+  virtual Result<Buffer> allocate_pinned(size_t bytes) { return allocate(bytes); }
+
   // A tensor of a checkpoint as a weight of this device: used where it lies if the device can read it there, and then
   // the tensor must outlive the weight. Error: the tensor does not fit.
   virtual Result<PlacedWeight> place(const Tensor& tensor) { return PlacedWeight{wrap(tensor), {}}; }

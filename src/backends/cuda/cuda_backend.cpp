@@ -165,8 +165,14 @@ Result<Buffer> CudaBackend::allocate(size_t bytes) {
 }
 
 Result<SharedBuffer> CudaBackend::allocate_shared(size_t bytes) {
-  make_current();
   PROA_ASSIGN(Buffer device, allocate(bytes));
+  PROA_ASSIGN(Buffer host, allocate_pinned(bytes));
+  std::memset(host.data(), 0, std::max<size_t>(bytes, 1));
+  return SharedBuffer{host, device};
+}
+
+Result<Buffer> CudaBackend::allocate_pinned(size_t bytes) {
+  make_current();
   void* memory = nullptr;
   if (const cudaError_t error = cudaHostAlloc(&memory, std::max<size_t>(bytes, 1), cudaHostAllocDefault);
       error != cudaSuccess) {
@@ -176,8 +182,7 @@ Result<SharedBuffer> CudaBackend::allocate_shared(size_t bytes) {
                  .expected = megabytes(bytes),
                  .actual = cudaGetErrorString(error)};
   }
-  std::memset(memory, 0, std::max<size_t>(bytes, 1));
-  return SharedBuffer{{std::shared_ptr<std::byte>(static_cast<std::byte*>(memory), free_pinned), bytes}, device};
+  return Buffer{std::shared_ptr<std::byte>(static_cast<std::byte*>(memory), free_pinned), bytes};
 }
 
 Result<PlacedWeight> CudaBackend::unfilled(const Tensor& tensor) {
@@ -239,6 +244,13 @@ void CudaBackend::download(void* host, const void* device, size_t bytes) {
   make_current();
   run_stages();
   if (bytes > 0) launch_.keep(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_));
+}
+
+void CudaBackend::copy(void* to, const void* from, size_t bytes) {
+  if (counting_) return;
+  make_current();
+  run_stages();
+  if (bytes > 0) launch_.keep(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_));
 }
 
 void CudaBackend::run(uint64_t key, FunctionRef<void()> step) {

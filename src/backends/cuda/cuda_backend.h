@@ -43,6 +43,8 @@ class CudaBackend final : public Backend {
   Result<PlacedWeight> place_dummy(const Tensor& tensor, const DummyFill& fill, uint64_t begin) override;
   void upload(void* device, const void* host, size_t bytes) override;
   void download(void* host, const void* device, size_t bytes) override;
+  void copy(void* to, const void* from, size_t bytes) override;
+  Result<Buffer> allocate_pinned(size_t bytes) override;
   void run(uint64_t key, FunctionRef<void()> step) override;
   void forget_records() override;
   Result<void> synchronize() override;
