@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <array>
 #include <cassert>
 #include <chrono>
 #include <iterator>
@@ -25,6 +26,19 @@ bool contains(const std::vector<int32_t>& ids, int32_t id) {
 int prompt_logit_rows(const Sequence& sequence, int num_tokens) {
   if (!sequence.params.prompt_logprobs || sequence.num_generated() > 0) return 0;
   return std::max(0, std::min(num_tokens, sequence.num_prompt_tokens - 1 - sequence.num_computed));
+}
+
+// Tokens of a prompt behind which the first and the last turn in it end: the next prompt of this conversation, or of
+// another with the same system message, is the same up to there. What follows the last end token begins the answer, and
+// is written otherwise once the answer is history. Without end tokens all but the last token can come again.
+std::array<int, 2> turn_ends(const std::vector<int32_t>& prompt, const std::vector<int32_t>& eos_token_ids) {
+  const auto is_end = [&](int32_t id) { return contains(eos_token_ids, id); };
+  const int most = static_cast<int>(prompt.size()) - 1;
+  const auto first = std::find_if(prompt.begin(), prompt.end(), is_end);
+  if (first == prompt.end()) return {0, most};
+  const auto last = std::find_if(prompt.rbegin(), prompt.rend(), is_end).base();
+  return {std::min(static_cast<int>(first - prompt.begin()) + 1, most),
+          std::min(static_cast<int>(last - prompt.begin()), most)};
 }
 
 SamplingRow sampling_row(const SamplingParams& params) {
@@ -57,14 +71,8 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
   }
   PROA_ASSIGN(MemoryPlan memory, plan_memory(*model, *backend, config, true));
 
-  const SchedulerLimits scheduling{.max_num_seqs = config.max_num_seqs,
-                                   .max_num_batched_tokens = config.max_num_batched_tokens,
-                                   .max_model_len = static_cast<int>(config.max_model_len),
-                                   .max_queue = config.max_queue,
-                                   .max_prompt_logits = config.max_prompt_logits,
-                                   .num_blocks = memory.num_blocks,
-                                   .block_size = config.block_size};
-  const RunnerLimits running = runner_limits(config, memory.num_blocks, model->info().vocab_size);
+  const SchedulerLimits scheduling = scheduler_limits(config, memory);
+  const RunnerLimits running = runner_limits(config, memory.num_blocks, *model);
   std::unique_ptr<Engine> engine(
       new Engine(std::move(model), std::move(backend), std::move(tokenizer), std::move(config)));
   engine->plan_ = std::move(memory);
@@ -158,6 +166,13 @@ Result<std::unique_ptr<Sequence>> Engine::prepare(Request request) const {
                  .actual = std::to_string(*request.params.prompt_logprobs),
                  .hint = "the engine was made without room for the logits of prompts"};
   }
+  if (request.priority != 0 && !config_.priority_scheduling) {
+    return Error{.doing = "submit request",
+                 .where = "priority",
+                 .expected = "0, as long as requests are served first come, first served",
+                 .actual = std::to_string(request.priority),
+                 .hint = "--scheduling-policy priority"};
+  }
   PROA_ASSIGN(const int max_total_tokens,
               scheduler_->fits(static_cast<int64_t>(request.prompt_token_ids.size()), request.params.max_tokens));
 
@@ -166,13 +181,17 @@ Result<std::unique_ptr<Sequence>> Engine::prepare(Request request) const {
   sequence->max_total_tokens = max_total_tokens;
   sequence->num_synthetic = sequence->num_computed = num_synthetic;
   sequence->token_ids = std::move(request.prompt_token_ids);
+  sequence->turn_ends = turn_ends(sequence->token_ids, config_.eos_token_ids);
   sequence->token_ids.reserve(static_cast<size_t>(max_total_tokens));
   sequence->sampling = sampling_row(request.params);
   sequence->rules = TokenRules(request.params, config_.eos_token_ids);
+  sequence->sampling.sequence = request.sequence_index;
   sequence->stop = StopMatcher(request.params.stop, request.params.include_stop_str_in_output);
   sequence->detokenizer.emplace(tokenizer_, request.params.skip_special_tokens);
   sequence->params = std::move(request.params);
   sequence->deadline = request.deadline;
+  sequence->priority = request.priority;
+  sequence->use_prefix_cache = request.use_prefix_cache && !sequence->params.prompt_logprobs;
   sequence->id = std::move(request.id);
   sequence->reply.reset(new Reply(Reply::Clock::now(), sequence->num_prompt_tokens));
   return sequence;
@@ -247,15 +266,22 @@ void Engine::step() {
   const auto began = std::chrono::steady_clock::now();
   const std::span<const ScheduledSequence> scheduled = scheduler_->schedule();
   if (!scheduler_->admitted().empty()) {
+    int arrived = 0;
     for (const auto& sequence : scheduler_->admitted()) {
-      sequence->reply->admitted();
+      if (sequence->num_admissions == 1) {
+        sequence->reply->admitted(sequence->num_cached);
+        counted_.cached_tokens += sequence->num_cached;
+        ++arrived;
+      }
       prepare_sampling(*sequence);
     }
     std::lock_guard lock(mutex_);
-    num_queued_ -= static_cast<int>(scheduler_->admitted().size());
+    num_queued_ -= arrived;
   }
   if (scheduled.empty()) return;
 
+  runner_->move(scheduler_->cache().moves());
+  scheduler_->cache().moves_done();
   runner_->begin();
   int num_top_logprobs = 0;
   for (const auto& [sequence, num_tokens, decode] : scheduled) {
@@ -264,6 +290,7 @@ void Engine::step() {
                   .num_computed = sequence->num_computed,
                   .blocks = sequence->blocks,
                   .state_slot = sequence->state_slot,
+                  .read_slot = sequence->read_slot,
                   .fresh_state = sequence->num_computed == sequence->num_synthetic,
                   .decode = decode});
     if (want_prompt_logits(*sequence, num_tokens) > 0) {
@@ -304,24 +331,24 @@ void Engine::step() {
     const int prompt_rows = prompt_logit_rows(*sequence, num_tokens);
     accept_prompt_logits(*sequence, row, prompt_rows);
     row += prompt_rows;
-    sequence->num_computed += num_tokens;
+    scheduler_->computed(*sequence, num_tokens);
     if (sequence->num_computed == sequence->num_tokens()) accept_token(*sequence, row++);
   }
   metrics_.step_host.observe(seconds(sent - began + (std::chrono::steady_clock::now() - step_ended_)));
 }
 
-// What the device keeps for a sequence beside its caches; by its state slot.
+// What the device keeps for a sequence beside its caches; by its seat.
 void Engine::prepare_sampling(Sequence& sequence) {
   sequence.prompt_logprobs.clear();
   if (sequence.params.uses_penalties()) {
-    sequence.sampling.counts_slot = sequence.state_slot;
-    runner_->reset_counts(sequence.state_slot, sequence.token_ids);
+    sequence.sampling.counts_slot = sequence.seat;
+    runner_->reset_counts(sequence.seat, sequence.first_tokens(sequence.num_prompt_tokens), sequence.generated());
   }
   if (sequence.rules.has_biases()) {
-    sequence.sampling.bias_slot = sequence.state_slot;
+    sequence.sampling.bias_slot = sequence.seat;
     biases_.resize(static_cast<size_t>(model_->info().vocab_size));
     sequence.rules.fill(sequence.generated(), biases_);
-    runner_->set_biases(sequence.state_slot, biases_);
+    runner_->set_biases(sequence.seat, biases_);
   }
 }
 
@@ -347,13 +374,15 @@ void Engine::accept_prompt_logits(Sequence& sequence, int row, int count) {
   }
 }
 
-// The device failed: what the caches hold is not to be trusted, so no running sequence can go on.
+// The device failed: what the caches hold is not to be trusted, so no running sequence can go on. Those that wait can,
+// from the beginning.
 void Engine::fail_all(const Error& error) {
   while (!scheduler_->running().empty()) {
     Sequence& sequence = *scheduler_->running().back();
     sequence.reply->fail(error);
-    finish(sequence, {}, FinishReason::error);
+    finish(sequence, {}, FinishReason::error, false);
   }
+  scheduler_->forget_cache();
 }
 
 // A recurrent state cannot be rewound, so a reply ends here, before the token goes into another step.
@@ -394,14 +423,14 @@ void Engine::accept_token(Sequence& sequence, int row) {
 }
 
 // Memory is given back before the client learns of the end, so that its next request finds it free.
-void Engine::finish(Sequence& sequence, TokenEvent event, FinishReason reason) {
+void Engine::finish(Sequence& sequence, TokenEvent event, FinishReason reason, bool may_keep) {
   if (!sequence.stop.stopped()) {
     event.text += sequence.stop.push(sequence.detokenizer->finish(), false);
     event.text += sequence.stop.finish();
   }
   event.finish_reason = reason;
-  const bool queued = sequence.state_slot < 0;
-  const std::unique_ptr<Sequence> removed = scheduler_->remove(sequence);
+  const bool queued = sequence.num_admissions == 0;
+  const std::unique_ptr<Sequence> removed = scheduler_->remove(sequence, may_keep);
   if (queued) {
     std::lock_guard lock(mutex_);
     --num_queued_;
@@ -413,8 +442,10 @@ void Engine::finish(Sequence& sequence, TokenEvent event, FinishReason reason) {
 void Engine::publish_stats() {
   counted_.num_running = static_cast<int>(scheduler_->running().size());
   counted_.num_waiting = static_cast<int>(scheduler_->waiting().size());
-  counted_.free_blocks = scheduler_->blocks().num_free();
-  counted_.free_slots = scheduler_->slots().num_free();
+  counted_.num_preemptions = scheduler_->num_preemptions();
+  counted_.free_blocks = scheduler_->cache().available_blocks();
+  counted_.free_slots = config_.max_num_seqs - counted_.num_running;
+  counted_.prefix_cache = scheduler_->cache().stats();
   counted_.oldest_waiting.reset();
   if (!scheduler_->waiting().empty()) counted_.oldest_waiting = scheduler_->waiting().front()->reply->submitted_;
   std::lock_guard lock(mutex_);

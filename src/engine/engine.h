@@ -55,7 +55,20 @@ struct EngineConfig {
   // Of the model's weights, what the device does not count as taken: all of them before they are loaded, afterwards
   // those that stay in a file.
   int64_t uncounted_weight_bytes = 0;
-  Format kv_cache_dtype = Format::BF16;     // F32, F16 or BF16
+  Format kv_cache_dtype = Format::BF16;  // F32, F16 or BF16
+
+  // What was computed for one request serves others that begin alike (cache/prefix_cache.h).
+  bool enable_prefix_caching = true;
+  // Where a model has a recurrent state, snapshots of it are taken every so many tokens of prefill, where turns end,
+  // and at the end of an answer.
+  int snapshot_interval = 2048;
+  int min_snapshot_tokens = 64;  // but not where they would save less
+  // Of the device for snapshots; -1: max_num_seqs + 8 of them, or what fits.
+  int64_t snapshot_bytes = -1;
+  int64_t kv_offloading_bytes = 0;  // of the host's memory, for what the device has no room for
+
+  bool priority_scheduling = false;  // Request::priority counts; otherwise first come, first served
+
   std::vector<int32_t> eos_token_ids = {};  // what ends a reply; empty: the tokenizer's eos_ids()
   // For measurements.
   bool synthetic_cache = false;  // KV blocks begin as noise, which Request::num_synthetic_tokens needs
@@ -65,8 +78,8 @@ struct EngineConfig {
 struct EngineStats {  // a snapshot taken between steps
   int num_running = 0;
   int num_waiting = 0;
-  int free_blocks = 0;
-  int free_slots = 0;
+  int free_blocks = 0;  // that no running sequence has
+  int free_slots = 0;   // sequences that could run besides
   int64_t num_steps = 0;
   int64_t prompt_tokens = 0;  // computed so far
   int64_t generated_tokens = 0;
@@ -129,7 +142,7 @@ class Engine {
   void accept_prompt_logits(Sequence& sequence, int row, int count);
   void accept_token(Sequence& sequence, int row);
   void fail_all(const Error& error);
-  void finish(Sequence& sequence, TokenEvent event, FinishReason reason);
+  void finish(Sequence& sequence, TokenEvent event, FinishReason reason, bool may_keep = true);
   void publish_stats();
 
   const std::shared_ptr<const Model> model_;

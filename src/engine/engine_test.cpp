@@ -667,6 +667,237 @@ TEST(Engine, ADeadlineEndsARequestWithAnError) {
   EXPECT_NE(reply->error()->message().find("late"), std::string::npos);
 }
 
+// --- prefix cache and preemption ---
+
+std::vector<int32_t> operator+(std::vector<int32_t> a, const std::vector<int32_t>& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+EngineConfig chat_config() {
+  return {.max_num_seqs = 2, .block_size = 4, .snapshot_interval = 32, .min_snapshot_tokens = 4};
+}
+
+// A turn as a chat template writes it: text without end tokens, then one.
+std::vector<int32_t> turn(int length, uint32_t seed) {
+  std::vector<int32_t> tokens = prompt(length, seed);
+  for (int32_t& token : tokens) token = std::max<int32_t>(token, kA);
+  tokens.push_back(kEnd);
+  return tokens;
+}
+
+struct Cached {
+  std::vector<int32_t> tokens;
+  int cached_tokens;
+};
+
+Cached ask_cached(Engine& engine, Request request) {
+  auto reply = engine.submit(std::move(request)).value();
+  const Answer answer = read(*reply);
+  return {answer.tokens, reply->timings().cached_tokens};
+}
+
+TEST(EnginePrefixCache, AConversationComputesOnlyWhatIsNew) {
+  const auto system = turn(20, 1), user_1 = turn(10, 2), user_2 = turn(13, 3), user_3 = turn(9, 4);
+  const std::vector<int32_t> generate = {letter('x'), letter('y')};  // begins an answer, thinking
+  for (const bool thinking_stays : {true, false}) {
+    auto engine = make_engine(chat_config());
+    std::vector<int32_t> history = system;
+    int last_turn_end = 0, last_end = 0;
+    for (const auto& user : {user_1, user_2, user_3}) {
+      history = history + user;
+      const int turn_end = static_cast<int>(history.size());
+      const std::vector<int32_t> full = history + generate;
+      const Cached answer = ask_cached(*engine, {.prompt_token_ids = full, .params = greedy(12)});
+      EXPECT_EQ(answer.tokens, fake::expected_greedy(full, 12));
+      EXPECT_EQ(answer.cached_tokens, thinking_stays ? last_end : last_turn_end);
+      last_turn_end = turn_end;
+      last_end = static_cast<int>(full.size()) + 11;  // the last token was drawn, not computed
+      // The template writes the answer without what was thought.
+      history = thinking_stays ? full + answer.tokens : history + turn(5, 9);
+    }
+    const EngineStats stats = engine->stats();
+    EXPECT_GT(stats.cached_tokens, 0);
+    EXPECT_EQ(stats.prefix_cache.hits, stats.cached_tokens);
+    for (const int64_t lost : stats.prefix_cache.lost) EXPECT_EQ(lost, 0);
+  }
+}
+
+struct ReuseCase {
+  const char* what;
+  std::function<void(EngineConfig&)> change;
+  std::function<void(Request&)> change_second;
+  int cached;
+};
+
+const ReuseCase kReuseCases[] = {
+    {"the same prompt", [](auto&) {}, [](auto&) {}, 59},
+    {"a longer one", [](auto&) {}, [](auto& r) { r.prompt_token_ids.push_back(7); }, 59},
+    {"another in its second half", [](auto&) {}, [](auto& r) { r.prompt_token_ids[40] ^= 1; },
+     32},  // what every 32 tokens leave
+    {"another at once", [](auto&) {}, [](auto& r) { r.prompt_token_ids[0] ^= 1; }, 0},
+    {"a request that wants all computed", [](auto&) {}, [](auto& r) { r.use_prefix_cache = false; }, 0},
+    {"off", [](auto& c) { c.enable_prefix_caching = false; }, [](auto&) {}, 0},
+    // The answer's end has the slot, and is no beginning of the prompt.
+    {"no slot for snapshots", [](auto& c) { c.snapshot_bytes = 0, c.max_num_seqs = 1; }, [](auto&) {}, 0},
+    {"one slot", [](auto& c) { c.snapshot_bytes = 24, c.max_num_seqs = 1; }, [](auto&) {}, 59},
+};
+
+TEST(EnginePrefixCache, AnAnswerIsTheSameWithAHit) {
+  for (const ReuseCase& row : kReuseCases) {
+    for (const int chunk : {5, 64}) {
+      SCOPED_TRACE(row.what);
+      EngineConfig config = chat_config();
+      config.max_num_batched_tokens = chunk;
+      row.change(config);
+      auto engine = make_engine(config);
+      Request request{.prompt_token_ids = prompt(60, 1), .params = greedy(20)};
+      for (int32_t& token : request.prompt_token_ids) token = std::max<int32_t>(token, kA);  // no turns
+      ask_cached(*engine, request);
+      row.change_second(request);
+      const Cached answer = ask_cached(*engine, request);
+      EXPECT_EQ(answer.tokens, fake::expected_greedy(request.prompt_token_ids, 20));
+      EXPECT_EQ(answer.cached_tokens, row.cached);
+      EXPECT_EQ(engine->stats().free_blocks, engine->memory_plan().num_blocks);
+    }
+  }
+}
+
+TEST(EnginePrefixCache, ComesBackFromTheHost) {
+  EngineConfig config = chat_config();
+  config.max_num_seqs = 1;
+  config.kv_cache_bytes = 12 * 4 * 40;  // blocks
+  config.max_model_len = 49;
+  config.snapshot_bytes = 48;
+  config.kv_offloading_bytes = 1 << 22;
+  auto engine = make_engine(config);
+  for (int round = 0; round < 3; ++round) {
+    for (uint32_t i = 0; i < 4; ++i) {
+      std::vector<int32_t> tokens = turn(24, i);
+      tokens.push_back(letter('x'));
+      const Cached answer = ask_cached(*engine, {.prompt_token_ids = tokens, .params = greedy(20)});
+      EXPECT_EQ(answer.tokens, fake::expected_greedy(tokens, 20));
+      EXPECT_EQ(answer.cached_tokens, round == 0 ? 0 : 25);
+    }
+  }
+  EXPECT_GT(engine->stats().prefix_cache.host_hits, 0);
+  EXPECT_GT(engine->stats().prefix_cache.spilled, 0);
+}
+
+TEST(Engine, PreemptedRequestsDrawTheSameTokens) {
+  for (const bool prefix_caching : {true, false}) {
+    for (const int64_t host_bytes : {0, 1 << 20}) {
+      // 20 blocks for six sequences that end with 10 to 13 each.
+      auto engine = make_engine({.max_num_seqs = 4,
+                                 .max_num_batched_tokens = 32,
+                                 .max_model_len = 60,
+                                 .block_size = 4,
+                                 .kv_cache_bytes = 20 * 4 * 40,
+                                 .enable_prefix_caching = prefix_caching,
+                                 .min_snapshot_tokens = 4,
+                                 .kv_offloading_bytes = host_bytes});
+      std::vector<std::shared_ptr<Reply>> replies;
+      std::vector<Request> requests;
+      for (int i = 0; i < 6; ++i) {
+        SamplingParams params = greedy(30 + i);
+        params.seed = 5;
+        params.temperature = static_cast<float>(i % 2);
+        if (i % 3 == 0) params.frequency_penalty = 1.5f;
+        requests.push_back({.prompt_token_ids = prompt(10 + i, static_cast<uint32_t>(i)), .params = params});
+      }
+      replies = engine->submit(requests).value();
+      for (size_t i = 0; i < requests.size(); ++i) {
+        EXPECT_EQ(read(*replies[i]).tokens, expected_draws(requests[i].prompt_token_ids, requests[i].params).tokens)
+            << "request " << i;
+      }
+      EXPECT_GT(engine->stats().num_preemptions, 0);
+      EXPECT_EQ(engine->stats().free_blocks, 20);
+    }
+  }
+}
+
+TEST(Engine, PriorityPreemptsAndIsRefusedWhereItDoesNotCount) {
+  auto plain = make_engine({.max_num_seqs = 1});
+  const auto refused = plain->submit({.prompt_token_ids = {3}, .params = greedy(1), .priority = 1});
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().where, "priority");
+
+  Gate gate;
+  auto model = std::make_shared<FakeModel>();
+  model->on_forward = [&](const Batch&) { gate.pass(); };
+  auto engine = make_engine({.max_num_seqs = 1, .priority_scheduling = true}, model);
+  auto low = engine->submit({.prompt_token_ids = {3, 4}, .params = greedy(20), .priority = 2}).value();
+  gate.permit(5);
+  gate.wait_for_arrival(6);
+  auto high = engine->submit({.prompt_token_ids = {5, 6}, .params = greedy(20), .priority = 1}).value();
+  gate.permit(21);
+  EXPECT_EQ(read(*high).tokens, fake::expected_greedy({5, 6}, 20));
+  std::vector<TokenEvent> events;
+  ASSERT_EQ(low->next(events), Reply::Status::events);
+  EXPECT_EQ(events.size(), 6u);
+  gate.open();
+  const Answer rest = read(*low);
+  const auto expected = fake::expected_greedy({3, 4}, 20);
+  EXPECT_EQ(rest.tokens, std::vector<int32_t>(expected.begin() + 6, expected.end()));
+  EXPECT_EQ(engine->stats().num_preemptions, 1);
+}
+
+TEST(Engine, SequencesOfOneSeedDrawTheirOwn) {
+  auto engine = make_engine({.max_num_seqs = 4});
+  std::vector<std::vector<int32_t>> drawn;
+  for (const uint32_t index : {0u, 1u, 2u, 1u}) {
+    SamplingParams params{.seed = 3, .max_tokens = 20, .ignore_eos = true};
+    drawn.push_back(ask(*engine, {.prompt_token_ids = {5}, .params = params, .sequence_index = index}).tokens);
+  }
+  EXPECT_NE(drawn[0], drawn[1]);
+  EXPECT_NE(drawn[1], drawn[2]);
+  EXPECT_EQ(drawn[1], drawn[3]);
+}
+
+// Requests that come, go, share beginnings, are preempted and swapped: each gets what it would get alone.
+TEST(Engine, WhateverComesEveryAnswerIsItsOwn) {
+  int64_t hits = 0, host_hits = 0;
+  for (uint32_t seed = 0; seed < 12; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    std::mt19937 random(seed);
+    const auto below = [&](int n) { return static_cast<int>(random() % static_cast<uint32_t>(n)); };
+    EngineConfig config{.max_num_seqs = 1 + below(5),
+                        .max_num_batched_tokens = 8 + below(40),
+                        .max_model_len = 80,
+                        .block_size = 1 + below(6),
+                        .snapshot_interval = 4 + below(20),
+                        .min_snapshot_tokens = 1 + below(6),
+                        .snapshot_bytes = 24 * below(6),
+                        .kv_offloading_bytes = seed % 2 ? 1 << 20 : 0,
+                        .priority_scheduling = true};
+    config.kv_cache_bytes = 40 * (81 + below(120) / config.block_size * config.block_size) + 40 * config.block_size;
+    auto engine = make_engine(config);
+    std::vector<std::pair<std::vector<int32_t>, std::shared_ptr<Reply>>> requests;
+    std::vector<std::vector<int32_t>> known = {turn(6, seed)};
+    for (int i = 0; i < 40; ++i) {
+      std::vector<int32_t> tokens = known[static_cast<size_t>(below(static_cast<int>(known.size())))];
+      tokens.resize(static_cast<size_t>(1 + below(static_cast<int>(tokens.size()))));
+      tokens = tokens + turn(below(12), seed * 100 + static_cast<uint32_t>(i));
+      if (tokens.size() > 50) tokens.resize(50);
+      auto reply = engine->submit({.prompt_token_ids = tokens, .params = greedy(1 + below(30)), .priority = below(3)});
+      ASSERT_TRUE(reply.ok());
+      requests.emplace_back(tokens, *reply);
+      if (below(8) == 0) (*reply)->cancel();
+      if (below(3) == 0) known.push_back(tokens + read(**reply).tokens), requests.pop_back();
+    }
+    for (const auto& [tokens, reply] : requests) {
+      const Answer answer = read(*reply);
+      EXPECT_EQ(answer.tokens, fake::expected_greedy(tokens, static_cast<int>(answer.tokens.size())));
+    }
+    const EngineStats stats = engine->stats();
+    EXPECT_EQ(stats.free_blocks, engine->memory_plan().num_blocks);
+    EXPECT_EQ(stats.free_slots, config.max_num_seqs);
+    hits += stats.prefix_cache.hits;
+    host_hits += stats.prefix_cache.host_hits;
+  }
+  EXPECT_TRUE(hits > 0 && host_hits > 0) << hits << " " << host_hits;
+}
+
 TEST(Engine, CanBeDestroyedWithWorkInFlight) {
   for (int round = 0; round < 20; ++round) {
     auto engine = make_engine({.max_num_seqs = 3, .max_num_batched_tokens = 16});
@@ -766,7 +997,10 @@ TEST(EngineConfig, MemoryFollowsFromLengthAndLengthFromMemory) {
   EXPECT_EQ(by_length->memory_plan().num_blocks, 3 * 7);
   EXPECT_EQ(by_length->memory_plan().bytes_per_block, 16u * 40);
   EXPECT_EQ(by_length->memory_plan().kv_bytes, 21u * 16 * 40);
-  EXPECT_EQ(by_length->memory_plan().state_bytes, 3u * 2 * 3 * 4);
+  EXPECT_EQ(by_length->memory_plan().num_snapshots, 3 + 8);
+  EXPECT_EQ(by_length->memory_plan().state_bytes, (3u + 3 + 8) * 2 * 3 * 4);
+  auto without = make_engine({.max_num_seqs = 3, .enable_prefix_caching = false});
+  EXPECT_EQ(without->memory_plan().state_bytes, 3u * 2 * 3 * 4);
   auto by_memory = make_engine({.max_num_seqs = 3, .block_size = 16, .kv_cache_bytes = 5 * 16 * 40 + 7});
   EXPECT_EQ(by_memory->memory_plan().num_blocks, 5);
   EXPECT_EQ(by_memory->config().max_model_len, 81);
@@ -928,6 +1162,21 @@ TEST(Engine, AFailedStepEndsWhatRanInItAndNothingElse) {
   EXPECT_EQ(running->error()->message(), "compute: cuda:0: out of memory");
   EXPECT_EQ(read(*waiting).tokens, fake::expected_greedy({5, 6}, 20));
   EXPECT_EQ(engine->stats().free_blocks, engine->memory_plan().num_blocks);
+}
+
+TEST(Engine, AfterAFailedStepNothingThatWasComputedIsUsedAgain) {
+  auto backend = std::make_shared<FlakyBackend>();
+  auto engine = make_engine(chat_config(), nullptr, backend);
+  const std::vector<int32_t> tokens = turn(30, 1) + std::vector<int32_t>{5};
+  const Request request{.prompt_token_ids = tokens, .params = greedy(10)};
+  ask_cached(*engine, request);
+  EXPECT_EQ(ask_cached(*engine, request).cached_tokens, 31);
+  backend->fail_in(0);
+  EXPECT_EQ(ask(*engine, request).last().finish_reason, FinishReason::error);
+  const Cached after = ask_cached(*engine, request);
+  EXPECT_EQ(after.cached_tokens, 0);
+  EXPECT_EQ(after.tokens, fake::expected_greedy(tokens, 10));
+  EXPECT_EQ(ask_cached(*engine, request).cached_tokens, 31);
 }
 
 TEST(EngineConfig, EveryFailedAllocationIsAnError) {

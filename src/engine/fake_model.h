@@ -196,9 +196,14 @@ class FakeModel : public Model {
         ASSERT_TRUE(block >= 0 && block < caches[1].kv.num_blocks);
         ASSERT_EQ(batch.slot_mapping[t], block * caches[1].kv.block_size + position % caches[1].kv.block_size);
       }
-      ASSERT_EQ(batch.state_slot_in[s], batch.positions[first] == 0 ? -1 : batch.state_slot_out[s]);
+      ASSERT_EQ(batch.state_slot_in[s] < 0, batch.positions[first] == 0);
+      ASSERT_LT(batch.state_slot_in[s], caches[0].state.num_slots);
       ASSERT_TRUE(batch.state_slot_out[s] >= 0 && batch.state_slot_out[s] < caches[0].state.num_slots);
-      for (int other = 0; other < s; ++other) ASSERT_NE(batch.state_slot_out[s], batch.state_slot_out[other]);
+      for (int other = 0; other < batch.num_seqs; ++other) {
+        if (other == s) continue;
+        ASSERT_NE(batch.state_slot_out[s], batch.state_slot_out[other]);
+        ASSERT_NE(batch.state_slot_out[s], batch.state_slot_in[other]);
+      }
     }
     for (int r = 0; r < batch.num_logit_rows; ++r) {
       ASSERT_TRUE(batch.logit_rows[r] >= 0 && batch.logit_rows[r] < batch.num_tokens);

@@ -175,6 +175,10 @@ Result<MemoryPlan> ModelRunner::plan(const Model& model, Backend& backend, const
   plan.weight_bytes = static_cast<size_t>(model.info().weight_bytes);
   plan.kv_bytes = static_cast<size_t>(plan.num_blocks) * plan.bytes_per_block;
   plan.state_bytes = static_cast<size_t>(plan.num_slots) * plan.bytes_per_slot;
+  plan.num_host_blocks = limits.num_host_blocks;
+  plan.num_host_slots = limits.num_host_slots;
+  plan.host_bytes = static_cast<size_t>(limits.num_host_blocks) * plan.bytes_per_block +
+                    static_cast<size_t>(limits.num_host_slots) * plan.bytes_per_slot;
   plan.workspace_bytes = model.workspace_bytes(limits.max_num_batched_tokens);
   plan.step_bytes = input_bytes(limits) + result_bytes(limits, model.info()) + table_bytes(limits) +
                     device_bytes(limits, model.info().vocab_size);
@@ -195,6 +199,13 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::create(const Model& model, Bac
               KvCache::create(backend, specs, limits.num_blocks, limits.block_size, limits.kv_cache_dtype));
   if (limits.synthetic_cache) runner->kv_.fill_with_noise(backend);
   PROA_ASSIGN(runner->states_, SsmStateCache::create(backend, specs, limits.num_slots));
+  if (limits.num_host_blocks > 0) {
+    PROA_ASSIGN(runner->host_kv_, KvCache::create(backend, specs, limits.num_host_blocks, limits.block_size,
+                                                  limits.kv_cache_dtype, true));
+  }
+  if (limits.num_host_slots > 0) {
+    PROA_ASSIGN(runner->host_states_, SsmStateCache::create(backend, specs, limits.num_host_slots, true));
+  }
   runner->caches_.resize(specs.size());
   for (size_t i = 0; i < specs.size(); ++i) {
     runner->caches_[i] = {.kv = runner->kv_.view(i), .state = runner->states_.view(i)};
@@ -222,6 +233,31 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::create(const Model& model, Bac
 }
 
 ModelRunner::~ModelRunner() { backend_.forget_records(); }
+
+void ModelRunner::move(std::span<const CacheMove> moves) {
+  for (size_t i = 0; i < moves.size();) {
+    const CacheMove& move = moves[i];
+    const bool from_host = move.how == CacheMove::How::to_device, to_host = move.how == CacheMove::How::to_host;
+    size_t count = 1;
+    if (move.what == CacheMove::What::slot) {
+      SsmStateCache::copy(backend_, move.how, from_host ? host_states_ : states_, move.from,
+                          to_host ? host_states_ : states_, move.to);
+    } else {
+      // Neighbours go together: a block of one layer is small.
+      for (; from_host != to_host && i + count < moves.size(); ++count) {
+        const CacheMove& next = moves[i + count];
+        const auto step = static_cast<int32_t>(count);
+        if (next.what != move.what || next.how != move.how || next.from != move.from + step ||
+            next.to != move.to + step) {
+          break;
+        }
+      }
+      KvCache::copy(backend_, move.how, from_host ? host_kv_ : kv_, move.from, to_host ? host_kv_ : kv_, move.to,
+                    static_cast<int>(count));
+    }
+    i += count;
+  }
+}
 
 void ModelRunner::begin() {
   in_.query_start[0] = 0;
@@ -261,7 +297,8 @@ void ModelRunner::add(const SequenceStep& step) {
   const int used_blocks = (in_.seq_lens[seq] + limits_.block_size - 1) / limits_.block_size;
   assert(used_blocks <= limits_.max_blocks_per_seq && static_cast<size_t>(used_blocks) <= step.blocks.size());
   set_blocks(seq, step.blocks.first(static_cast<size_t>(used_blocks)));
-  in_.state_slot_in[seq] = step.num_computed == 0 || step.fresh_state ? -1 : step.state_slot;
+  const int32_t read_slot = step.read_slot < 0 ? step.state_slot : step.read_slot;
+  in_.state_slot_in[seq] = step.num_computed == 0 || step.fresh_state ? -1 : read_slot;
   in_.state_slot_out[seq] = step.state_slot;
 }
 
@@ -285,11 +322,13 @@ void ModelRunner::want_logits(int index, const SamplingRow* sampling) {
   in_.sampling[row] = sampling ? *sampling : SamplingRow{};
 }
 
-void ModelRunner::reset_counts(int32_t slot, std::span<const int32_t> prompt_token_ids) {
+void ModelRunner::reset_counts(int32_t slot, std::span<const int32_t> prompt_token_ids,
+                               std::span<const int32_t> output_token_ids) {
   assert(slot >= 0 && slot < limits_.num_count_slots);
   const int vocab_size = model_.info().vocab_size;
   std::vector<TokenCount> counts(static_cast<size_t>(vocab_size));
   for (int32_t id : prompt_token_ids) counts[static_cast<size_t>(id)] = kInPrompt;
+  for (int32_t id : output_token_ids) ++counts[static_cast<size_t>(id)];
   backend_.upload(counts_ + product(slot, vocab_size), counts.data(), counts.size() * sizeof(TokenCount));
 }
 

@@ -35,8 +35,9 @@ struct RunnerLimits {
   int block_size = 16;  // tokens
   Format kv_cache_dtype = Format::F32;
   int num_slots = 1;
-  bool synthetic_cache = false;  // KV blocks are filled with noise once
-  bool count_experts = false;    // expert_tokens() is kept
+  int num_host_blocks = 0, num_host_slots = 0;  // for what is swapped out
+  bool synthetic_cache = false;                 // KV blocks are filled with noise once
+  bool count_experts = false;                   // expert_tokens() is kept
 };
 
 // What one sequence does in a step.
@@ -45,6 +46,7 @@ struct SequenceStep {
   int num_computed = 0;                     // tokens before them, which the caches hold
   std::span<const int32_t> blocks = {};     // of the sequence, in order; enough for num_computed + token_ids.size()
   int32_t state_slot = 0;
+  int32_t read_slot = -1;    // where the state before this step lies; -1: in state_slot
   bool fresh_state = false;  // the recurrent state starts from zero, whatever num_computed says
   bool decode = false;       // exactly one token, added before all that are not decodes
 };
@@ -86,14 +88,18 @@ class ModelRunner {
   // not take.
   static Result<MemoryPlan> plan(const Model& model, Backend& backend, const RunnerLimits& limits);
 
+  // Copies blocks and slots, in this order, before the next step.
+  void move(std::span<const CacheMove> moves);
+
   void begin();
   void add(const SequenceStep& step);
   // The logits of token `index` of the sequence added last are wanted; `sampling` may be null if sample() is not
   // called.
   void want_logits(int index, const SamplingRow* sampling);
 
-  // Forgets what count slot `slot` held and notes the prompt's tokens.
-  void reset_counts(int32_t slot, std::span<const int32_t> prompt_token_ids);
+  // Forgets what count slot `slot` held and notes the tokens of prompt and output.
+  void reset_counts(int32_t slot, std::span<const int32_t> prompt_token_ids,
+                    std::span<const int32_t> output_token_ids = {});
 
   // Sets all biases of a slot, [vocab_size], or one of them.
   void set_biases(int32_t slot, std::span<const float> biases);
@@ -139,6 +145,8 @@ class ModelRunner {
 
   KvCache kv_;
   SsmStateCache states_;
+  KvCache host_kv_;
+  SsmStateCache host_states_;
   std::vector<LayerCache> caches_;  // [num_caches] views of the two
   Buffer workspace_;
   SharedBuffer input_memory_, result_memory_, table_memory_;

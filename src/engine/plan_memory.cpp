@@ -28,6 +28,9 @@ std::string short_number(double value) {  // "0.9"
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+constexpr int kSpareSnapshots = 8;  // beside one per running sequence
+constexpr int64_t kHostTokensPerSnapshot = 4096;
+
 Result<void> check_ranges(const EngineConfig& config, int vocab_size) {
   constexpr int64_t kMaxLen = int64_t{1} << 30;
   const struct {
@@ -40,6 +43,10 @@ Result<void> check_ranges(const EngineConfig& config, int vocab_size) {
       {"max_queue", config.max_queue, 1, 1 << 20},
       {"block_size", config.block_size, 1, 1 << 12},
       {"kv_cache_bytes", config.kv_cache_bytes, 0, std::numeric_limits<int64_t>::max()},
+      {"snapshot_interval", config.snapshot_interval, 1, 1 << 30},
+      {"min_snapshot_tokens", config.min_snapshot_tokens, 1, 1 << 30},
+      {"snapshot_bytes", config.snapshot_bytes, -1, int64_t{1} << 50},
+      {"kv_offloading_bytes", config.kv_offloading_bytes, 0, int64_t{1} << 50},
       {"uncounted_weight_bytes", config.uncounted_weight_bytes, 0, int64_t{1} << 50},
   };
   for (const auto& range : ranges) {
@@ -73,7 +80,9 @@ struct Room {
 Room room_of(const MemoryPlan& plan, const EngineConfig& config, bool host) {
   const DeviceMemory& memory = plan.memory;
   const size_t taken = memory.total - std::min(memory.total, memory.free + memory.scratch);
-  if (host) return {memory.total - std::min(memory.total, kHostSpare), taken};  // weights may stay in their file
+  if (host)
+    return {memory.total - std::min(memory.total, kHostSpare),
+            taken + plan.host_bytes};  // weights may stay in their file
   return {static_cast<size_t>(static_cast<double>(memory.total) * plan.utilization),
           taken + static_cast<size_t>(config.uncounted_weight_bytes)};
 }
@@ -108,15 +117,41 @@ class Memory {
 
   Result<MemoryPlan> settle(EngineConfig& config) const {
     PROA_TRY(check_ranges(config, model_.info().vocab_size));
-    return settle(config, config.max_model_len == 0, true);
+    const bool shorten = config.max_model_len == 0;
+    if (config.snapshot_bytes >= 0) return settle(config, shorten, true);
+    // Where the snapshots that are wanted do not fit beside all else, the KV cache comes first.
+    EngineConfig without = config;
+    without.snapshot_bytes = 0;
+    PROA_ASSIGN(const MemoryPlan plan, settle(without, shorten, true));
+    int64_t bytes = (config.max_num_seqs + kSpareSnapshots) * static_cast<int64_t>(plan.bytes_per_slot);
+    if (limited_ && plan.memory.total > 0) {
+      const size_t room = room_of(plan, config, backend_.shares_memory()).bytes();
+      const auto left_of = [&](size_t taken) { return static_cast<int64_t>(room - std::min(room, taken)); };
+      const int64_t one_sequence =
+          ceil_div(without.max_model_len - 1, config.block_size) * static_cast<int64_t>(plan.bytes_per_block);
+      const int64_t for_both = left_of(plan.engine_bytes() - plan.kv_bytes);
+      const int64_t part = std::min(for_both / 8, std::max<int64_t>(for_both - one_sequence, 0));
+      bytes = std::min(bytes, std::max(part, left_of(plan.engine_bytes())));
+    }
+    for (; bytes > 0; bytes /= 2) {
+      EngineConfig with = config;
+      with.snapshot_bytes = bytes;
+      auto settled = settle(with, shorten, false);
+      if (!settled.ok()) continue;  // tables of a longer sequence took what was left
+      config = with;
+      return settled;
+    }
+    config = without;
+    return plan;
   }
 
  private:
   static constexpr int64_t kLeastModelLen = 256;  // a shorter one is of no use to anybody who did not ask for it
 
   Result<MemoryPlan> plan(const EngineConfig& config, int64_t num_blocks) const {
-    const auto limits = runner_limits(config, static_cast<int>(num_blocks), model_.info().vocab_size);
+    const auto limits = runner_limits(config, static_cast<int>(num_blocks), model_);
     PROA_ASSIGN(MemoryPlan plan, ModelRunner::plan(model_, backend_, limits));
+    plan.num_snapshots = limits.num_slots - config.max_num_seqs;
     plan.max_model_len = config.max_model_len;
     if (!backend_.shares_memory()) plan.utilization = config.gpu_memory_utilization;
     return plan;
@@ -212,20 +247,51 @@ Result<MemoryPlan> plan_memory(const Model& model, Backend& backend, EngineConfi
   return Memory(model, backend, limited).settle(config);
 }
 
-RunnerLimits runner_limits(const EngineConfig& config, int num_blocks, int vocab_size) {
+RunnerLimits runner_limits(const EngineConfig& config, int num_blocks, const Model& model) {
+  const auto slot_bytes = static_cast<int64_t>(SsmStateCache::bytes_per_slot(model.cache_specs()));
+  const auto block_bytes =
+      static_cast<int64_t>(KvCache::bytes_per_block(model.cache_specs(), config.block_size, config.kv_cache_dtype));
+  RunnerLimits limits{.max_num_seqs = config.max_num_seqs,
+                      .max_num_batched_tokens = config.max_num_batched_tokens,
+                      .max_num_logit_rows = config.max_num_seqs + config.max_prompt_logits,
+                      .max_top_logprobs = std::min(kMaxLogprobs, model.info().vocab_size),
+                      .num_count_slots = config.max_num_seqs,
+                      .num_bias_slots = config.max_num_seqs,
+                      .max_blocks_per_seq = static_cast<int>(ceil_div(config.max_model_len - 1, config.block_size)),
+                      .num_blocks = num_blocks,
+                      .block_size = config.block_size,
+                      .kv_cache_dtype = config.kv_cache_dtype,
+                      .num_slots = config.max_num_seqs,
+                      .synthetic_cache = config.synthetic_cache,
+                      .count_experts = config.count_experts};
+  if (!config.enable_prefix_caching) return limits;
+  const auto as_int = [](int64_t count) { return static_cast<int>(std::min<int64_t>(count, 1 << 24)); };
+  if (slot_bytes > 0) limits.num_slots += as_int(config.snapshot_bytes / slot_bytes);
+  // As if every snapshot on the host came with this many tokens of its own.
+  const int64_t blocks_per_slot = slot_bytes > 0 ? ceil_div(kHostTokensPerSnapshot, config.block_size) : 1;
+  const int64_t unit = slot_bytes + blocks_per_slot * block_bytes;
+  if (unit == 0) return limits;
+  const int64_t units = config.kv_offloading_bytes / unit;
+  if (slot_bytes > 0) limits.num_host_slots = as_int(units);
+  if (block_bytes > 0) limits.num_host_blocks = as_int(units * blocks_per_slot);
+  return limits;
+}
+
+SchedulerLimits scheduler_limits(const EngineConfig& config, const MemoryPlan& memory) {
   return {.max_num_seqs = config.max_num_seqs,
           .max_num_batched_tokens = config.max_num_batched_tokens,
-          .max_num_logit_rows = config.max_num_seqs + config.max_prompt_logits,
-          .max_top_logprobs = std::min(kMaxLogprobs, vocab_size),
-          .num_count_slots = config.max_num_seqs,
-          .num_bias_slots = config.max_num_seqs,
-          .max_blocks_per_seq = static_cast<int>(ceil_div(config.max_model_len - 1, config.block_size)),
-          .num_blocks = num_blocks,
+          .max_model_len = static_cast<int>(config.max_model_len),
+          .max_queue = config.max_queue,
+          .max_prompt_logits = config.max_prompt_logits,
+          .num_blocks = memory.num_blocks,
           .block_size = config.block_size,
-          .kv_cache_dtype = config.kv_cache_dtype,
-          .num_slots = config.max_num_seqs,
-          .synthetic_cache = config.synthetic_cache,
-          .count_experts = config.count_experts};
+          .prefix_caching = config.enable_prefix_caching,
+          .has_state = memory.bytes_per_slot > 0,
+          .num_snapshots = memory.num_snapshots,
+          .snapshot_interval = config.snapshot_interval,
+          .min_snapshot_tokens = config.min_snapshot_tokens,
+          .num_host_blocks = memory.num_host_blocks,
+          .num_host_slots = memory.num_host_slots};
 }
 
 }  // namespace proa

@@ -34,6 +34,7 @@ Timings Reply::timings() const {
   std::lock_guard lock(mutex_);
   Timings timings;
   timings.prompt_tokens = prompt_tokens_;
+  timings.cached_tokens = cached_tokens_;
   timings.completion_tokens = completion_tokens_;
   if (admitted_) timings.queued_seconds = seconds(*admitted_ - submitted_);
   if (first_token_) {
@@ -49,8 +50,9 @@ std::optional<Error> Reply::error() const {
   return error_;
 }
 
-void Reply::admitted() {
+void Reply::admitted(int cached_tokens) {
   std::lock_guard lock(mutex_);
+  cached_tokens_ = cached_tokens;
   admitted_ = Clock::now();
 }
 

@@ -46,7 +46,7 @@ class Reply {
   Reply(Clock::time_point submitted, int prompt_tokens);
   // Engine side.
   bool cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
-  void admitted();
+  void admitted(int cached_tokens);  // for the first time
   void push(TokenEvent event);
   void fail(Error error);  // before the push of the event that says FinishReason::error
 
@@ -60,7 +60,7 @@ class Reply {
   std::shared_ptr<const std::function<void()>> notify_;
   bool finished_ = false;  // the last event was pushed
   std::optional<Error> error_;
-  int completion_tokens_ = 0;
+  int cached_tokens_ = 0, completion_tokens_ = 0;
   std::optional<Clock::time_point> admitted_, first_token_, last_token_;
 };
 

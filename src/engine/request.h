@@ -70,8 +70,11 @@ struct Request {
   // of EngineConfig::synthetic_cache, their recurrent state zero. At least one prompt token must follow.
   int num_synthetic_tokens = 0;
   SamplingParams params = {};
+  uint32_t sequence_index = 0;  // which of the requests that share params.seed: each draws other numbers
+  int priority = 0;             // a lower one runs first; only where EngineConfig::priority_scheduling is on
   std::optional<std::chrono::steady_clock::time_point> deadline =
-      {};  // not finished by then: ends with FinishReason::error
+      {};                        // not finished by then: ends with FinishReason::error
+  bool use_prefix_cache = true;  // off: every token of the prompt is computed, and nothing is kept of it
 };
 
 enum class FinishReason : uint8_t {
