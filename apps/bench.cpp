@@ -42,6 +42,7 @@ struct BenchOptions {
   std::vector<int> input_lens = {128, 512};
   int output_len = 256;
   std::vector<int64_t> depths = {0};
+  std::vector<int> history_lens;
   std::vector<int> batch_sizes = {1};
   int num_iters = 3;
   double probe_seconds = 0.1;
@@ -171,6 +172,11 @@ Result<MemoryPlan> Bench::plan(const PreparedModel& prepared, const MeasureConfi
     return refuse(plan.error(), "--input-len " + std::to_string(length),
                   fits(shorter).ok() ? "--input-len " + std::to_string(shorter) : "");
   }
+  for (const int length : options_.history_lens) {
+    const auto plan = fit(history_engine(config, length));
+    if (!plan.ok()) return refuse(plan.error(), "--history-len " + std::to_string(length), "");
+    keep_largest(*plan);
+  }
   for (const int batch : options_.batch_sizes) {
     for (const int64_t depth : options_.depths) {
       const auto fits = [&](int sequences, int64_t tokens) {
@@ -243,6 +249,12 @@ Result<void> Bench::run() {
                      ", depth " + std::to_string(depth));
       PROA_TRY(add(measure_decode(m.model, m.backend, m.tokenizer, config, batch, depth, options_.output_len)));
     }
+  }
+  for (const int length : options_.history_lens) {
+    progress_.show("conversation of " + std::to_string(length) + " tokens");
+    auto rows = measure_history(m.model, m.backend, m.tokenizer, config, length);
+    if (!rows.ok()) return rows.error();
+    for (BenchRow& row : *rows) PROA_TRY(add(std::move(row)));
   }
   add_memory();
   return {};
@@ -362,6 +374,11 @@ void add_bench_command(CLI::App& app, int& exit_code) {
       ->delimiter(',')
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 24))
       ->capture_default_str();
+  command
+      ->add_option("--history-len", options->history_lens,
+                   "first turns of conversations, tokens: the first token of it and of the next turns, which know it")
+      ->delimiter(',')
+      ->check(CLI::Range(128, 1 << 20));
   command->add_option("--batch-size", options->batch_sizes, "sequences that decode at once")
       ->delimiter(',')
       ->check(CLI::Range(1, 4096))

@@ -128,10 +128,12 @@ nlohmann::ordered_json Answer::to_json() const {
   json["logprobs"] = std::move(logprobs);
   json["prompt_token_ids"] = prompt_token_ids;
   json["finish_reason"] = to_string(finish_reason);
-  json["usage"] = {{"prompt_tokens", timings.prompt_tokens}, {"completion_tokens", timings.completion_tokens}};
+  json["usage"] = {{"prompt_tokens", timings.prompt_tokens},
+                   {"completion_tokens", timings.completion_tokens},
+                   {"prompt_tokens_details", {{"cached_tokens", timings.cached_tokens}}}};
   json["timings"] = {{"load_s", 0},
                      {"first_token_s", timings.first_token_seconds},
-                     {"prefill_tokens", timings.prompt_tokens},
+                     {"prefill_tokens", timings.prompt_tokens - timings.cached_tokens},
                      {"prefill_s", timings.prefill_seconds},
                      {"decode_tokens", timings.completion_tokens > 0 ? timings.completion_tokens - 1 : 0},
                      {"decode_s", timings.decode_seconds}};

@@ -205,7 +205,8 @@ Result<Json> memory(const Model& model, Backend& device, const OpenOptions& opti
                               {.max_num_seqs = options.max_num_seqs,
                                .max_num_batched_tokens = std::max(options.max_num_batched_tokens, options.max_num_seqs),
                                .max_model_len = length,
-                               .kv_cache_dtype = kv_cache_dtype}));
+                               .kv_cache_dtype = kv_cache_dtype,
+                               .enable_prefix_caching = false}));  // snapshots take what is left over
     contexts.push_back({{"max_model_len", length},
                         {"weights", plan.weight_bytes},
                         {"kv", plan.kv_bytes},

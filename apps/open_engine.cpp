@@ -138,6 +138,21 @@ void add_open_flags(CLI::App& command, OpenOptions& options) {
                      "a Jinja file to use in place of the checkpoint's template");
 }
 
+void add_prefix_cache_flags(CLI::App& command, OpenOptions& options) {
+  command.add_flag("--enable-prefix-caching,!--no-enable-prefix-caching", options.enable_prefix_caching,
+                   "what was computed serves prompts that begin alike; on unless --no-enable-prefix-caching");
+  command
+      .add_option("--mamba-block-size", options.mamba_block_size,
+                  "tokens of a prompt between snapshots of the recurrent state, beside those where turns end")
+      ->check(CLI::Range(8, 1 << 20))
+      ->capture_default_str();
+  command
+      .add_option("--kv-offloading-size", options.kv_offloading_size,
+                  "GiB of host memory for cached prefixes that the device has no room for")
+      ->check(CLI::Range(0.0, 65536.0))
+      ->capture_default_str();
+}
+
 Result<PreparedModel> prepare_model(const OpenOptions& options) {
   PROA_ASSIGN(const Format kv_cache_dtype, parse_kv_cache_dtype(options.kv_cache_dtype));
   PROA_ASSIGN(auto made, make_backend(options.device, {.num_threads = options.threads}));
@@ -155,7 +170,10 @@ Result<PreparedModel> prepare_model(const OpenOptions& options) {
                      .max_model_len = options.max_model_len,
                      .gpu_memory_utilization = options.gpu_memory_utilization,
                      .uncounted_weight_bytes = prepared.model->info().weight_bytes,
-                     .kv_cache_dtype = kv_cache_dtype};
+                     .kv_cache_dtype = kv_cache_dtype,
+                     .enable_prefix_caching = options.enable_prefix_caching,
+                     .snapshot_interval = options.mamba_block_size,
+                     .kv_offloading_bytes = static_cast<int64_t>(options.kv_offloading_size * 0x1p30)};
   return prepared;
 }
 

@@ -36,9 +36,13 @@ struct OpenOptions {                 // flags, named as vLLM's
   int max_num_batched_tokens = 512;
   int max_num_seqs = 1;
   double gpu_memory_utilization = 0.9;  // the part of a GPU's memory that may be taken
+  bool enable_prefix_caching = true;
+  int mamba_block_size = 2048;    // tokens of prefill between snapshots of the recurrent state
+  double kv_offloading_size = 0;  // GiB of the host's memory for what a GPU has no room for
 };
 
 void add_open_flags(CLI::App& command, OpenOptions& options);
+void add_prefix_cache_flags(CLI::App& command, OpenOptions& options);  // of commands that answer more than once
 
 // What is known before weights are loaded: enough to plan memory.
 struct PreparedModel {

@@ -107,10 +107,11 @@ class AnswerPrinter {
 
 void print_stats(const Answer& answer) {
   const Timings& t = answer.timings;
-  const double prefill = t.prefill_seconds > 0 ? t.prompt_tokens / t.prefill_seconds : 0;
-  std::fprintf(stderr, "prompt %d tokens, %.0f tok/s; answer %d tokens, %.1f tok/s; first token after %.3f s; %s\n",
-               t.prompt_tokens, prefill, t.completion_tokens, t.decode_tokens_per_second(), t.first_token_seconds,
-               to_string(answer.finish_reason));
+  const double prefill = t.prefill_seconds > 0 ? (t.prompt_tokens - t.cached_tokens) / t.prefill_seconds : 0;
+  const std::string cached = t.cached_tokens > 0 ? ", " + std::to_string(t.cached_tokens) + " of them known" : "";
+  std::fprintf(stderr, "prompt %d tokens%s, %.0f tok/s; answer %d tokens, %.1f tok/s; first token after %.3f s; %s\n",
+               t.prompt_tokens, cached.c_str(), prefill, t.completion_tokens, t.decode_tokens_per_second(),
+               t.first_token_seconds, to_string(answer.finish_reason));
 }
 
 bool not_interrupted() { return !InterruptFlag::interrupted(); }
@@ -239,6 +240,7 @@ void add_run_command(CLI::App& app, int& exit_code) {
   CLI::App* command = app.add_subcommand("run", "chat with a model, or answer once");
   auto options = std::make_shared<RunOptions>();
   add_open_flags(*command, options->open);
+  add_prefix_cache_flags(*command, options->open);
   CLI::Option* prompt = command->add_option("-p,--prompt", options->prompt,
                                             "answer this once and leave; without it and without "
                                             "a terminal the prompt is read from standard input");

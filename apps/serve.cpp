@@ -95,6 +95,7 @@ Result<OpenedEngine> open(ServeOptions& options, LogWriter& log) {
   prepared.config.max_prompt_logits = kPromptLogits;
   prepared.config.block_size = options.block_size;
   prepared.config.kv_cache_bytes = options.kv_cache_bytes;
+  prepared.config.priority_scheduling = options.service.policy.priority_scheduling;
   PROA_ASSIGN(const MemoryPlan plan, plan_memory(options.open, prepared, prepared.config));
   PROA_ASSIGN(const std::string remark,
               check_quantization(options.quantization, *prepared.checkpoint, plan.weight_bytes));
@@ -147,6 +148,7 @@ int serve(const ServeFlags& flags) {
     if (source.ok() && *source) options.service.chat_template_text = std::move((*source)->text);
   }
   options.service.cache.cache_dtype = options.open.kv_cache_dtype;
+  options.service.cache.enable_prefix_caching = config.enable_prefix_caching ? "True" : "False";
   options.service.cache.gpu_memory_utilization =
       opened->backend->shares_memory() ? "None" : text("%g", config.gpu_memory_utilization);
   Service service(options.service, engine, opened->tokenizer,

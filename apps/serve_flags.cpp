@@ -21,7 +21,6 @@ using Json = nlohmann::ordered_json;
 // Flags of vLLM that change nothing here: what they tune does not exist, or is always so.
 constexpr const char* kIgnoredSwitches[] = {"trust-remote-code",
                                             "enable-chunked-prefill",
-                                            "enable-prefix-caching",
                                             "enforce-eager",
                                             "async-scheduling",
                                             "enable-expert-parallel",
@@ -44,7 +43,6 @@ constexpr const char* kIgnoredSwitches[] = {"trust-remote-code",
 constexpr const char* kIgnoredOptions[] = {"dtype",
                                            "mamba-cache-dtype",
                                            "mamba-cache-mode",
-                                           "mamba-block-size",
                                            "mamba-backend",
                                            "mamba-cache-philox-rounds",
                                            "moe-backend",
@@ -72,6 +70,7 @@ constexpr const char* kIgnoredOptions[] = {"dtype",
                                            "tokenizer-revision",
                                            "config-format",
                                            "prefix-caching-hash-algo",
+                                           "kv-offloading-backend",
                                            "num-gpu-blocks-override",
                                            "kv-cache-dtype-skip-layers",
                                            "max-num-partial-prefills",
@@ -216,7 +215,9 @@ void add_model_flags(CLI::App& command, ServeFlags& flags) {
   command.add_option("--block-size", flags.options.block_size, "tokens per KV block")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
-  command.add_option("--scheduling-policy", flags.scheduling_policy, "fcfs");
+  add_prefix_cache_flags(command, open);
+  command.add_option("--scheduling-policy", flags.scheduling_policy,
+                     "fcfs, or priority: requests with a lower priority field run first");
   command.add_option("--tensor-parallel-size", flags.tensor_parallel, "1")->group("");
   command.add_option("--pipeline-parallel-size", flags.pipeline_parallel, "1")->group("");
   command.add_option("--data-parallel-size", flags.data_parallel, "1")->group("");
@@ -371,7 +372,10 @@ Result<void> settle_model(const ServeFlags& flags, ServeOptions& options) {
     }
     options.quantization = flags.quantization;
   }
-  if (flags.scheduling_policy != "fcfs") return refused("--scheduling-policy", "fcfs", flags.scheduling_policy);
+  if (flags.scheduling_policy != "fcfs" && flags.scheduling_policy != "priority") {
+    return refused("--scheduling-policy", "fcfs or priority", flags.scheduling_policy);
+  }
+  options.service.policy.priority_scheduling = flags.scheduling_policy == "priority";
   if (flags.tensor_parallel != 1 || flags.pipeline_parallel != 1 || flags.data_parallel != 1) {
     return refused("--tensor-parallel-size, --pipeline-parallel-size, --data-parallel-size", "1", "more",
                    "one server runs on one device");

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <string>
 #include <thread>
 #include <utility>
@@ -74,6 +75,7 @@ EngineConfig engine_config(const MeasureConfig& config, const Work& work) {
           .gpu_memory_utilization = config.gpu_memory_utilization,
           .uncounted_weight_bytes = config.uncounted_weight_bytes,
           .kv_cache_dtype = config.kv_cache_dtype,
+          .enable_prefix_caching = false,  // every pass computes everything
           .synthetic_cache = work.depth > 0};
 }
 
@@ -141,6 +143,36 @@ class Probes {
   bool wanted_;
   double before_ = 0;
 };
+
+constexpr int kTurnTokens = 60;    // of a question, and of an answer
+constexpr int kAnswerTokens = 16;  // that are drawn in each turn
+constexpr const char* kTurns[] = {"new history", "second turn", "third turn"};
+
+constexpr float kSameLogprob = 0.05f;  // what the order of sums may change
+
+struct Turn {
+  int32_t token = -1;  // the first
+  float logprob = 0;
+  double seconds = 0;
+  int cached_tokens = 0;
+};
+
+Result<Turn> ask(Engine& engine, const std::vector<int32_t>& prompt, bool use_prefix_cache) {
+  const auto submitted = Clock::now();
+  PROA_ASSIGN(const auto reply,
+              engine.submit({.prompt_token_ids = prompt,
+                             .params = {.temperature = 0, .max_tokens = kAnswerTokens, .ignore_eos = true},
+                             .use_prefix_cache = use_prefix_cache}));
+  Turn turn;
+  std::vector<TokenEvent> events;
+  while (reply->next(events) == Reply::Status::events) {
+    if (turn.token < 0)
+      turn = {events.front().token_id, events.front().logprob, seconds(events.front().time - submitted)};
+  }
+  if (const auto error = reply->error()) return *error;
+  turn.cached_tokens = reply->timings().cached_tokens;
+  return turn;
+}
 
 }  // namespace
 
@@ -227,6 +259,70 @@ Result<BenchRow> measure_prefill(const std::shared_ptr<const Model>& model, cons
     arithmetic.after_sample(row.arithmetic_probe);
   }
   return row;
+}
+
+EngineConfig history_engine(const MeasureConfig& config, int num_tokens) {
+  EngineConfig engine = engine_config(config, {1, 0, num_tokens, 6 * (kTurnTokens + 2) + kAnswerTokens});
+  engine.enable_prefix_caching = true;
+  return engine;
+}
+
+Result<std::vector<BenchRow>> measure_history(const std::shared_ptr<const Model>& model,
+                                              const std::shared_ptr<Backend>& backend, const Tokenizer& tokenizer,
+                                              const MeasureConfig& config, int num_tokens) {
+  PROA_ASSIGN(const auto engine, Engine::create(model, backend, tokenizer, history_engine(config, num_tokens)));
+  const std::vector<int32_t>& ends = engine->config().eos_token_ids;
+  if (ends.empty()) return Error{"measure", "a conversation", "a model with a token that ends turns", "none", ""};
+  const auto is_end = [&](int32_t id) { return std::find(ends.begin(), ends.end(), id) != ends.end(); };
+  int next = 0;  // each text another
+  const auto say = [&](std::vector<int32_t>& tokens, int count, bool ends_turn) {
+    for (int32_t id : random_prompt(config.seed, next++, count, model->info().vocab_size)) {
+      while (is_end(id)) id = (id + 1) % model->info().vocab_size;
+      tokens.push_back(id);
+    }
+    if (ends_turn) tokens.push_back(ends.front());
+  };
+
+  std::vector<BenchRow> rows;
+  for (const char* turn : kTurns) {
+    const bool first = turn == kTurns[0];
+    rows.push_back({.what = What::first_token,
+                    .part = turn,
+                    .num_tokens = first ? num_tokens : 2 * (kTurnTokens + 1),
+                    .depth = first ? 0 : num_tokens});
+  }
+  for (int pass = 0; pass <= config.num_iters; ++pass) {  // the first is not timed
+    std::vector<int32_t> history;
+    int turn_end = 0;
+    std::vector<std::pair<std::vector<int32_t>, Turn>> turns;  // with their prompts
+    for (BenchRow& row : rows) {
+      if (turn_end > 0) say(history, kTurnTokens, true);  // the answer, as the client has it
+      say(history, turn_end > 0 ? kTurnTokens : num_tokens - 1, true);
+      std::vector<int32_t> prompt = history;
+      say(prompt, 3, false);  // begins an answer
+      PROA_ASSIGN(const Turn turn, ask(*engine, prompt, true));
+      // Without a state whole blocks are known.
+      if (turn.cached_tokens > turn_end || turn.cached_tokens <= turn_end - engine->config().block_size) {
+        return Error{"measure", row.part, std::to_string(turn_end) + " tokens of the prompt known",
+                     std::to_string(turn.cached_tokens), ""};
+      }
+      turns.emplace_back(std::move(prompt), turn);
+      if (pass > 0) row.seconds.push_back(turn.seconds);
+      turn_end = static_cast<int>(history.size());
+      if (config.interrupted && config.interrupted->load()) return Error{"measure", "interrupted", "", "", ""};
+    }
+    for (size_t i = 1; pass == 0 && i < turns.size(); ++i) {
+      const Turn& turn = turns[i].second;
+      PROA_ASSIGN(const Turn alone, ask(*engine, turns[i].first, false));
+      if (alone.token == turn.token && std::abs(alone.logprob - turn.logprob) <= kSameLogprob) continue;
+      const auto text = [](const Turn& one) {
+        return std::to_string(one.token) + " with log probability " + std::to_string(one.logprob);
+      };
+      return Error{"measure", rows[i].part, "the first token of a prompt of which nothing is known, " + text(alone),
+                   text(turn), ""};
+    }
+  }
+  return rows;
 }
 
 }  // namespace proa

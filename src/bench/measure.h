@@ -47,6 +47,16 @@ Result<BenchRow> measure_prefill(const std::shared_ptr<const Model>& model, cons
                                  const Tokenizer& tokenizer, const MeasureConfig& config, int64_t depth,
                                  int num_tokens);
 
+// First tokens of a conversation whose first turn is num_tokens long, as chat templates write one: "new history", all
+// of it computed; "second turn" and "third turn", whose prompts repeat what was said, the answers without what was
+// thought, and add a question of 60 tokens to an answer of 60. So they know the prompt up to the end of the turn before.
+// A sample runs from submit to the first token; each pass has another history in the same engine. Errors: as above; a
+// turn that had to compute more; a first token that is another one when nothing is known.
+Result<std::vector<BenchRow>> measure_history(const std::shared_ptr<const Model>& model,
+                                              const std::shared_ptr<Backend>& backend, const Tokenizer& tokenizer,
+                                              const MeasureConfig& config, int num_tokens);
+EngineConfig history_engine(const MeasureConfig& config, int num_tokens);
+
 // Token i of the prompt of sequence s: the same for every model of that vocabulary.
 std::vector<int32_t> random_prompt(uint64_t seed, int sequence, int64_t num_tokens, int vocab_size);
 

@@ -21,7 +21,7 @@ namespace {
 // The CPU backend with one fault, which begins after `healthy` calls of the op that it is in; calls that only count
 // scratch are none.
 struct FaultyBackend : CpuBackend {
-  enum class Fault { none, slow_lm_head, skip_moe, one_embedding, skewed_route };
+  enum class Fault { none, slow_lm_head, skip_moe, one_embedding, skewed_route, forgetful_prefill };
 
   FaultyBackend(Fault which, int healthy_calls)
       : CpuBackend(CpuBackend::targets().front(), 1), fault(which), healthy(healthy_calls) {}
@@ -48,6 +48,13 @@ struct FaultyBackend : CpuBackend {
       op.topk_weights[i] = 1;
       if (op.expert_tokens) ++op.expert_tokens[op.topk_ids[i]];
     }
+  }
+
+  void ssd_chunk(const SsdChunk& op) override {
+    const std::vector<int32_t> none(static_cast<size_t>(op.num_seqs), -1);
+    SsdChunk changed = op;
+    if (broken(Fault::forgetful_prefill)) changed.state_slot_in = none.data();
+    CpuBackend::ssd_chunk(changed);
   }
 
   Fault fault;
@@ -110,6 +117,19 @@ TEST(Measure, PrefillFillsARow) {
   ASSERT_TRUE(row.ok()) << row.error().message();
   EXPECT_EQ(row->seconds.size(), 3u);
   EXPECT_DOUBLE_EQ(*row->flops, prefill_flops(*f.model, 40));
+}
+
+TEST(Measure, AHistoryThatIsKnownIsNotComputedAgain) {
+  const Fixture f = open_with(Fault::none);
+  const auto rows = measure_history(f.model, f.backend, f.tokenizer, {.num_iters = 2}, 150);
+  ASSERT_TRUE(rows.ok()) << rows.error().message();
+  ASSERT_EQ(rows->size(), 3u);
+  for (const BenchRow& row : *rows) {
+    EXPECT_EQ(row.what, What::first_token);
+    EXPECT_EQ(row.depth + row.num_tokens, row.depth > 0 ? 150 + 122 : 150) << row.key();
+    EXPECT_EQ(row.seconds.size(), 2u);
+  }
+  EXPECT_EQ(rows->back().part, "third turn");
 }
 
 TEST(Measure, ADeviceWithoutProbesHasNoLimits) {
@@ -179,6 +199,13 @@ TEST(Lies, AKernelThatAlwaysSkipsGivesAnotherAnswer) {
     EXPECT_EQ(check->passed, fault == Fault::none)
         << "KL " << check->kl << " of " << check->kl_bound << ", noise " << check->logit_noise;
   }
+}
+
+TEST(Lies, AStateThatIsNotReadGivesAnotherFirstToken) {
+  const Fixture f = open_with(Fault::forgetful_prefill);
+  const auto rows = measure_history(f.model, f.backend, f.tokenizer, {.num_iters = 1}, 300);
+  ASSERT_FALSE(rows.ok());
+  EXPECT_NE(rows.error().expected.find("first token"), std::string::npos) << rows.error().message();
 }
 
 TEST(Lies, IdenticalSequencesAreFound) {

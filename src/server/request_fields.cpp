@@ -19,7 +19,7 @@ bool is_empty(const Json& value) {
 }
 
 // Fields that change the answer and that this server cannot honour: saying so beats a wrong answer.
-std::optional<ApiError> find_unsupported(const FieldReader& fields) {
+std::optional<ApiError> find_unsupported(const FieldReader& fields, const RequestPolicy& policy) {
   for (const char* name : {"logprob_token_ids", "use_beam_search", "structured_outputs", "guided_json", "guided_regex",
                            "guided_choice", "guided_grammar", "prompt_embeds", "repetition_detection"}) {
     const Json* value = fields.find(name);
@@ -33,7 +33,8 @@ std::optional<ApiError> find_unsupported(const FieldReader& fields) {
                            "response_format");
     }
   }
-  if (const Json* priority = fields.find("priority"); priority && to_integer(*priority) != 0) {
+  const Json* priority = fields.find("priority");
+  if (priority && !policy.priority_scheduling && to_integer(*priority) != 0) {
     return bad_request("Got priority " + priority->dump() + " but Priority scheduling is not enabled.", "priority");
   }
   if (const Json* salt = fields.find("cache_salt");
@@ -116,6 +117,8 @@ std::optional<ApiError> read_request_fields(FieldReader& fields, const RequestPo
 
   fields.read("max_tokens", request.max_tokens);
   fields.read("n", request.n);
+  fields.read("priority", request.priority);
+  request.salted = fields.find("cache_salt") != nullptr;
   fields.read("stream", request.stream);
   request.stream_interval = policy.stream_interval;
   if (fields.find("stream_interval")) fields.read("stream_interval", request.stream_interval, 1);
@@ -155,7 +158,7 @@ std::optional<ApiError> read_request_fields(FieldReader& fields, const RequestPo
         static_cast<int>(*prompt_logprobs < 0 ? INT32_MAX : std::min<int64_t>(*prompt_logprobs, INT32_MAX));
   }
   if (auto error = read_token_rules(fields, request)) return error;
-  return find_unsupported(fields);
+  return find_unsupported(fields, policy);
 }
 
 std::optional<ApiError> check_request_fields(const RequestFields& request, const RequestPolicy& policy,

@@ -21,6 +21,7 @@ struct RequestPolicy {
   bool return_tokens_as_token_ids = false;
   int stream_interval = 1;  // tokens of a choice in one event of a stream, but for the first
   std::string response_role = "assistant";
+  bool priority_scheduling = false;  // requests may have a priority
 
   std::string reasoning_parser;  // empty: thoughts stay in the content
   std::string tool_parser;       // empty: none
@@ -41,6 +42,8 @@ struct RequestFields {
   std::optional<int> prompt_logprobs;  // the same for the prompt
   std::vector<std::string> bad_words;  // none of them empty
   int n = 1;
+  int priority = 0;     // a lower one runs first
+  bool salted = false;  // cache_salt: shares no prefix with requests that have none or another
   bool stream = false;
   bool include_usage = false;     // a last chunk with the usage
   bool continuous_usage = false;  // the usage in every chunk

@@ -383,9 +383,12 @@ std::optional<ApiError> Service::submit(const Call& call, const RequestFields& f
   std::vector<Request> requests;
   for (const std::vector<int32_t>& prompt : prompts) {
     for (int i = 0; i < fields.n; ++i) {
-      Request request{.id = call.request_id, .prompt_token_ids = prompt, .params = params};
-      if (params.seed) request.params.seed = *params.seed + static_cast<uint64_t>(i);  // choices differ, as in vLLM
-      requests.push_back(std::move(request));
+      requests.push_back({.id = call.request_id,
+                          .prompt_token_ids = prompt,
+                          .params = params,
+                          .sequence_index = static_cast<uint32_t>(i),
+                          .priority = fields.priority,
+                          .use_prefix_cache = !fields.salted});
     }
   }
   if (requests.size() > static_cast<size_t>(engine_.config().max_queue)) {  // which no waiting would change

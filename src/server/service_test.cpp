@@ -73,6 +73,37 @@ TEST(Service, Completion) {
           "data: [DONE]\n\n");
 }
 
+TEST(Service, TokensThatWereKnownAreInTheUsage) {
+  ScriptedServer server;
+  server.say("ab");
+  const std::string usage = R"({"prompt_tokens":21,"total_tokens":24,"completion_tokens":3,"prompt_tokens_details":)";
+  const auto cached = [&](const std::string& more) {
+    const std::string body = server.post(kChat, kHi + more + "}").body;
+    const size_t at = body.find(usage);
+    return at == std::string::npos ? body : body.substr(at + usage.size(), body.find('}', at) - at - usage.size());
+  };
+  const std::string none = R"({"cached_tokens":0)", block = R"({"cached_tokens":16)";
+  EXPECT_EQ(cached(""), none);
+  EXPECT_EQ(cached(""), block) << "a block of the 21 tokens";
+  EXPECT_EQ(cached(R"(,"stream":true,"stream_options":{"include_usage":true})"), block);
+  EXPECT_EQ(cached(R"(,"cache_salt":"mine")"), none) << "salted requests share nothing";
+  const std::string metrics = server.get("/metrics").body;
+  for (const char* line : {"vllm:prefix_cache_queries_total{engine=\"0\",model_name=\"tiny\"} 63.0\n",
+                           "vllm:prefix_cache_hits_total{engine=\"0\",model_name=\"tiny\"} 32.0\n",
+                           "vllm:prompt_tokens_cached_total{engine=\"0\",model_name=\"tiny\"} 32.0\n"}) {
+    EXPECT_NE(metrics.find(line), std::string::npos) << line;
+  }
+}
+
+TEST(Service, PriorityIsTakenWhereItCounts) {
+  ServiceConfig config;
+  config.policy.priority_scheduling = true;
+  ScriptedServer server(config, {.priority_scheduling = true});
+  server.say("ab");
+  EXPECT_EQ(server.post(kChat, kHi + R"(,"priority":-3})").status, 200);
+  EXPECT_EQ(server.post(kChat, kHi + R"(,"priority":"soon"})").status, 400);
+}
+
 TEST(Service, Models) {
   ScriptedServer server;
   EXPECT_EQ(

@@ -506,7 +506,7 @@ class Memory(unittest.TestCase):
         verbose = proa("run", model, "-p", "x", "--max-tokens", "1", "--max-model-len", "64", "-v", "--device", "cpu")
         self.assertEqual(verbose.returncode, 0, verbose.stderr)
         first = verbose.stderr.splitlines()[0]
-        self.assertRegex(first, r"^memory: weights .* \+ KV .* \(4 blocks, 64 tokens\) \+ state .* \(1 slot\) \+ workspace .* = ")
+        self.assertRegex(first, r"^memory: weights .* \+ KV .* \(4 blocks, 64 tokens\) \+ state .* \(1 slot, 9 snapshots\) \+ workspace .* = ")
         self.assertIn("; cpu has ", first)
         quiet = proa("run", model, "-p", "x", "--max-tokens", "1", "--device", "cpu")
         self.assertEqual((quiet.returncode, quiet.stderr), (0, ""))

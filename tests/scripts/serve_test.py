@@ -200,7 +200,7 @@ class CommandLine(unittest.TestCase):
             path.write_text("# comment\nmodel: /nowhere/model\nmax_model_len: 4k  # tokens\ntrust-remote-code: true\n"
                             "enable-prefix-caching: false\nserved-model-name:\n  - a\n  - \"b c\"\nport: 70000\n")
             self.refused("--config", str(path), says="--port")
-            self.understood("--config", str(path), "--port", "1", warns=["--enable-prefix-caching --trust-remote-code"])
+            self.understood("--config", str(path), "--port", "1", warns=["without effect here: --trust-remote-code"])
             self.understood("/nowhere/model", f"--config={path}", "--port", "1")
             path.write_text("a:\n  b: c\n")
             self.refused("--config", str(path), says="line 2")
@@ -235,12 +235,28 @@ class Serving(unittest.TestCase):
             self.assertEqual(chunks[0]["choices"][0]["delta"]["role"], "assistant")
             joined = "".join(c["choices"][0]["delta"].get("content", "") for c in chunks[:-1])
             self.assertEqual(joined, whole["choices"][0]["message"]["content"])
-            self.assertEqual((chunks[-1]["choices"], chunks[-1]["usage"]), ([], whole["usage"]))
+            usage = {**whole["usage"], "prompt_tokens_details": chunks[-1]["usage"]["prompt_tokens_details"]}
+            self.assertEqual((chunks[-1]["choices"], chunks[-1]["usage"]), ([], usage))
             self.assertEqual([c["choices"][0]["finish_reason"] for c in chunks[-3:-1]], [None, whole["choices"][0]["finish_reason"]])
             _, completion = served.request("POST", "/completions", {"prompt": "Hello", "temperature": 0, "echo": True, "n": 1})
             self.assertTrue(json.loads(completion)["choices"][0]["text"].startswith("Hello"))
             seeds = [served.chat({**HELLO, "temperature": 1, "seed": s, "n": 2})[1]["choices"] for s in (1, 1, 2)]
             self.assertEqual(seeds[0], seeds[1])
+
+    def test_a_conversation_computes_only_what_is_new(self):
+        messages = [{"role": "user", "content": "How are you? " * 60}]
+        with Served("--scheduling-policy", "priority") as served:
+            _, first = served.chat({**HELLO, "messages": messages})
+            self.assertEqual(first["usage"]["prompt_tokens_details"]["cached_tokens"], 0)
+            messages += [{"role": "assistant", "content": "Well."}, {"role": "user", "content": "And now? " * 60}]
+            _, second = served.chat({**HELLO, "messages": messages, "priority": 1})
+            known = second["usage"]["prompt_tokens_details"]["cached_tokens"]
+            self.assertTrue(first["usage"]["prompt_tokens"] - 10 < known < first["usage"]["prompt_tokens"], known)
+        with Served("--no-enable-prefix-caching") as served:
+            _, alone = served.chat({**HELLO, "messages": messages})
+            self.assertEqual(alone["choices"][0]["message"], second["choices"][0]["message"])
+            _, again = served.chat({**HELLO, "messages": messages})
+            self.assertEqual(again["usage"]["prompt_tokens_details"]["cached_tokens"], 0)
 
     def test_many_at_once(self):
         with Served("--max-num-seqs", "4", "--max-queue", "100") as served:
