@@ -31,6 +31,28 @@ TEST(Backends, ErrorsNameTheFlagAndTheChoices) {
   EXPECT_NE(target.error().message().find("found MMX"), std::string::npos);
 }
 
+// A snapshot's way: within the device, to the host, back to another place.
+TEST(Backends, CopiesReachEveryPlaceInOrder) {
+  for (const auto& backend : all_backends()) {
+    SCOPED_TRACE(std::string(backend->name()));
+    constexpr size_t kBytes = 100'000;
+    auto device = backend->allocate(3 * kBytes);
+    auto host = backend->allocate_pinned(kBytes);
+    ASSERT_TRUE(device.ok() && host.ok());
+    std::vector<std::byte> given(kBytes), back(kBytes);
+    for (size_t i = 0; i < kBytes; ++i) given[i] = static_cast<std::byte>(i * 7 + i / 251);
+    std::byte* at = device->data();
+    backend->upload(at, given.data(), kBytes);
+    backend->copy(at + kBytes + 1, at, kBytes - 1);
+    backend->upload(at, back.data(), kBytes);  // what was copied is there already
+    backend->download(host->data(), at + kBytes + 1, kBytes - 1);
+    backend->upload(at + 2 * kBytes, host->data(), kBytes - 1);
+    backend->download(back.data(), at + 2 * kBytes, kBytes - 1);
+    ASSERT_TRUE(backend->synchronize().ok());
+    EXPECT_TRUE(std::equal(given.begin(), given.end() - 1, back.begin()));
+  }
+}
+
 // No device of today is outside, and tensor cores are there for a reason.
 TEST(Backends, ProbesOfADeviceAreOfThisWorld) {
   for (const auto& backend : all_backends()) {

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -51,6 +53,44 @@ TEST(KvCache, LayersHaveRoomOfTheirOwn) {
     EXPECT_EQ(cache->view(0).k[3 * 16 * 16 * row.bytes - 1], std::byte{1});
     EXPECT_EQ(cache->view(0).v[0], std::byte{2});
     for (size_t layer : {1u, 2u, 4u}) EXPECT_EQ(cache->view(layer).k, nullptr);
+  }
+}
+
+TEST(KvCache, BlocksAndSlotsAreCopiedWhole) {
+  HostBackend backend;
+  const auto device = KvCache::create(backend, kSpecs, 5, 16, Format::F16);
+  const auto host = KvCache::create(backend, kSpecs, 3, 16, Format::F16, true);
+  ASSERT_TRUE(device.ok() && host.ok());
+  for (const size_t layer : {0u, 3u}) {
+    const size_t half = 16 * static_cast<size_t>(kSpecs[layer].kv_elements_per_token() / 2) * 2;  // K or V of a block
+    const KvCacheView on_device = device->view(layer), on_host = host->view(layer);
+    for (int block = 0; block < 5; ++block) {
+      std::memset(on_device.k + half * static_cast<size_t>(block), block, half);
+      std::memset(on_device.v + half * static_cast<size_t>(block), 10 + block, half);
+    }
+    KvCache::copy(backend, CacheMove::How::to_host, *device, 2, *host, 1, 2);
+    for (const size_t at : {size_t{0}, half - 1}) {
+      EXPECT_EQ(on_host.k[half + at], std::byte{2});
+      EXPECT_EQ(on_host.k[2 * half + at], std::byte{3});
+      EXPECT_EQ(on_host.v[half + at], std::byte{12});
+      EXPECT_EQ(on_host.v[2 * half + at], std::byte{13});
+    }
+    EXPECT_EQ(on_host.k[half - 1], std::byte{0xFF}) << "the block before is as it was";
+  }
+  const auto states = SsmStateCache::create(backend, kSpecs, 4);
+  const auto swapped = SsmStateCache::create(backend, kSpecs, 2, true);
+  ASSERT_TRUE(states.ok() && swapped.ok());
+  for (const size_t layer : {2u, 4u}) {
+    const size_t ssm = static_cast<size_t>(kSpecs[layer].ssm_state_elements());
+    const size_t conv = static_cast<size_t>(kSpecs[layer].conv_state_elements());
+    for (size_t slot = 0; slot < 4; ++slot) {
+      std::fill_n(states->view(layer).ssm + slot * ssm, ssm, static_cast<float>(slot));
+      std::fill_n(states->view(layer).conv + slot * conv, conv, static_cast<float>(10 + slot));
+    }
+    SsmStateCache::copy(backend, CacheMove::How::to_host, *states, 3, *swapped, 1);
+    for (size_t i = 0; i < ssm; ++i) EXPECT_EQ(swapped->view(layer).ssm[ssm + i], 3);
+    for (size_t i = 0; i < conv; ++i) EXPECT_EQ(swapped->view(layer).conv[conv + i], 13);
+    EXPECT_TRUE(std::isnan(swapped->view(layer).ssm[ssm - 1]));
   }
 }
 

@@ -669,9 +669,9 @@ TEST(Engine, ADeadlineEndsARequestWithAnError) {
 
 // --- prefix cache and preemption ---
 
-std::vector<int32_t> operator+(std::vector<int32_t> a, const std::vector<int32_t>& b) {
-  a.insert(a.end(), b.begin(), b.end());
-  return a;
+std::vector<int32_t> operator+(std::vector<int32_t> first, const std::vector<int32_t>& second) {
+  first.insert(first.end(), second.begin(), second.end());
+  return first;
 }
 
 EngineConfig chat_config() {
@@ -737,10 +737,11 @@ const ReuseCase kReuseCases[] = {
      32},  // what every 32 tokens leave
     {"another at once", [](auto&) {}, [](auto& r) { r.prompt_token_ids[0] ^= 1; }, 0},
     {"a request that wants all computed", [](auto&) {}, [](auto& r) { r.use_prefix_cache = false; }, 0},
-    {"off", [](auto& c) { c.enable_prefix_caching = false; }, [](auto&) {}, 0},
+    {"off", [](auto& config) { config.enable_prefix_caching = false; }, [](auto&) {}, 0},
     // The answer's end has the slot, and is no beginning of the prompt.
-    {"no slot for snapshots", [](auto& c) { c.snapshot_bytes = 0, c.max_num_seqs = 1; }, [](auto&) {}, 0},
-    {"one slot", [](auto& c) { c.snapshot_bytes = 24, c.max_num_seqs = 1; }, [](auto&) {}, 59},
+    {"no slot for snapshots", [](auto& config) { config.snapshot_bytes = 0, config.max_num_seqs = 1; }, [](auto&) {},
+     0},
+    {"one slot", [](auto& config) { config.snapshot_bytes = 24, config.max_num_seqs = 1; }, [](auto&) {}, 59},
 };
 
 TEST(EnginePrefixCache, AnAnswerIsTheSameWithAHit) {

@@ -135,14 +135,36 @@ bool Scheduler::can_admit(const Sequence& sequence, const PrefixCache::Match& ma
   if (seats_.num_free() == 0) return false;
   const int copies = match.length % limits_.block_size != 0 ? 1 : 0;  // of the last block of a snapshot
   const int needed = std::max(blocks_at_first(sequence) - match.num_blocks, copies);
-  const int spare = static_cast<int>(running_.size());  // so that those who run get on
-  return needed + spare <= cache_.available_blocks() - match.num_idle;
+  return needed + spare_blocks() <= cache_.available_blocks() - match.num_idle;
+}
+
+// A block for each that runs and can need one, so that they get on.
+int Scheduler::spare_blocks() const {
+  return static_cast<int>(std::ranges::count_if(running_, [this](const auto& sequence) {
+    return static_cast<int>(sequence->blocks.size()) < blocks_for(sequence->max_total_tokens - 1);
+  }));
+}
+
+// Whether a sequence that runs is about to compute what this one begins with: prefills take turns anyway, and so it is
+// computed once. The same prompt with several choices, many conversations under a new system message.
+bool Scheduler::is_being_computed(const Sequence& sequence, int known) const {
+  if (!caches(sequence)) return false;
+  for (const auto& other : running_) {
+    if (!caches(*other) || other->decoding()) continue;
+    for (const int end : other->turn_ends) {
+      if (limits_.has_state && end <= other->num_computed) continue;  // the snapshot was taken, or was not
+      if (end < known + limits_.min_snapshot_tokens || end >= sequence.num_tokens()) continue;
+      if (std::ranges::equal(sequence.first_tokens(end), other->first_tokens(end))) return true;
+    }
+  }
+  return false;
 }
 
 bool Scheduler::admit_next() {
   if (waiting_.empty() || seats_.num_free() == 0) return false;
   Sequence& sequence = *waiting_.front();
   PrefixCache::Match match = this->match(sequence);
+  if (is_being_computed(sequence, match.length)) return false;
   if (!can_admit(sequence, match)) {
     if (!running_.empty()) return false;
     match = {};  // it needs all blocks there are, and with a copy one more

@@ -3,8 +3,8 @@
 //
 // Order is by priority, then by arrival. Strictly in this order a sequence is admitted when a state slot and the blocks
 // of its prompt can be had, and a block is left for each that runs; what the prefix cache knows of the prompt is not
-// computed again. A step holds first the decodes, all of them, then prefills in order of admission as far as
-// max_num_batched_tokens reaches.
+// computed again, and what another is just computing is waited for. A step holds first the decodes, all of them, then
+// prefills in order of admission as far as max_num_batched_tokens reaches.
 //
 // While it generates, a sequence takes blocks as it needs them. When none is left, the last in order is preempted: what
 // it has computed goes to the prefix cache and it to the queue, from where it goes on with what is still there. So the
@@ -96,6 +96,8 @@ class Scheduler {
   PrefixCache::Match match(const Sequence& sequence) const;
   int blocks_at_first(const Sequence& sequence) const;
   bool can_admit(const Sequence& sequence, const PrefixCache::Match& match) const;
+  int spare_blocks() const;
+  bool is_being_computed(const Sequence& sequence, int known) const;
   bool admit_next();
   void make_way();
   bool grow_decodes();

@@ -180,6 +180,51 @@ TEST(Scheduler, TheLastInOrderIsPreemptedAndGoesOnWithWhatItHad) {
   }
 }
 
+TEST(Scheduler, APromptThatIsBeingComputedIsWaitedFor) {
+  for (const bool has_state : {true, false}) {
+    Scheduler scheduler({.max_num_seqs = 4,
+                         .max_num_batched_tokens = 10,
+                         .max_model_len = 64,
+                         .max_queue = 8,
+                         .num_blocks = 64,
+                         .block_size = 4,
+                         .prefix_caching = true,
+                         .has_state = has_state,
+                         .num_snapshots = 4,
+                         .min_snapshot_tokens = 5});
+    for (int i = 0; i < 3; ++i) {
+      auto sequence = make_sequence(scheduler, 26, 9);
+      sequence->turn_ends = {0, 24};
+      if (i == 2) sequence->token_ids[3] = 8;
+      ASSERT_TRUE(scheduler.add(std::move(sequence)).ok());
+    }
+    std::string steps;
+    while (scheduler.running().size() < 3) {
+      const auto step = scheduler.schedule();
+      for (const auto& s : step) steps += (s.decode ? "d" : "p") + std::to_string(s.num_tokens) + " ";
+      steps += "| ";
+      compute(scheduler, step);
+    }
+    EXPECT_EQ(steps, has_state ? "p10 | p10 | p4 | p2 p2 p6 | " : "p10 | p10 | p6 | d1 p2 p7 | ");
+    EXPECT_EQ(scheduler.running()[1]->num_cached, 24);
+    EXPECT_EQ(scheduler.running()[2]->num_cached, 0);
+  }
+}
+
+TEST(Scheduler, AllThatTheMemoryWasPlannedForRunAtOnce) {
+  for (const int max_tokens : {1, 2, 20}) {
+    const int blocks = (16 + max_tokens - 1 + 3) / 4;
+    Scheduler scheduler({.max_num_seqs = 8,
+                         .max_num_batched_tokens = 128,
+                         .max_model_len = 16 + max_tokens,
+                         .max_queue = 8,
+                         .num_blocks = 8 * blocks,
+                         .block_size = 4});
+    for (int i = 0; i < 8; ++i) ASSERT_TRUE(scheduler.add(make_sequence(scheduler, 16, max_tokens)).ok());
+    EXPECT_EQ(scheduler.schedule().size(), 8u) << max_tokens;
+  }
+}
+
 TEST(Scheduler, PriorityComesBeforeArrival) {
   Scheduler scheduler({.max_num_seqs = 2,
                        .max_num_batched_tokens = 8,
