@@ -45,6 +45,7 @@ PrefixCache::PrefixCache(const PrefixCacheLimits& limits)
       host_slots_(limits.num_host_slots),
       users_(static_cast<size_t>(limits.num_blocks), 0) {
   moves_.reserve(64);
+  lost_.reserve(kRememberedLosses);
 }
 
 // --- blocks and slots ---

@@ -2,6 +2,8 @@
 // has a recurrent state, snapshots of it. Hands out blocks and state slots, and makes room by giving up what was used
 // longest ago: first on the device, where it goes to the host's memory if there is some, then there.
 //
+// It knows tokens alone: whoever shares one shares the model and the formats of its caches.
+//
 // Pure bookkeeping: what has to be copied is left in moves(), which somebody does in this order before the next step.
 //
 // Prefixes are a tree of full blocks, compared by their tokens, so that no collision of hashes can give a wrong answer.

@@ -764,6 +764,38 @@ TEST(EnginePrefixCache, AnAnswerIsTheSameWithAHit) {
   }
 }
 
+TEST(EnginePrefixCache, WhatWasNotKeptIsCountedByReason) {
+  const struct {
+    const char* what;
+    std::function<void(EngineConfig&)> change;
+    int first_turn;  // tokens of the turn both prompts begin with
+    std::array<int64_t, kNumLost> lost;
+  } rows[] = {
+      {"nothing", [](auto&) {}, 20, {0, 0, 0, 0}},
+      {"too short", [](auto& config) { config.min_snapshot_tokens = 25; }, 20, {0, 20, 0, 0}},
+      {"no slot", [](auto& config) { config.snapshot_bytes = 0, config.max_num_seqs = 1; }, 20, {0, 0, 20, 0}},
+      {"between", [](auto& config) { config.snapshot_interval = 512; }, 0, {0, 0, 0, 16}},
+  };
+  for (const auto& row : rows) {
+    SCOPED_TRACE(row.what);
+    EngineConfig config = chat_config();
+    row.change(config);
+    auto engine = make_engine(config);
+    // One begins with a turn, or with text that goes on; what follows differs.
+    std::vector<int32_t> begin = turn(19, 1);
+    if (row.first_turn == 0) begin.pop_back();
+    for (const uint32_t seed : {2u, 3u}) {
+      std::vector<int32_t> rest = prompt(8, seed);
+      for (int32_t& token : rest) token = std::max<int32_t>(token, kA);
+      rest[0] = letter(seed == 2 ? 'x' : 'y');
+      ask_cached(*engine, {.prompt_token_ids = begin + rest, .params = greedy(2)});
+    }
+    const PrefixCacheStats stats = engine->stats().prefix_cache;
+    EXPECT_EQ(stats.lost, row.lost);
+    EXPECT_EQ(stats.hits, row.what == std::string("nothing") ? 20 : 0);
+  }
+}
+
 TEST(EnginePrefixCache, ComesBackFromTheHost) {
   EngineConfig config = chat_config();
   config.max_num_seqs = 1;

@@ -307,8 +307,16 @@ void Scheduler::computed(Sequence& sequence, int num_tokens) {
   if (sequence.read_slot != sequence.state_slot) cache_.release_slot(sequence.read_slot);
   sequence.read_slot = sequence.state_slot;
   if (snapshot) take_snapshot(sequence);
-  if (ends_prefill && !limits_.has_state && caches(sequence)) {
+  if (!ends_prefill || !caches(sequence)) return;
+  if (!limits_.has_state) {
     cache_.insert(sequence.first_tokens(sequence.num_computed), sequence.blocks, -1);
+    return;
+  }
+  for (const int end : sequence.turn_ends) {
+    const int saved = end - sequence.last_snapshot;
+    if (saved > 0 && saved < limits_.min_snapshot_tokens) {
+      cache_.note_lost(sequence.first_tokens(end), Lost::too_short);
+    }
   }
 }
 
