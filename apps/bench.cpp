@@ -209,6 +209,7 @@ Result<void> Bench::run() {
                        .kv_cache_dtype = prepared.config.kv_cache_dtype,
                        .gpu_memory_utilization = prepared.config.gpu_memory_utilization,
                        .uncounted_weight_bytes = prepared.config.uncounted_weight_bytes,
+                       .kv_offloading_bytes = static_cast<int64_t>(options_.open.kv_offloading_size * 0x1p30),
                        .probe_seconds = options_.probe_seconds,
                        .arithmetic = arithmetic_for(*prepared.model, *prepared.backend),
                        .random_weights = prepared.checkpoint->dummy() != nullptr,
@@ -379,6 +380,10 @@ void add_bench_command(CLI::App& app, int& exit_code) {
                    "first turns of conversations, tokens: the first token of it and of the next turns, which know it")
       ->delimiter(',')
       ->check(CLI::Range(128, 1 << 20));
+  command
+      ->add_option("--kv-offloading-size", options->open.kv_offloading_size,
+                   "GiB of host memory: the first token of such a conversation after it was swapped out to there")
+      ->check(CLI::Range(0.0, 65536.0));
   command->add_option("--batch-size", options->batch_sizes, "sequences that decode at once")
       ->delimiter(',')
       ->check(CLI::Range(1, 4096))

@@ -146,7 +146,7 @@ class Probes {
 
 constexpr int kTurnTokens = 60;    // of a question, and of an answer
 constexpr int kAnswerTokens = 16;  // that are drawn in each turn
-constexpr const char* kTurns[] = {"new history", "second turn", "third turn"};
+constexpr const char* kTurns[] = {"new history", "second turn", "third turn", "swapped out"};
 
 constexpr float kSameLogprob = 0.05f;  // what the order of sums may change
 
@@ -262,8 +262,9 @@ Result<BenchRow> measure_prefill(const std::shared_ptr<const Model>& model, cons
 }
 
 EngineConfig history_engine(const MeasureConfig& config, int num_tokens) {
-  EngineConfig engine = engine_config(config, {1, 0, num_tokens, 6 * (kTurnTokens + 2) + kAnswerTokens});
+  EngineConfig engine = engine_config(config, {1, 0, num_tokens, 8 * (kTurnTokens + 2) + kAnswerTokens});
   engine.enable_prefix_caching = true;
+  engine.kv_offloading_bytes = config.kv_offloading_bytes;
   return engine;
 }
 
@@ -286,6 +287,7 @@ Result<std::vector<BenchRow>> measure_history(const std::shared_ptr<const Model>
   std::vector<BenchRow> rows;
   for (const char* turn : kTurns) {
     const bool first = turn == kTurns[0];
+    if (turn == kTurns[3] && config.kv_offloading_bytes == 0) break;
     rows.push_back({.what = What::first_token,
                     .part = turn,
                     .num_tokens = first ? num_tokens : 2 * (kTurnTokens + 1),
@@ -296,6 +298,11 @@ Result<std::vector<BenchRow>> measure_history(const std::shared_ptr<const Model>
     int turn_end = 0;
     std::vector<std::pair<std::vector<int32_t>, Turn>> turns;  // with their prompts
     for (BenchRow& row : rows) {
+      if (row.part == kTurns[3]) {
+        std::vector<int32_t> other;
+        say(other, static_cast<int>(engine->config().max_model_len) - kAnswerTokens, false);
+        PROA_TRY(ask(*engine, other, false));
+      }
       if (turn_end > 0) say(history, kTurnTokens, true);  // the answer, as the client has it
       say(history, turn_end > 0 ? kTurnTokens : num_tokens - 1, true);
       std::vector<int32_t> prompt = history;

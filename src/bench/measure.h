@@ -23,6 +23,7 @@ struct MeasureConfig {
   Format kv_cache_dtype = Format::BF16;
   double gpu_memory_utilization = 0.9;
   int64_t uncounted_weight_bytes = 0;  // as of EngineConfig
+  int64_t kv_offloading_bytes = 0;     // likewise, for measure_history
   uint64_t seed = 0;                   // of the prompts
   double probe_seconds = 0.1;          // of each probe, before the first timed pass and after each
   Probe arithmetic = Probe::f32;       // that a prefill's limit is taken from
@@ -49,9 +50,10 @@ Result<BenchRow> measure_prefill(const std::shared_ptr<const Model>& model, cons
 
 // First tokens of a conversation whose first turn is num_tokens long, as chat templates write one: "new history", all
 // of it computed; "second turn" and "third turn", whose prompts repeat what was said, the answers without what was
-// thought, and add a question of 60 tokens to an answer of 60. So they know the prompt up to the end of the turn before.
-// A sample runs from submit to the first token; each pass has another history in the same engine. Errors: as above; a
-// turn that had to compute more; a first token that is another one when nothing is known.
+// thought, and add a question of 60 tokens to an answer of 60. So they know the prompt up to the end of the turn
+// before. With kv_offloading_bytes another turn, "swapped out": behind a prompt that took the whole device meanwhile.
+// A sample runs from submit to the first token; each pass has another history in the same engine. Errors: as
+// above; a turn that had to compute more; a first token that is another one when nothing is known.
 Result<std::vector<BenchRow>> measure_history(const std::shared_ptr<const Model>& model,
                                               const std::shared_ptr<Backend>& backend, const Tokenizer& tokenizer,
                                               const MeasureConfig& config, int num_tokens);

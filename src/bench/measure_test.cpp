@@ -130,6 +130,11 @@ TEST(Measure, AHistoryThatIsKnownIsNotComputedAgain) {
     EXPECT_EQ(row.seconds.size(), 2u);
   }
   EXPECT_EQ(rows->back().part, "third turn");
+  const auto swapped =
+      measure_history(f.model, f.backend, f.tokenizer, {.num_iters = 1, .kv_offloading_bytes = 64 << 20}, 150);
+  ASSERT_TRUE(swapped.ok()) << swapped.error().message();
+  ASSERT_EQ(swapped->size(), 4u);
+  EXPECT_EQ(swapped->back().part, "swapped out");
 }
 
 TEST(Measure, ADeviceWithoutProbesHasNoLimits) {

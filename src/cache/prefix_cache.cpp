@@ -394,7 +394,10 @@ void PrefixCache::leave_device(int32_t id) {
     const Node& node = nodes_[static_cast<size_t>(id)];
     return node.host_entries > 0 && node.host_block < 0;
   };
-  while (host_needs() && host_blocks_.num_free() == 0) drop(host_.begin());
+  while (host_needs() && host_blocks_.num_free() == 0) {
+    assert(!host_.empty() && "a block of the host is held by no entry of it");
+    drop(host_.begin());
+  }
   Node& node = nodes_[static_cast<size_t>(id)];
   if (host_needs()) {
     node.host_block = host_blocks_.allocate();

@@ -114,8 +114,6 @@ class PrefixCache {
   std::span<const CacheMove> moves() const { return moves_; }
   void moves_done() { moves_.clear(); }
 
-  const BlockPool& slots() const { return slots_; }
-
  private:
   friend struct PrefixCacheCheck;  // of the tests
 
