@@ -282,8 +282,8 @@ int Scheduler::next_snapshot(const Sequence& sequence) const {
   for (const int end : sequence.turn_ends) {
     if (end >= from) next = std::min(next, end);
   }
-  for (const int end :
-       sequence.turn_ends) {  // the later one of two that are too close: it is where the next turn begins
+  // Of two that are too close the later one, and the turn's end rather than another point: there the next turn begins.
+  for (const int end : sequence.turn_ends) {
     if (end > next && end < next + limits_.min_snapshot_tokens) next = end;
   }
   return next;
