@@ -46,7 +46,9 @@ TEST(LmHead, Cases) {
       Floats logits = poisoned(expected.size(), c.offset);
       op.logits = logits.data();
       backend.lm_head(op);
-      EXPECT_LE(relative_error(logits, expected), 2 * sum_bound(c.hidden_size));
+      // Logits decide: where inputs are rounded, those of this op keep 8 bits more.
+      const double rounding = backend.input_rounding(c.format) / 256;
+      EXPECT_LE(relative_error(logits, expected), 2 * sum_bound(c.hidden_size) + rounding);
     });
   }
 }

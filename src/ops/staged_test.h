@@ -24,6 +24,7 @@ class StagedBackend final : public Backend {
   std::string_view name() const override { return device_->name(); }
   std::string_view description() const override { return device_->description(); }
   std::string_view on_reference() const override { return device_->on_reference(); }
+  double input_rounding(Format format) const override { return device_->input_rounding(format); }
   bool same_bits_in_any_batch() const override { return device_->same_bits_in_any_batch(); }
   Result<Buffer> allocate(size_t bytes) override { return device_->allocate(bytes); }
 

@@ -40,6 +40,8 @@ class CpuBackend : public Backend {
   // `target` is one of targets(). num_threads: 0 means one per core.
   CpuBackend(int64_t target, int num_threads);
 
+  // AVX-512 with products of bytes (VNNI, VBMI), under the name that Highway has for it.
+  static constexpr int64_t kTargetVnni = HWY_AVX3_DL;
   // Instruction sets that are compiled in and that this machine runs, as HWY_AVX3 and so on; the best first.
   static std::vector<int64_t> targets();
 
@@ -68,7 +70,10 @@ class CpuBackend : public Backend {
 
   double probe(Probe what, double seconds) override;
 
-  int64_t target() const { return target_; }
+  // That of the kernels. What a target has beyond it, kernels with names of their own use: linear_vnni.h.
+  int64_t target() const { return target_ == kTargetVnni ? HWY_AVX3 : target_; }
+  bool multiplies_bytes() const { return target_ == kTargetVnni; }
+  double input_rounding(Format format) const override;
   ThreadPool& threads() { return threads_; }
 
   // Uninitialised memory for one op, aligned to 64 bytes, valid until the next call: an op asks once, for all it needs

@@ -83,12 +83,13 @@ HWY_EXPORT(activate);
 }  // namespace
 
 void rms_norm(CpuBackend& backend, int num_tokens, int size, const float* x, const int32_t* x_rows, const float* norm,
-              float eps, float* y, int64_t y_stride) {
+              float eps, const Input& y) {
   const auto kernel = &PROA_DISPATCH(normalize, backend.target());
   // A fork and join costs about as much as normalizing four rows.
   backend.threads().parallel_for(num_tokens, 4, [&](int64_t begin, int64_t end, int) {
     for (int64_t t = begin; t < end; ++t) {
-      kernel(x + (x_rows ? x_rows[t] : t) * size, norm, eps, size, y + t * y_stride, y_stride);
+      kernel(x + (x_rows ? x_rows[t] : t) * size, norm, eps, size, y.x + t * y.stride, y.stride);
+      y.round(t, 0, y.stride, size);
     }
   });
 }

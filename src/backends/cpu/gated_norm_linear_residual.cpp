@@ -46,32 +46,36 @@ namespace proa {
 HWY_EXPORT(gated_norm);
 
 void CpuBackend::gated_norm_linear_residual(const GatedNormLinearResidual& op) {
-  const int64_t stride = padded_cols(op.inner), panel = panel_floats(op.inner) * threads().num_threads();
-  const size_t bytes = Arena::padded<float>(op.num_tokens * stride) + Arena::padded<float>(panel);
+  const int64_t rooms = room_floats(op.inner, op.num_tokens) * threads().num_threads();
+  const bool rounded = reads_digits(*this, op.weight);
+  const size_t bytes = Input::bytes(op.num_tokens, op.inner, rounded) + Arena::padded<float>(rooms);
   std::byte* memory = scratch(bytes);
   if (counting()) return;
   Arena arena(memory, bytes);
-  float* normed = arena.take<float>(op.num_tokens * stride);
-  float* panels = arena.take<float>(panel);
+  const Input normed(arena, op.num_tokens, op.inner, rounded);
+  float* room = arena.take<float>(rooms);
 
   const int width = op.inner / op.n_groups;
   const auto norm = PROA_DISPATCH(gated_norm, target());
-  threads().parallel_for(int64_t{op.num_tokens} * op.n_groups, 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t t = i / op.n_groups, first = i % op.n_groups * width;
-      float* row = normed + t * stride;
-      norm(op.y + t * op.inner + first, op.z + t * op.z_stride + first, op.norm + first, op.eps, width, row + first);
-      if (first == 0) std::fill(row + op.inner, row + stride, 0.0f);
+  threads().parallel_for(op.num_tokens, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = begin; t < end; ++t) {
+      float* row = normed.x + t * normed.stride;
+      for (int first = 0; first < op.inner; first += width) {
+        norm(op.y + t * op.inner + first, op.z + t * op.z_stride + first, op.norm + first, op.eps, width, row + first);
+      }
+      std::fill(row + op.inner, row + normed.stride, 0.0f);
+      normed.round(t, 0, normed.stride, op.inner);
     }
   });
   const Linear linears[] = {{.weight = op.weight,
                              .num_tokens = op.num_tokens,
-                             .x = normed,
-                             .x_stride = stride,
+                             .x = normed.x,
+                             .x_stride = normed.stride,
                              .y = op.residual,
                              .y_stride = op.weight.rows,
-                             .add = true}};
-  linear(*this, linears, panels);
+                             .add = true,
+                             .digits = &normed.digits}};
+  linear(*this, linears, room);
 }
 
 }  // namespace proa

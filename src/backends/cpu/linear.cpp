@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "backends/cpu/linear_vnni.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "backends/cpu/linear.cpp"
 #include "hwy/foreach_target.h"
@@ -286,20 +288,38 @@ int64_t panel_rows(int64_t cols) { return std::clamp<int64_t>(65536 / std::max<i
 
 }  // namespace
 
-int64_t panel_floats(int64_t cols) { return panel_rows(cols) * padded_cols(cols); }
-
-void linear_rows(int64_t target, const Linear& op, int64_t begin, int64_t end, float* panel) {
-  PROA_DISPATCH(linear_rows, target)(op, begin, end, panel_rows(op.weight.cols), panel);
+void Input::round(int64_t token, int64_t begin, int64_t end, int64_t cols) const {
+  if (digits.data) vnni_round(x + token * stride, begin, end, cols, digits.fine, digits.row(token));
 }
 
-void linear(CpuBackend& backend, std::span<const Linear> linears, float* panels) {
-  int64_t cols = 0;
-  for (const Linear& op : linears) cols = std::max(cols, op.weight.cols);
-  const int64_t panel_size = panel_floats(cols);
+bool reads_digits(const CpuBackend& backend, Format format, bool scaled) {
+  return backend.multiplies_bytes() && !scaled && vnni_multiplies(format);
+}
+
+int64_t room_floats(int64_t cols, int64_t num_tokens) {
+  const auto digits = static_cast<int64_t>(vnni_room(num_tokens) / sizeof(float));
+  return std::max(panel_rows(cols) * padded_cols(cols), digits);
+}
+
+int64_t row_unit(const CpuBackend& backend, Format format, int64_t num_tokens) {
+  return reads_digits(backend, format, false) ? vnni_row_unit(num_tokens) : 4;
+}
+
+void linear_rows(const CpuBackend& backend, const Linear& op, int64_t begin, int64_t end, float* room) {
+  if (op.digits && op.digits->data && reads_digits(backend, op.weight)) {
+    return vnni_rows(op, begin, end, reinterpret_cast<std::byte*>(room));
+  }
+  PROA_DISPATCH(linear_rows, backend.target())(op, begin, end, panel_rows(op.weight.cols), room);
+}
+
+void linear(CpuBackend& backend, std::span<const Linear> linears, float* rooms) {
+  int64_t size = 0;
+  for (const Linear& op : linears) size = std::max(size, room_floats(op.weight.cols, op.num_tokens));
   backend.threads().parallel_for(kRowShares, 1, [&](int64_t begin, int64_t end, int thread) {
     for (const Linear& op : linears) {
-      const RowRange range = shares_of(op.weight.rows, begin, end);
-      linear_rows(backend.target(), op, range.begin, range.end, panels + thread * panel_size);
+      const int64_t unit = row_unit(backend, op.weight.format, op.num_tokens);
+      const RowRange range = shares_of(op.weight.rows, unit, begin, end);
+      linear_rows(backend, op, range.begin, range.end, rooms + thread * size);
     }
   });
 }

@@ -1,6 +1,9 @@
 // linear: y = W · x for any number of tokens, under every matrix op of this backend. A weight row is decoded in
-// registers for one token, and once into a panel that stays in cache for many. The sum of one (row, token) is taken in
+// registers for few tokens, and once into a panel that stays in cache for many. The sum of one (row, token) is taken in
 // the same order whatever the number of tokens, so prefill in chunks and decode give the same bits.
+//
+// Where the machine multiplies bytes (linear_vnni.h), integer weights meet activations of 8 bits; all other products
+// are those of decoded weights and F32 activations.
 #pragma once
 
 #include <algorithm>
@@ -8,6 +11,7 @@
 #include <span>
 
 #include "backends/cpu/cpu_backend.h"
+#include "backends/cpu/digits.h"
 
 namespace proa {
 
@@ -23,31 +27,62 @@ struct Linear {
   const int32_t* x_rows = nullptr;  // [num_tokens] row of x a token reads; null: its own number
   const int32_t* y_rows = nullptr;  // [num_tokens] row of y a token writes; null: its own number
   const float* scale = nullptr;     // [num_tokens] factor of a token's result; null: 1
+  const Digits* digits = nullptr;   // the rows of x once more; null or without data: there are none
 };
 
 // Kernels read x in blocks of 32 columns.
 inline int64_t padded_cols(int64_t cols) { return (cols + 31) / 32 * 32; }
 
-// Floats of panel that one thread needs for a weight of so many columns.
-int64_t panel_floats(int64_t cols);
+// What products read: tokens in F32, and as digits where `rounded` is one of the weights they meet.
+struct Input {
+  float* x;        // [num_tokens, stride]
+  int64_t stride;  // floats: padded_cols(cols)
+  Digits digits;
+
+  Input(Arena& arena, int64_t num_tokens, int64_t cols, bool rounded, bool fine = false)
+      : x(arena.take<float>(num_tokens * padded_cols(cols))), stride(padded_cols(cols)) {
+    digits = {nullptr, Digits::groups_of(cols), fine};
+    if (rounded) digits.data = arena.take<std::byte>(num_tokens * static_cast<int64_t>(digits.row_bytes()));
+  }
+  static size_t bytes(int64_t num_tokens, int64_t cols, bool rounded, bool fine = false) {
+    const Digits digits{nullptr, Digits::groups_of(cols), fine};
+    return Arena::padded<float>(num_tokens * padded_cols(cols)) +
+           (rounded ? Arena::padded<std::byte>(num_tokens * static_cast<int64_t>(digits.row_bytes())) : 0);
+  }
+  // Columns [begin, end) of a token to its digits, if there are any; as vnni_round().
+  void round(int64_t token, int64_t begin, int64_t end, int64_t cols) const;
+};
+
+// Whether products with a weight read digits: one of such a format, and `scaled` if it has scales beside it.
+bool reads_digits(const CpuBackend& backend, Format format, bool scaled);
+inline bool reads_digits(const CpuBackend& backend, const Weight& weight) {
+  return reads_digits(backend, weight.format, static_cast<bool>(weight.scales));
+}
+
+// Floats of room that one thread needs for weights of so many columns.
+int64_t room_floats(int64_t cols, int64_t num_tokens);
 
 // Rows [begin, end) of one linear, by the calling thread.
-void linear_rows(int64_t target, const Linear& linear, int64_t begin, int64_t end, float* panel);
+void linear_rows(const CpuBackend& backend, const Linear& linear, int64_t begin, int64_t end, float* room);
 
 // All of them in one loop of all threads. Rows are shared out in the same way for each, so that those that add to the
-// same y do not race. `panels` holds num_threads · panel_floats(the largest cols).
-void linear(CpuBackend& backend, std::span<const Linear> linears, float* panels);
+// same y do not race. `rooms` holds num_threads · room_floats(the largest cols, the most tokens).
+void linear(CpuBackend& backend, std::span<const Linear> linears, float* rooms);
 
-// Loops over the rows of several matrices at once: kRowShares shares of each, cut at multiples of four rows.
+// Loops over the rows of several matrices at once: kRowShares shares of each, cut at multiples of `unit` rows.
 constexpr int kRowShares = 64;
 struct RowRange {
   int64_t begin;
   int64_t end;
 };
-inline RowRange shares_of(int64_t rows, int64_t begin, int64_t end) {
-  const int64_t tiles = (rows + 3) / 4;
-  const auto cut = [&](int64_t share) { return std::min(rows, tiles * share / kRowShares * 4); };
+inline RowRange shares_of(int64_t rows, int64_t unit, int64_t begin, int64_t end) {
+  const int64_t tiles = (rows + unit - 1) / unit;
+  const auto cut = [&](int64_t share) { return std::min(rows, tiles * share / kRowShares * unit); };
   return {cut(begin), cut(end)};
 }
+// Where rows become the columns of a next product, they are cut where its blocks begin: a row tile rounds its own.
+constexpr int64_t kBlockRows = 32;
+// Rows that a kernel takes at once.
+int64_t row_unit(const CpuBackend& backend, Format format, int64_t num_tokens);
 
 }  // namespace proa

@@ -4,23 +4,24 @@
 namespace proa {
 
 void CpuBackend::lm_head(const LmHead& op) {
-  const int64_t stride = padded_cols(op.hidden_size);
-  const int64_t panels = threads().num_threads() * panel_floats(op.hidden_size);
-  const auto needed = Arena::padded<float>(op.num_rows * stride) + Arena::padded<float>(panels);
+  const int64_t rooms = threads().num_threads() * room_floats(op.hidden_size, op.num_rows);
+  const bool rounded = reads_digits(*this, op.weight);
+  const auto needed = Input::bytes(op.num_rows, op.hidden_size, rounded, true) + Arena::padded<float>(rooms);
   std::byte* memory = scratch(needed);
   if (counting()) return;
   Arena arena(memory, needed);
-  float* u = arena.take<float>(op.num_rows * stride);  // [num_rows, stride]
-  float* panel = arena.take<float>(panels);
+  const Input u(arena, op.num_rows, op.hidden_size, rounded, true);
+  float* room = arena.take<float>(rooms);
 
-  rms_norm(*this, op.num_rows, op.hidden_size, op.x, op.rows, op.norm, op.eps, u, stride);
+  rms_norm(*this, op.num_rows, op.hidden_size, op.x, op.rows, op.norm, op.eps, u);
   const Linear head{.weight = op.weight,
                     .num_tokens = op.num_rows,
-                    .x = u,
-                    .x_stride = stride,
+                    .x = u.x,
+                    .x_stride = u.stride,
                     .y = op.logits,
-                    .y_stride = op.weight.rows};
-  linear(*this, {&head, 1}, panel);
+                    .y_stride = op.weight.rows,
+                    .digits = &u.digits};
+  linear(*this, {&head, 1}, room);
 }
 
 }  // namespace proa

@@ -13,16 +13,19 @@ struct Plan {
   int32_t* next;   // [n_routed_experts]
   int32_t* token;  // [pairs]
   float* weight;   // [pairs]
+  int32_t* used;   // [num_used] experts that have pairs
+  int num_used = 0;
 
   Plan(Arena& arena, const Moe& op)
       : start(arena.take<int32_t>(op.n_routed_experts + 1)),
         next(arena.take<int32_t>(op.n_routed_experts)),
         token(arena.take<int32_t>(pairs(op))),
-        weight(arena.take<float>(pairs(op))) {}
+        weight(arena.take<float>(pairs(op))),
+        used(arena.take<int32_t>(op.n_routed_experts)) {}
 
   static int64_t pairs(const Moe& op) { return int64_t{op.num_tokens} * op.num_experts_per_tok; }
   static size_t bytes(const Moe& op) {
-    return Arena::padded<int32_t>(op.n_routed_experts + 1) + Arena::padded<int32_t>(op.n_routed_experts) +
+    return Arena::padded<int32_t>(op.n_routed_experts + 1) + 2 * Arena::padded<int32_t>(op.n_routed_experts) +
            Arena::padded<int32_t>(pairs(op)) + Arena::padded<float>(pairs(op));
   }
 
@@ -32,6 +35,10 @@ struct Plan {
     for (int64_t i = 0; i < pairs(op); ++i) ++start[op.topk_ids[i] + 1];
     for (int e = 0; e < n; ++e) start[e + 1] += start[e];
     std::copy_n(start, n, next);
+    num_used = 0;
+    for (int e = 0; e < n; ++e) {
+      if (start[e + 1] > start[e]) used[num_used++] = e;
+    }
     for (int64_t i = 0; i < pairs(op); ++i) {
       const int32_t p = next[op.topk_ids[i]]++;
       token[p] = static_cast<int32_t>(i / op.num_experts_per_tok);
@@ -46,127 +53,155 @@ void CpuBackend::moe(const Moe& op) {
   const int num_threads = threads().num_threads();
   const int64_t tokens = op.num_tokens;
   const int64_t pairs = Plan::pairs(op);
-  const int64_t u_stride = padded_cols(op.hidden_size);
   const int64_t latent = op.up.cols;  // hidden_size where there is no latent
-  const int64_t z_stride = padded_cols(latent);
-  const int64_t h_stride = padded_cols(op.up.rows);
-  const int64_t s_stride = op.shared_up ? padded_cols(op.shared_up.rows) : 0;
-  const int64_t latent_size = op.latent_in ? tokens * z_stride : 0;
-  int64_t panel_size = 0;
-  for (int64_t cols : {int64_t{op.hidden_size}, latent, op.up.rows, op.shared_up.rows}) {
-    panel_size = std::max(panel_size, panel_floats(cols));
+  const int64_t width = op.up.rows, shared_width = op.shared_up.rows;
+  const bool up_rounded = reads_digits(*this, op.up.format, op.up.scales_data);
+  const bool down_rounded = reads_digits(*this, op.down.format, op.down.scales_data);
+  const bool u_rounded = (!op.latent_in && up_rounded) || (op.latent_in && reads_digits(*this, op.latent_in)) ||
+                         (op.shared_up && reads_digits(*this, op.shared_up));
+  const bool shared_rounded = op.shared_up && reads_digits(*this, op.shared_down);
+  const bool r_rounded = op.latent_out && reads_digits(*this, op.latent_out);
+  const int64_t latent_tokens = op.latent_in ? tokens : 0, shared_tokens = op.shared_up ? tokens : 0;
+  int64_t room_size = 0;
+  for (int64_t cols : {int64_t{op.hidden_size}, latent, width, shared_width}) {
+    room_size = std::max(room_size, room_floats(cols, tokens));
   }
 
-  const auto needed = Plan::bytes(op) + Arena::padded<float>(tokens * u_stride) +
-                      2 * Arena::padded<float>(latent_size) + Arena::padded<float>(pairs * h_stride) +
-                      Arena::padded<float>(tokens * s_stride) + Arena::padded<float>(num_threads * panel_size);
+  const auto needed = Plan::bytes(op) + Input::bytes(tokens, op.hidden_size, u_rounded) +
+                      Input::bytes(latent_tokens, latent, up_rounded) + Input::bytes(latent_tokens, latent, r_rounded) +
+                      Input::bytes(pairs, width, down_rounded) +
+                      Input::bytes(shared_tokens, shared_width, shared_rounded) +
+                      Arena::padded<float>(num_threads * room_size);
   std::byte* memory = scratch(needed);
   if (counting()) return;
   Arena arena(memory, needed);
   Plan plan(arena, op);
-  float* u = arena.take<float>(tokens * u_stride);       // [num_tokens, u_stride]
-  float* z = arena.take<float>(latent_size);             // [num_tokens, z_stride]
-  float* r = arena.take<float>(latent_size);             // [num_tokens, z_stride]
-  float* h = arena.take<float>(pairs * h_stride);        // [pairs, h_stride]
-  float* shared = arena.take<float>(tokens * s_stride);  // [num_tokens, s_stride]
-  float* panels = arena.take<float>(num_threads * panel_size);
+  const Input u(arena, tokens, op.hidden_size, u_rounded);
+  const Input z(arena, latent_tokens, latent, up_rounded);
+  const Input r(arena, latent_tokens, latent, r_rounded);
+  const Input h(arena, pairs, width, down_rounded);
+  const Input shared(arena, shared_tokens, shared_width, shared_rounded);
+  float* rooms = arena.take<float>(num_threads * room_size);
 
   plan.sort(op);
-  rms_norm(*this, op.num_tokens, op.hidden_size, op.x, nullptr, op.norm, op.eps, u, u_stride);
+  rms_norm(*this, op.num_tokens, op.hidden_size, op.x, nullptr, op.norm, op.eps, u);
+  // Columns [begin, end) of what becomes the input of a next product, `end` behind its last at most.
+  const auto finish = [](const Input& input, int64_t token, int64_t begin, int64_t end, int64_t cols) {
+    float* row = input.x + token * input.stride;
+    std::fill(row + std::max(begin, std::min(end, cols)), row + end, 0.0f);
+    input.round(token, begin, end, cols);
+  };
   if (op.latent_in) {
     const Linear in{.weight = op.latent_in,
                     .num_tokens = op.num_tokens,
-                    .x = u,
-                    .x_stride = u_stride,
-                    .y = z,
-                    .y_stride = z_stride};
-    linear(*this, {&in, 1}, panels);
-    for (int64_t t = 0; t < tokens; ++t) std::fill(z + t * z_stride + latent, z + (t + 1) * z_stride, 0.0f);
-  } else {
-    z = u;
+                    .x = u.x,
+                    .x_stride = u.stride,
+                    .y = z.x,
+                    .y_stride = z.stride,
+                    .digits = &u.digits};
+    threads().parallel_for(z.stride, kBlockRows, [&](int64_t begin, int64_t end, int thread) {
+      linear_rows(*this, in, begin, std::min(end, latent), rooms + thread * room_size);
+      for (int64_t t = 0; t < tokens; ++t) finish(z, t, begin, end, latent);
+    });
   }
 
-  // act(Up · z) of a share of rows, with zeros behind the last row.
-  const auto up_rows = [&](const Linear& up, int64_t begin, int64_t end, int thread) {
-    const int64_t rows = up.weight.rows;
-    const RowRange range = shares_of(rows, begin, end);
-    if (range.begin == range.end) return;
-    linear_rows(target(), up, range.begin, range.end, panels + thread * panel_size);
+  // act(Up · z): blocks of rows of all experts in one loop, the shared one last.
+  const Input& routed = op.latent_in ? z : u;
+  const int64_t blocks = h.stride / kBlockRows;
+  const int64_t shared_blocks = op.shared_up ? shared.stride / kBlockRows : 0;
+  const auto up_rows = [&](const Linear& up, const Input& out, int64_t first, int64_t begin, int64_t end, int thread) {
+    const int64_t rows = up.weight.rows, last = std::min(end * kBlockRows, rows);
+    begin *= kBlockRows;
+    linear_rows(*this, up, begin, last, rooms + thread * room_size);
     for (int t = 0; t < up.num_tokens; ++t) {
-      float* row = up.y + t * up.y_stride;
-      activate(target(), op.activation, nullptr, row + range.begin, range.end - range.begin);
-      if (range.end == rows) std::fill(row + rows, row + up.y_stride, 0.0f);
+      activate(target(), op.activation, nullptr, up.y + t * up.y_stride + begin, last - begin);
+      finish(out, first + t, begin, end * kBlockRows, rows);
     }
   };
-  threads().parallel_for(kRowShares, 1, [&](int64_t begin, int64_t end, int thread) {
-    for (int e = 0; e < op.n_routed_experts; ++e) {
+  threads().parallel_for(plan.num_used * blocks + shared_blocks, 1, [&](int64_t begin, int64_t end, int thread) {
+    for (int i = 0; i < plan.num_used; ++i) {
+      const int64_t from = std::max<int64_t>(begin - i * blocks, 0), to = std::min(end - i * blocks, blocks);
+      if (from >= to) continue;
+      const int e = plan.used[i];
       const int32_t first = plan.start[e];
-      if (plan.start[e + 1] == first) continue;
       up_rows({.weight = op.up.expert(e),
                .num_tokens = plan.start[e + 1] - first,
-               .x = z,
-               .x_stride = z_stride,
-               .y = h + first * h_stride,
-               .y_stride = h_stride,
-               .x_rows = plan.token + first},
-              begin, end, thread);
+               .x = routed.x,
+               .x_stride = routed.stride,
+               .y = h.x + first * h.stride,
+               .y_stride = h.stride,
+               .x_rows = plan.token + first,
+               .digits = &routed.digits},
+              h, first, from, to, thread);
     }
-    if (op.shared_up) {
-      up_rows({.weight = op.shared_up,
-               .num_tokens = op.num_tokens,
-               .x = u,
-               .x_stride = u_stride,
-               .y = shared,
-               .y_stride = s_stride},
-              begin, end, thread);
-    }
+    const int64_t from = std::max<int64_t>(begin - plan.num_used * blocks, 0), to = end - plan.num_used * blocks;
+    if (from >= to) return;
+    up_rows({.weight = op.shared_up,
+             .num_tokens = op.num_tokens,
+             .x = u.x,
+             .x_stride = u.stride,
+             .y = shared.x,
+             .y_stride = shared.stride,
+             .digits = &u.digits},
+            shared, 0, from, to, thread);
   });
 
-  threads().parallel_for(kRowShares, 1, [&](int64_t begin, int64_t end, int thread) {
-    const auto down_rows = [&](const Linear& down) {
-      const RowRange range = shares_of(down.weight.rows, begin, end);
-      linear_rows(target(), down, range.begin, range.end, panels + thread * panel_size);
-    };
-    if (op.latent_in) {
-      const RowRange range = shares_of(latent, begin, end);
-      const int64_t last = range.end == latent ? z_stride : range.end;
-      for (int64_t t = 0; t < tokens && range.begin < range.end; ++t)
-        std::fill(r + t * z_stride + range.begin, r + t * z_stride + last, 0.0f);
-    }
-    for (int e = 0; e < op.n_routed_experts; ++e) {
+  // Rows of all experts' sums, so that no two threads add to the same.
+  const auto down_rows = [&](const Linear& down, int64_t begin, int64_t end, int thread) {
+    linear_rows(*this, down, begin, std::min(end, down.weight.rows), rooms + thread * room_size);
+  };
+  const auto routed_down = [&](float* y, int64_t y_stride, int64_t begin, int64_t end, int thread) {
+    for (int i = 0; i < plan.num_used; ++i) {
+      const int e = plan.used[i];
       const int32_t first = plan.start[e];
-      if (plan.start[e + 1] == first) continue;
+      const Digits digits = h.digits.from(first);
       down_rows({.weight = op.down.expert(e),
                  .num_tokens = plan.start[e + 1] - first,
-                 .x = h + first * h_stride,
-                 .x_stride = h_stride,
-                 .y = op.latent_in ? r : op.x,
-                 .y_stride = op.latent_in ? z_stride : op.hidden_size,
+                 .x = h.x + first * h.stride,
+                 .x_stride = h.stride,
+                 .y = y,
+                 .y_stride = y_stride,
                  .add = true,
                  .y_rows = plan.token + first,
-                 .scale = plan.weight + first});
+                 .scale = plan.weight + first,
+                 .digits = &digits},
+                begin, end, thread);
     }
-    if (op.shared_up) {
-      down_rows({.weight = op.shared_down,
-                 .num_tokens = op.num_tokens,
-                 .x = shared,
-                 .x_stride = s_stride,
-                 .y = op.x,
-                 .y_stride = op.hidden_size,
-                 .add = true});
-    }
-  });
-
-  if (op.latent_out) {
-    const Linear out{.weight = op.latent_out,
-                     .num_tokens = op.num_tokens,
-                     .x = r,
-                     .x_stride = z_stride,
-                     .y = op.x,
-                     .y_stride = op.hidden_size,
-                     .add = true};
-    linear(*this, {&out, 1}, panels);
+  };
+  const Linear shared_down{.weight = op.shared_down,
+                           .num_tokens = op.num_tokens,
+                           .x = shared.x,
+                           .x_stride = shared.stride,
+                           .y = op.x,
+                           .y_stride = op.hidden_size,
+                           .add = true,
+                           .digits = &shared.digits};
+  if (!op.latent_in) {
+    threads().parallel_for(op.hidden_size, down_rounded ? row_unit(*this, op.down.format, op.num_tokens) : 4,
+                           [&](int64_t begin, int64_t end, int thread) {
+                             routed_down(op.x, op.hidden_size, begin, end, thread);
+                             if (op.shared_up) down_rows(shared_down, begin, end, thread);
+                           });
+    return;
   }
+  threads().parallel_for(r.stride, kBlockRows, [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t t = 0; t < tokens; ++t) std::fill(r.x + t * r.stride + begin, r.x + t * r.stride + end, 0.0f);
+    routed_down(r.x, r.stride, begin, end, thread);
+    for (int64_t t = 0; t < tokens; ++t) finish(r, t, begin, end, latent);
+  });
+  const Linear out{.weight = op.latent_out,
+                   .num_tokens = op.num_tokens,
+                   .x = r.x,
+                   .x_stride = r.stride,
+                   .y = op.x,
+                   .y_stride = op.hidden_size,
+                   .add = true,
+                   .digits = &r.digits};
+  threads().parallel_for(op.hidden_size, row_unit(*this, op.latent_out.format, op.num_tokens),
+                         [&](int64_t begin, int64_t end, int thread) {
+                           if (op.shared_up) down_rows(shared_down, begin, end, thread);
+                           down_rows(out, begin, end, thread);
+                         });
 }
 
 }  // namespace proa

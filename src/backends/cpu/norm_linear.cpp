@@ -6,54 +6,63 @@
 namespace proa {
 
 void CpuBackend::norm_linear(const NormLinear& op) {
-  const int64_t stride = padded_cols(op.hidden_size);
-  const int64_t panels = threads().num_threads() * panel_floats(op.hidden_size);
-  const auto needed = Arena::padded<float>(op.num_tokens * stride) + Arena::padded<float>(panels) +
+  const int64_t rooms = threads().num_threads() * room_floats(op.hidden_size, op.num_tokens);
+  const bool rounded = std::any_of(op.outputs.begin(), op.outputs.end(),
+                                   [&](const LinearOutput& output) { return reads_digits(*this, output.weight); });
+  const auto needed = Input::bytes(op.num_tokens, op.hidden_size, rounded) + Arena::padded<float>(rooms) +
                       Arena::padded<Linear>(static_cast<int64_t>(op.outputs.size()));
   std::byte* memory = scratch(needed);
   if (counting()) return;
   Arena arena(memory, needed);
-  float* u = arena.take<float>(op.num_tokens * stride);  // [num_tokens, stride]
-  float* panel = arena.take<float>(panels);
+  const Input u(arena, op.num_tokens, op.hidden_size, rounded);
+  float* room = arena.take<float>(rooms);
   auto* linears = arena.take<Linear>(static_cast<int64_t>(op.outputs.size()));
 
-  rms_norm(*this, op.num_tokens, op.hidden_size, op.x, nullptr, op.norm, op.eps, u, stride);
+  rms_norm(*this, op.num_tokens, op.hidden_size, op.x, nullptr, op.norm, op.eps, u);
   for (size_t i = 0; i < op.outputs.size(); ++i) {
     const LinearOutput& output = op.outputs[i];
     new (&linears[i]) Linear{.weight = output.weight,
                              .num_tokens = op.num_tokens,
-                             .x = u,
-                             .x_stride = stride,
+                             .x = u.x,
+                             .x_stride = u.stride,
                              .y = output.y,
-                             .y_stride = output.weight.rows};
+                             .y_stride = output.weight.rows,
+                             .digits = &u.digits};
   }
-  linear(*this, {linears, op.outputs.size()}, panel);
+  linear(*this, {linears, op.outputs.size()}, room);
 }
 
 void CpuBackend::linear_residual(const LinearResidual& op) {
   const int64_t cols = op.weight.cols;
-  const int64_t stride = padded_cols(cols);
-  const int64_t panels = threads().num_threads() * panel_floats(cols);
-  const int64_t copied = stride == cols ? 0 : op.num_tokens * stride;
-  const auto needed = Arena::padded<float>(copied) + Arena::padded<float>(panels);
+  const int64_t rooms = threads().num_threads() * room_floats(cols, op.num_tokens);
+  const bool rounded = reads_digits(*this, op.weight);
+  const auto needed = Input::bytes(op.num_tokens, cols, rounded) + Arena::padded<float>(rooms);
   std::byte* memory = scratch(needed);
   if (counting()) return;
   Arena arena(memory, needed);
-  float* padded = arena.take<float>(copied);
-  float* panel = arena.take<float>(panels);
+  Input padded(arena, op.num_tokens, cols, rounded);
+  float* room = arena.take<float>(rooms);
 
-  for (int64_t t = 0; t < op.num_tokens && copied != 0; ++t) {
-    std::copy_n(op.x + t * cols, cols, padded + t * stride);
-    std::fill_n(padded + t * stride + cols, stride - cols, 0.0f);
-  }
+  float* const copy = padded.x;
+  if (padded.stride == cols) padded.x = const_cast<float*>(op.x);  // only read
+  threads().parallel_for(op.num_tokens, 4, [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = begin; t < end; ++t) {
+      if (padded.x == copy) {
+        std::copy_n(op.x + t * cols, cols, copy + t * padded.stride);
+        std::fill_n(copy + t * padded.stride + cols, padded.stride - cols, 0.0f);
+      }
+      padded.round(t, 0, padded.stride, cols);
+    }
+  });
   const Linear down{.weight = op.weight,
                     .num_tokens = op.num_tokens,
-                    .x = copied != 0 ? padded : op.x,
-                    .x_stride = stride,
+                    .x = padded.x,
+                    .x_stride = padded.stride,
                     .y = op.residual,
                     .y_stride = op.weight.rows,
-                    .add = true};
-  linear(*this, {&down, 1}, panel);
+                    .add = true,
+                    .digits = &padded.digits};
+  linear(*this, {&down, 1}, room);
 }
 
 }  // namespace proa

@@ -68,23 +68,23 @@ void CpuBackend::route(const Route& op) {
   assert(op.n_group >= 1 && n % op.n_group == 0 && op.topk_group >= 1 && op.topk_group <= op.n_group);
   assert(k <= op.topk_group * (n / op.n_group));
   const int num_threads = threads().num_threads();
-  const int64_t stride = padded_cols(op.hidden_size);
-  const int64_t panels = num_threads * panel_floats(op.hidden_size);
+  const int64_t rooms_size = num_threads * room_floats(op.hidden_size, op.num_tokens);
   const int64_t room = n + op.n_group;  // floats per thread
-  const auto needed = Arena::padded<float>(op.num_tokens * stride) + Arena::padded<float>(int64_t{op.num_tokens} * n) +
-                      Arena::padded<float>(panels) + Arena::padded<float>(num_threads * room);
+  const auto needed = Input::bytes(op.num_tokens, op.hidden_size, false) +
+                      Arena::padded<float>(int64_t{op.num_tokens} * n) + Arena::padded<float>(rooms_size) +
+                      Arena::padded<float>(num_threads * room);
   std::byte* memory = scratch(needed);
   if (counting()) return;
   Arena arena(memory, needed);
-  float* u = arena.take<float>(op.num_tokens * stride);          // [num_tokens, stride]
+  const Input u(arena, op.num_tokens, op.hidden_size, false);  // never rounded: two experts may all but tie
   float* score = arena.take<float>(int64_t{op.num_tokens} * n);  // [num_tokens, n]
-  float* panel = arena.take<float>(panels);
+  float* linear_rooms = arena.take<float>(rooms_size);
   float* rooms = arena.take<float>(num_threads * room);
 
-  rms_norm(*this, op.num_tokens, op.hidden_size, op.x, nullptr, op.norm, op.eps, u, stride);
+  rms_norm(*this, op.num_tokens, op.hidden_size, op.x, nullptr, op.norm, op.eps, u);
   const Linear gate{
-      .weight = op.gate, .num_tokens = op.num_tokens, .x = u, .x_stride = stride, .y = score, .y_stride = n};
-  linear(*this, {&gate, 1}, panel);
+      .weight = op.gate, .num_tokens = op.num_tokens, .x = u.x, .x_stride = u.stride, .y = score, .y_stride = n};
+  linear(*this, {&gate, 1}, linear_rooms);
   threads().parallel_for(op.num_tokens, 4, [&](int64_t begin, int64_t end, int thread) {
     float* choice = rooms + thread * room;
     for (int64_t t = begin; t < end; ++t) {
