@@ -300,9 +300,13 @@ Result<void> Bench::check() {
     checkpoint = std::make_shared<const Checkpoint>(std::move(made).value());
   }
   PROA_ASSIGN(const auto reference_model, open_model(checkpoint, *reference));
-  PROA_ASSIGN(report_.answer,
-              check_answer(*opened_->model, *opened_->backend, *reference_model, *reference,
-                           {.num_tokens = options_.check_tokens, .kv_cache_dtype = opened_->config.kv_cache_dtype}));
+  AnswerConfig config{.num_tokens = options_.check_tokens, .kv_cache_dtype = opened_->config.kv_cache_dtype};
+  double rounding = 0;
+  for (const WeightUse& weight : opened_->model->weights()) {
+    rounding = std::max(rounding, opened_->backend->input_rounding(weight.format));
+  }
+  config.relative_noise += rounding;
+  PROA_ASSIGN(report_.answer, check_answer(*opened_->model, *opened_->backend, *reference_model, *reference, config));
   return {};
 }
 

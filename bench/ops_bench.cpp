@@ -1,27 +1,20 @@
-// Speed of the matrix ops next to the read bandwidth of this moment, at the sizes of SmolLM2-135M (30 layers, hidden
-// 576, intermediate 1536, vocabulary 49152). On a shared machine only the best of several rounds means anything, and
-// only as a share of the probe taken between them.
-//   ops_bench [cpu_target]
+// Speed of the matrix ops beside the limits of the moment, at the sizes of Nemotron-3-Nano. Rounds of probe and op
+// alternate; of each the best counts, and on a shared machine only their ratio means anything.
+//   ops_bench [--target AVX3_DL] [--format Q4_0,BF16] [--tokens 1,256] [--op moe,in_proj] [--threads 2] [--rounds 8]
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "backends/backends.h"
-#include "core/thread_pool.h"
 
 namespace proa {
 namespace {
-
-constexpr int kLayers = 30;
-constexpr int kHidden = 576;
-constexpr int kIntermediate = 1536;
-constexpr int kKeyValue = 192;
-constexpr int kVocabulary = 49152;
 
 double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
@@ -32,130 +25,212 @@ double seconds_of(F&& f) {
   return seconds() - start;
 }
 
-template <typename F>
-double best_of(int rounds, F&& f) {
-  double best = 1e9;
-  for (int i = 0; i < rounds; ++i) best = std::min(best, seconds_of(f));
-  return best;
+std::vector<std::string> split(const std::string& text) {
+  std::vector<std::string> parts;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    if (end > begin) parts.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return parts;
 }
 
-// Random finite values of any format: encode a row of noise and repeat it.
+// Random finite values of any format: a row of noise, encoded and repeated. NVFP4 as ModelOpt stores it is E2M1.
 struct Matrix {
-  Buffer bytes;
+  Buffer bytes, scale_bytes;
   Weight weight;
 
+  Matrix() = default;
   Matrix(Backend& backend, Format format, int64_t rows, int64_t cols) {
-    const size_t stride = row_bytes(format, cols);
-    bytes = *backend.allocate(stride * static_cast<size_t>(rows));
     std::vector<float> row(static_cast<size_t>(cols));
     std::mt19937 engine(1);
     for (float& value : row) value = static_cast<float>(engine() % 1000) * 1e-4f - 0.05f;
+    bytes = repeated(backend, format, row, rows);
+    weight = {.data = bytes.data(),
+              .rows = rows,
+              .cols = cols,
+              .row_stride = row_bytes(format, cols),
+              .format = format};
+    if (format != Format::E2M1) return;
+    scale_bytes = repeated(backend, Format::F8_E4M3, std::vector<float>(static_cast<size_t>(cols / 16), 0.5f), rows);
+    weight.scales = {scale_bytes.data(), static_cast<size_t>(cols / 16), Format::F8_E4M3, 16};
+  }
+  double size() const { return static_cast<double>(bytes.bytes + scale_bytes.bytes); }
+
+ private:
+  static Buffer repeated(Backend& backend, Format format, const std::vector<float>& row, int64_t rows) {
+    const size_t stride = row_bytes(format, static_cast<int64_t>(row.size()));
+    Buffer buffer = *backend.allocate(stride * static_cast<size_t>(rows) + 64);
     std::vector<std::byte> encoded(stride);
-    encode_row(format, row.data(), cols, encoded.data());
-    for (int64_t r = 0; r < rows; ++r)
-      std::memcpy(bytes.data() + static_cast<size_t>(r) * stride, encoded.data(), stride);
-    weight = {.data = bytes.data(), .rows = rows, .cols = cols, .row_stride = stride, .format = format};
+    encode_row(format, row.data(), static_cast<int64_t>(row.size()), encoded.data());
+    for (int64_t r = 0; r < rows; ++r) std::memcpy(buffer.data() + static_cast<size_t>(r) * stride, encoded.data(), stride);
+    return buffer;
   }
-  double size() const { return static_cast<double>(bytes.bytes); }
 };
 
-struct Layer {
-  Matrix q, k, v, o, gate, up, down;
-  Layer(Backend& backend, Format format)
-      : q(backend, format, kHidden, kHidden),
-        k(backend, format, kKeyValue, kHidden),
-        v(backend, format, kKeyValue, kHidden),
-        o(backend, format, kHidden, kHidden),
-        gate(backend, format, kIntermediate, kHidden),
-        up(backend, format, kIntermediate, kHidden),
-        down(backend, format, kHidden, kIntermediate) {}
-  double size() const { return q.size() + k.size() + v.size() + o.size() + gate.size() + up.size() + down.size(); }
+// One op at the sizes of a model. Weights of several layers, so that none is in a cache.
+struct Case {
+  virtual ~Case() = default;
+  virtual void run(Backend& backend, int tokens, int layer) = 0;
+  virtual int layers() const = 0;
+  virtual double bytes(int tokens) const = 0;       // of weights that a call reads
+  virtual double operations(int tokens) const = 0;  // of a call
 };
 
-// GB/s that `threads` read from 256 MB.
-double read_bandwidth(int threads) {
-  static std::vector<uint64_t> memory(size_t{32} << 20, 1);
-  ThreadPool pool(threads);
-  std::vector<uint64_t> sums(static_cast<size_t>(threads) * 8);
-  const double best = best_of(5, [&] {
-    pool.parallel_for(static_cast<int64_t>(memory.size()), 4096, [&](int64_t begin, int64_t end, int thread) {
-      uint64_t sum[8] = {};
-      for (int64_t i = begin; i < end; i += 8) {
-        for (int j = 0; j < 8; ++j) sum[j] += memory[static_cast<size_t>(i + j)];
-      }
-      for (int j = 0; j < 8; ++j) sums[static_cast<size_t>(thread) * 8] += sum[j];
-    });
-  });
-  return static_cast<double>(memory.size()) * 8 / best * 1e-9;
-}
+constexpr int kMostTokens = 2048;
+constexpr int kNano = 2688;  // hidden_size of the 30B
 
-void bench(const std::string& target, int threads) {
-  const auto made = make_backend("cpu", {.num_threads = threads, .cpu_target = target});
-  if (!made.ok()) {
-    std::fprintf(stderr, "%s\n", made.error().message().c_str());
-    std::exit(1);
+struct Projection : Case {  // norm and one matrix
+  std::vector<Matrix> weights;
+  std::vector<float> x, norm, y;
+  Projection(Backend& backend, Format format, int64_t rows, int64_t cols, int count)
+      : x(static_cast<size_t>(kMostTokens * cols), 0.5f),
+        norm(static_cast<size_t>(cols), 1.0f),
+        y(static_cast<size_t>(kMostTokens * rows)) {
+    for (int i = 0; i < count; ++i) weights.emplace_back(backend, format, rows, cols);
+    for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i * 7919 % 1013) * 0.002f - 1;
   }
-  Backend& backend = **made;
-  std::printf("%s; reading 256 MB: %.1f GB/s\n", std::string(backend.description()).c_str(), read_bandwidth(threads));
-
-  const std::vector<float> norm(kIntermediate, 1.0f);
-  constexpr int kMaxTokens = 256;
-  std::vector<float> x(kMaxTokens * kIntermediate, 0.5f);
-  std::vector<float> y(kMaxTokens * kIntermediate);
-  std::vector<float> key(kMaxTokens * kKeyValue), value(kMaxTokens * kKeyValue);
-  std::vector<float> logits(kVocabulary);
-
-  for (Format format : kFormats) {
-    std::vector<Layer> layers;
-    for (int i = 0; i < kLayers; ++i) layers.emplace_back(backend, format);
-    const Matrix head(backend, format, kVocabulary, kHidden);
-    // Seconds of all layers for so many tokens: the best of each op over all layers and rounds, summed, since on a busy
-    // machine no whole pass is left in peace. Layers follow each other, so weights come from where they do in a model.
-    const auto run_layers = [&](int tokens, int rounds) {
-      double qkv_best = 1e9, out_best = 1e9, mlp_best = 1e9;
-      for (int i = 0; i < rounds; ++i) {
-        for (const Layer& layer : layers) {
-          const LinearOutput qkv[] = {
-              {layer.q.weight, y.data()}, {layer.k.weight, key.data()}, {layer.v.weight, value.data()}};
-          qkv_best = std::min(qkv_best, seconds_of([&] {
-                                backend.norm_linear({tokens, kHidden, x.data(), norm.data(), 1e-5f, qkv});
-                              }));
-          out_best = std::min(out_best, seconds_of([&] {
-                                backend.linear_residual({tokens, x.data(), layer.o.weight, y.data()});
-                              }));
-          mlp_best = std::min(mlp_best, seconds_of([&] {
-                                backend.mlp({tokens, kHidden, y.data(), norm.data(), 1e-5f, layer.gate.weight,
-                                             layer.up.weight, layer.down.weight, Activation::silu});
-                              }));
-        }
-      }
-      return kLayers * (qkv_best + out_best + mlp_best);
-    };
-    double layer_bytes = 0;
-    for (const Layer& layer : layers) layer_bytes += layer.size();
-    const double parameters =
-        kLayers * (2.0 * kHidden * kHidden + 2.0 * kKeyValue * kHidden + 3.0 * kHidden * kIntermediate);
-
-    const double decode = run_layers(1, 20);
-    const int32_t row = 0;
-    const double last = best_of(20, [&] {
-      backend.lm_head({1, kHidden, &row, x.data(), norm.data(), 1e-5f, head.weight, logits.data()});
-    });
-    const double prefill = run_layers(kMaxTokens, 1);
-    const double few = run_layers(8, 5);
-    std::printf(
-        "%-5s layers %6.1f MB %6.2f ms %5.1f GB/s | lm_head %5.1f MB %5.2f ms %5.1f GB/s | 8 tokens %5.0f "
-        "GFLOP/s | %d tokens %5.0f GFLOP/s\n",
-        std::string(info(format).name).c_str(), layer_bytes * 1e-6, decode * 1e3, layer_bytes / decode * 1e-9,
-        head.size() * 1e-6, last * 1e3, head.size() / last * 1e-9, 2 * parameters * 8 / few * 1e-9, kMaxTokens,
-        2 * parameters * kMaxTokens / prefill * 1e-9);
-    std::fflush(stdout);
+  int layers() const override { return static_cast<int>(weights.size()); }
+  void run(Backend& backend, int tokens, int layer) override {
+    const Weight& weight = weights[static_cast<size_t>(layer)].weight;
+    const LinearOutput output{weight, y.data()};
+    backend.norm_linear({tokens, static_cast<int>(weight.cols), x.data(), norm.data(), 1e-5f, {&output, 1}});
   }
+  double bytes(int) const override { return weights[0].size(); }
+  double operations(int tokens) const override {
+    return 2.0 * static_cast<double>(weights[0].weight.rows * weights[0].weight.cols) * tokens;
+  }
+};
+
+struct Feed : Case {  // mlp of the 4B
+  std::vector<Matrix> up, down;
+  std::vector<float> x, norm;
+  Feed(Backend& backend, Format format) : x(static_cast<size_t>(kMostTokens) * 3136, 0.5f), norm(3136, 1.0f) {
+    for (int i = 0; i < 3; ++i) {
+      up.emplace_back(backend, format, 12544, 3136);
+      down.emplace_back(backend, format, 3136, 12544);
+    }
+  }
+  int layers() const override { return 3; }
+  void run(Backend& backend, int tokens, int layer) override {
+    for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i * 7919 % 1013) * 0.002f - 1;
+    backend.mlp({tokens, 3136, x.data(), norm.data(), 1e-5f, {}, up[static_cast<size_t>(layer)].weight,
+                 down[static_cast<size_t>(layer)].weight, Activation::relu2});
+  }
+  double bytes(int) const override { return up[0].size() + down[0].size(); }
+  double operations(int tokens) const override { return 4.0 * 3136 * 12544 * tokens; }
+};
+
+struct Experts : Case {  // one layer of the 30B: 128 experts of 1856, six a token, one shared of 3712
+  static constexpr int kExperts = 128, kChosen = 6;
+  std::vector<Matrix> up, down;
+  Matrix shared_up, shared_down;
+  ExpertTables up_table, down_table;
+  ExpertWeights up_weights, down_weights;
+  std::vector<float> x, norm, topk_weights;
+  std::vector<int32_t> topk_ids;
+  Experts(Backend& backend, Format format)
+      : shared_up(backend, format, 3712, kNano),
+        shared_down(backend, format, kNano, 3712),
+        x(static_cast<size_t>(kMostTokens) * kNano, 0.5f),
+        norm(kNano, 1.0f),
+        topk_weights(kMostTokens * kChosen, 0.2f),
+        topk_ids(kMostTokens * kChosen) {
+    std::vector<Weight> ups, downs;
+    for (int e = 0; e < kExperts; ++e) {
+      ups.push_back(up.emplace_back(backend, format, 1856, kNano).weight);
+      downs.push_back(down.emplace_back(backend, format, kNano, 1856).weight);
+    }
+    up_weights = up_table.assign(ups);
+    down_weights = down_table.assign(downs);
+    std::mt19937 engine(3);
+    std::vector<int32_t> all(kExperts);
+    for (int e = 0; e < kExperts; ++e) all[static_cast<size_t>(e)] = e;
+    for (int t = 0; t < kMostTokens; ++t) {
+      std::shuffle(all.begin(), all.end(), engine);
+      std::copy_n(all.begin(), kChosen, topk_ids.begin() + t * kChosen);
+    }
+  }
+  int layers() const override { return 16; }  // other tokens: other experts
+  size_t first(int tokens, int layer) const {
+    return static_cast<size_t>(layer) * static_cast<size_t>(tokens) % static_cast<size_t>(kMostTokens - tokens + 1);
+  }
+  void run(Backend& backend, int tokens, int layer) override {
+    for (size_t i = 0; i < static_cast<size_t>(tokens) * kNano; ++i) x[i] = static_cast<float>(i * 7919 % 1013) * 0.002f - 1;
+    const size_t begin = first(tokens, layer) * kChosen;
+    backend.moe({tokens, kNano, x.data(), norm.data(), 1e-5f, kExperts, kChosen, topk_ids.data() + begin,
+                 topk_weights.data(), up_weights, down_weights, {}, {}, shared_up.weight, shared_down.weight,
+                 Activation::relu2});
+  }
+  double bytes(int tokens) const override {  // a mean over layers
+    double experts = 0;
+    for (int layer = 0; layer < layers(); ++layer) {
+      std::vector<bool> used(kExperts);
+      for (int i = 0; i < tokens * kChosen; ++i) {
+        used[static_cast<size_t>(topk_ids[first(tokens, layer) * kChosen + static_cast<size_t>(i)])] = true;
+      }
+      experts += static_cast<double>(std::count(used.begin(), used.end(), true)) / layers();
+    }
+    return shared_up.size() + shared_down.size() + experts * (up[0].size() + down[0].size());
+  }
+  double operations(int tokens) const override { return 4.0 * kNano * (kChosen * 1856 + 3712) * tokens; }
+};
+
+std::unique_ptr<Case> make(const std::string& op, Backend& backend, Format format) {
+  if (op == "in_proj") return std::make_unique<Projection>(backend, format, 10304, kNano, 8);
+  if (op == "head") return std::make_unique<Projection>(backend, format, 32768, kNano, 3);
+  if (op == "mlp") return std::make_unique<Feed>(backend, format);
+  if (op == "moe") return std::make_unique<Experts>(backend, format);
+  std::fprintf(stderr, "--op %s: in_proj, head, mlp or moe\n", op.c_str());
+  std::exit(2);
 }
 
 }  // namespace
 }  // namespace proa
 
 int main(int argc, char** argv) {
-  for (int threads : {1, 2}) proa::bench(argc > 1 ? argv[1] : "", threads);
+  using namespace proa;
+  std::string target, formats = "Q4_0,Q8_0,BF16", tokens = "1,8,256", ops = "in_proj,moe", threads = "0", rounds = "8";
+  for (int i = 1; i + 1 < argc; i += 2) {
+    const std::string flag = argv[i];
+    for (const auto& [name, value] : {std::pair{"--target", &target}, {"--format", &formats}, {"--tokens", &tokens},
+                                      {"--op", &ops}, {"--threads", &threads}, {"--rounds", &rounds}}) {
+      if (flag == name) *value = argv[i + 1];
+    }
+  }
+  const auto made = make_backend("cpu", {.num_threads = std::atoi(threads.c_str()), .cpu_target = target});
+  if (!made.ok()) {
+    std::fprintf(stderr, "%s\n", made.error().message().c_str());
+    return 1;
+  }
+  Backend& backend = **made;
+  std::printf("%s\n%-8s %-8s %6s %9s %9s %7s %9s %7s\n", std::string(backend.description()).c_str(), "op", "format",
+              "tokens", "ms", "GB/s", "read", "GFLOP/s", "probe");
+  for (const std::string& op : split(ops)) {
+    for (const std::string& name : split(formats)) {
+      const auto format = format_from_name(name);
+      if (!format) return std::fprintf(stderr, "--format %s\n", name.c_str()), 2;
+      const auto each = make(op, backend, *format);
+      const bool short_float = *format == Format::BF16 || *format == Format::F8_E4M3 || *format == Format::E2M1;
+      const Probe arithmetic = short_float && backend.probe(Probe::bf16, 0.01) > 0 ? Probe::bf16 : Probe::int8;
+      for (const std::string& count : split(tokens)) {
+        const int n = std::min(std::atoi(count.c_str()), kMostTokens);
+        double best = 1e9, read = 0, peak = 0;
+        each->run(backend, n, 0);
+        for (int round = 0, layer = 0; round < std::atoi(rounds.c_str()); ++round) {
+          read = std::max(read, backend.probe(Probe::read, 0.01));
+          peak = std::max(peak, backend.probe(arithmetic, 0.01));
+          const double until = seconds() + 0.04;
+          do {
+            layer = (layer + 1) % each->layers();
+            best = std::min(best, seconds_of([&] { each->run(backend, n, layer); }));
+          } while (seconds() < until);
+        }
+        std::printf("%-8s %-8s %6d %9.3f %9.1f %6.1f%% %9.0f %6.1f%%\n", op.c_str(), name.c_str(), n, best * 1e3,
+                    each->bytes(n) / best * 1e-9, 100 * each->bytes(n) / best / read, each->operations(n) / best * 1e-9,
+                    100 * each->operations(n) / best / peak);
+        std::fflush(stdout);
+      }
+    }
+  }
 }

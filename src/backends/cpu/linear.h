@@ -81,7 +81,7 @@ inline RowRange shares_of(int64_t rows, int64_t unit, int64_t begin, int64_t end
   return {cut(begin), cut(end)};
 }
 // Where rows become the columns of a next product, they are cut where its blocks begin: a row tile rounds its own.
-constexpr int64_t kBlockRows = 32;
+constexpr int64_t kBlockRows = 64;
 // Rows that a kernel takes at once.
 int64_t row_unit(const CpuBackend& backend, Format format, int64_t num_tokens);
 

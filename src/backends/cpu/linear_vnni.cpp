@@ -24,11 +24,16 @@ HWY_PUSH_ATTRIBUTES(PROA_VNNI)
 namespace proa {
 namespace {
 
+// Bytes to fetch ahead of four rows' products; four streams of 72 bytes a step are more than the hardware follows.
+constexpr int kAhead = 12288;
 constexpr int kFew = 3;            // up to so many tokens weights are unpacked in registers
-constexpr int kTokens = 6;         // of a tile: with 32 rows 12 sums of integers and 12 of floats in 32 registers
-constexpr int kTileRows = 32;
-constexpr int kChunk = 6;          // groups that are unpacked at once: 30 KiB, most of the first-level cache
-constexpr int kTokensAtOnce = 512;  // their sums, 512 bytes each, stay in the second-level cache
+// A tile is 64 rows by up to 6 tokens: 24 sums of integers in 32 registers. Twelve, with the float sums beside them,
+// left two multipliers idle for 15 % of the time: a product takes seven cycles or so from sum to sum.
+constexpr int kTokens = 6;
+constexpr int kVectors = 4;
+constexpr int kTileRows = 16 * kVectors;
+constexpr int kChunk = 3;           // groups that are unpacked at once: 30 KiB, most of the first-level cache
+constexpr int kTokensAtOnce = 512;  // their sums, 1 KiB each, stay in the second-level cache
 
 // --- formats ---
 
@@ -229,6 +234,7 @@ HWY_INLINE void add_group(const std::byte* const* rows, int64_t offset, int n, c
   Codes w[4];
   __m128i scale[4], min[4];
   for (int r = 0; r < 4; ++r) {
+    for (int i = 0; i < 4 * I::kBytes; i += 64) __builtin_prefetch(rows[r] + offset + kAhead + i);
     w[r] = I::template codes<N>(rows[r] + offset, n);
     scale[r] = w[r].scale;
     min[r] = w[r].min;
@@ -306,14 +312,14 @@ void few_tokens(const Linear& op, int first, int64_t begin, int64_t end) {
   }
 }
 
-// --- many tokens: 32 rows unpacked to a panel, by six tokens ---
+// --- many tokens: 64 rows unpacked to a panel, by six tokens ---
 
-// 32 rows by 32 columns: of each four columns the codes of rows 0-15 and 16-31, then what belongs to rows.
+// 64 rows by 32 columns: of each four columns the codes of 16 rows and the next 16, then what belongs to rows.
 struct alignas(64) PanelBlock {
-  int8_t codes[8][2][64];
-  int16_t zero[2][16][2];  // -Σ codes, -kZero: what z and the sum of digits are multiplied with
-  float scale[2][16];
-  float min[2][16];
+  int8_t codes[8][kVectors][64];
+  int16_t zero[kVectors][16][2];  // -Σ codes, -kZero: what z and the sum of digits are multiplied with
+  float scale[kVectors][16];
+  float min[kVectors][16];
 };
 
 HWY_INLINE void transpose_quads(__m512i (&v)[4]) {  // 4 x 4 words of 32 bits in each lane
@@ -333,10 +339,9 @@ HWY_INLINE void transpose_lanes(__m512i a, __m512i b, __m512i c, __m512i d, __m5
   out[3] = _mm512_shuffle_i32x4(ab_high, cd_high, 0xdd);
 }
 
-// Four blocks of 16 rows into half of four panel blocks, `stride` apart. N as in load().
+// Four blocks of 16 rows into a quarter of four panel blocks. N as in load().
 template <class F, int N>
-HWY_INLINE void unpack_rows(const std::byte* const* rows, int64_t offset, int n, int half, PanelBlock* panel,
-                            int64_t stride) {
+HWY_INLINE void unpack_rows(const std::byte* const* rows, int64_t offset, int n, int quarter, PanelBlock* panel) {
   using I = Integers<F>;
   constexpr int kParts = kNibbles<F> ? 1 : 2;  // what is transposed: nibbles, or the codes of either half
   __m512i quads[kParts][4][4];                 // [part][rows / 4][columns / 4], lanes are blocks
@@ -363,7 +368,7 @@ HWY_INLINE void unpack_rows(const std::byte* const* rows, int64_t offset, int n,
   for (int b = 0; b < 4; ++b) sums[b] = _mm512_setzero_si512();
   const __m512i ones = _mm512_set1_epi8(1);
   const auto store = [&](int step, int b, __m512i codes) PROA_VNNI_ATTR {
-    _mm512_store_si512(panel[b * stride].codes[step][half], codes);
+    _mm512_store_si512(panel[b].codes[step][quarter], codes);
     sums[b] = _mm512_dpbusd_epi32(sums[b], ones, codes);
   };
   for (int part = 0; part < kParts; ++part) {
@@ -381,30 +386,30 @@ HWY_INLINE void unpack_rows(const std::byte* const* rows, int64_t offset, int n,
   }
   for (int b = 0; b < 4; ++b) {
     const __m512i minus = _mm512_and_si512(_mm512_sub_epi32(_mm512_setzero_si512(), sums[b]), _mm512_set1_epi32(0xffff));
-    _mm512_store_si512(panel[b * stride].zero[half], _mm512_or_si512(minus, _mm512_set1_epi32(-I::kZero * 65536)));
+    _mm512_store_si512(panel[b].zero[quarter], _mm512_or_si512(minus, _mm512_set1_epi32(-I::kZero * 65536)));
   }
   transpose_lanes(scales[0], scales[1], scales[2], scales[3], by_block);
-  for (int b = 0; b < 4; ++b) _mm512_store_si512(panel[b * stride].scale[half], by_block[b]);
+  for (int b = 0; b < 4; ++b) _mm512_store_si512(panel[b].scale[quarter], by_block[b]);
   if constexpr (I::kMin) {
     transpose_lanes(mins[0], mins[1], mins[2], mins[3], by_block);
-    for (int b = 0; b < 4; ++b) _mm512_store_si512(panel[b * stride].min[half], by_block[b]);
+    for (int b = 0; b < 4; ++b) _mm512_store_si512(panel[b].min[quarter], by_block[b]);
   }
 }
 
-// Groups [begin, end) of 32 rows from `row` on, panel [4, end - begin]; rows from `last` on repeat the one before.
+// Groups [begin, end) of 64 rows from `row` on, panel [end - begin, 4]; rows from `last` on repeat the one before.
 template <class F>
 void unpack_panel(const Weight& weight, int64_t row, int64_t last, int64_t begin, int64_t end, PanelBlock* panel) {
-  const int64_t blocks = weight.cols / 32, count = end - begin;
+  const int64_t blocks = weight.cols / 32;
   constexpr int64_t kGroupBytes = 4 * Integers<F>::kBytes;
-  for (int half = 0; half < 2; ++half) {
+  for (int quarter = 0; quarter < kVectors; ++quarter) {
     const std::byte* rows[16];
-    for (int r = 0; r < 16; ++r) rows[r] = weight.row(std::min(row + 16 * half + r, last - 1));
+    for (int r = 0; r < 16; ++r) rows[r] = weight.row(std::min(row + 16 * quarter + r, last - 1));
     for (int64_t g = begin; g < end; ++g) {
       const int64_t left = blocks - 4 * g;
       if (left >= 4) {
-        unpack_rows<F, 4>(rows, g * kGroupBytes, 4, half, panel + g - begin, count);
+        unpack_rows<F, 4>(rows, g * kGroupBytes, 4, quarter, panel + 4 * (g - begin));
       } else {
-        unpack_rows<F, 0>(rows, g * kGroupBytes, static_cast<int>(left), half, panel + g - begin, count);
+        unpack_rows<F, 0>(rows, g * kGroupBytes, static_cast<int>(left), quarter, panel + 4 * (g - begin));
       }
     }
   }
@@ -416,74 +421,77 @@ HWY_INLINE __m512i word(const std::byte* p) {  // in all lanes
   return _mm512_set1_epi32(value);
 }
 
-// sums[n] [4, 32] += panel [4, groups] · x[n] for N tokens.
+constexpr int kSums = 4 * kTileRows;  // of a token: four parts
+
+// sums [N, 4, 64] += panel [groups, 4] · x[n] for N tokens, or = with `first`.
 template <int N, bool kFine, bool kMin>
-HWY_NOINLINE void multiply_tile(const PanelBlock* panel, int64_t groups, const std::byte* const* x, float* const* sums,
+HWY_NOINLINE void multiply_tile(const PanelBlock* block, int64_t groups, const std::byte* const* tokens, float* sums,
                                 bool first) {
   constexpr size_t kDigitBytes = kFine ? sizeof(FineDigitGroup) : sizeof(DigitGroup);
-  for (int b = 0; b < 4; ++b) {
-    __m512 sum[N][2];
-    const std::byte* at[N];
-    for (int n = 0; n < N; ++n) {
-      at[n] = x[n] + 16 * b;  // both the codes and what is said of a block are 16 bytes
-      for (int h = 0; h < 2; ++h) sum[n][h] = first ? _mm512_setzero_ps() : _mm512_load_ps(sums[n] + 32 * b + 16 * h);
-    }
-    const PanelBlock* block = panel + b * groups;
-    for (size_t offset = 0; offset != static_cast<size_t>(groups) * kDigitBytes; offset += kDigitBytes, ++block) {
-      __m512i acc[N][2];
-      {
-        const __m512i zero0 = _mm512_load_si512(block->zero[0]), zero1 = _mm512_load_si512(block->zero[1]);
-        for (int n = 0; n < N; ++n) {
-          const __m512i zs = word(at[n] + offset + 128 + 4);
-          acc[n][0] = _mm512_madd_epi16(zero0, zs);
-          acc[n][1] = _mm512_madd_epi16(zero1, zs);
-        }
-      }
+  if (first) std::memset(sums, 0, N * kSums * sizeof(float));
+  const std::byte* x[N];
+  for (int n = 0; n < N; ++n) x[n] = tokens[n];
+  const size_t end = static_cast<size_t>(groups) * kDigitBytes;
+  for (size_t group = 0; group != end; group += kDigitBytes) {
+    for (size_t b = 0; b < 4; ++b, ++block) {
+      const size_t at = group + 16 * b;  // both the digits and what is said of a block are 16 bytes
+      __m512i acc[N][kVectors];
       const auto multiply = [&](size_t digits) PROA_VNNI_ATTR {
 #pragma GCC unroll 8
         for (int step = 0; step < 8; ++step) {
-          const __m512i w0 = _mm512_load_si512(block->codes[step][0]), w1 = _mm512_load_si512(block->codes[step][1]);
+          __m512i w[kVectors];
+#pragma GCC unroll 4
+          for (int v = 0; v < kVectors; ++v) w[v] = _mm512_load_si512(block->codes[step][v]);
           const size_t column = digits + static_cast<size_t>(step / 4 * 64 + step % 4 * 4);
 #pragma GCC unroll 6
           for (int n = 0; n < N; ++n) {
-            const __m512i q = word(at[n] + offset + column);
-            acc[n][0] = _mm512_dpbusd_epi32(acc[n][0], q, w0);
-            acc[n][1] = _mm512_dpbusd_epi32(acc[n][1], q, w1);
+            const __m512i q = word(x[n] + at + column);
+#pragma GCC unroll 4
+            for (int v = 0; v < kVectors; ++v) acc[n][v] = _mm512_dpbusd_epi32(acc[n][v], q, w[v]);
           }
         }
       };
+#pragma GCC unroll 6
+      for (int n = 0; n < N; ++n) {
+        const __m512i zs = word(x[n] + at + 128 + 4);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) acc[n][v] = _mm512_madd_epi16(_mm512_load_si512(block->zero[v]), zs);
+      }
       multiply(0);
       if constexpr (kFine) {
-        const __m512i zero0 = _mm512_load_si512(block->zero[0]), zero1 = _mm512_load_si512(block->zero[1]);
+#pragma GCC unroll 6
         for (int n = 0; n < N; ++n) {
-          const __m512i zs = word(at[n] + offset + 128 + 12);
-          acc[n][0] = _mm512_add_epi32(_mm512_slli_epi32(acc[n][0], 8), _mm512_madd_epi16(zero0, zs));
-          acc[n][1] = _mm512_add_epi32(_mm512_slli_epi32(acc[n][1], 8), _mm512_madd_epi16(zero1, zs));
+          const __m512i zs = word(x[n] + at + 128 + 12);
+#pragma GCC unroll 4
+          for (int v = 0; v < kVectors; ++v) {
+            acc[n][v] = _mm512_add_epi32(_mm512_slli_epi32(acc[n][v], 8),
+                                         _mm512_madd_epi16(_mm512_load_si512(block->zero[v]), zs));
+          }
         }
         multiply(sizeof(DigitGroup));
       }
-      const __m512 scale0 = _mm512_load_ps(block->scale[0]), scale1 = _mm512_load_ps(block->scale[1]);
+      float* sum = sums + b * kTileRows;
 #pragma GCC unroll 6
       for (int n = 0; n < N; ++n) {
-        const __m512 d = _mm512_castsi512_ps(word(at[n] + offset + 128));
-        sum[n][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[n][0]), _mm512_mul_ps(scale0, d), sum[n][0]);
-        sum[n][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[n][1]), _mm512_mul_ps(scale1, d), sum[n][1]);
-        if constexpr (kMin) {
-          const __m512 x_sum = _mm512_castsi512_ps(word(at[n] + offset + 128 + 8));
-          sum[n][0] = _mm512_fmadd_ps(_mm512_load_ps(block->min[0]), x_sum, sum[n][0]);
-          sum[n][1] = _mm512_fmadd_ps(_mm512_load_ps(block->min[1]), x_sum, sum[n][1]);
+        const __m512 d = _mm512_castsi512_ps(word(x[n] + at + 128));
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+          float* to = sum + n * kSums + 16 * v;
+          __m512 value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[n][v]), _mm512_mul_ps(_mm512_load_ps(block->scale[v]), d),
+                                         _mm512_load_ps(to));
+          if constexpr (kMin) {
+            const __m512 x_sum = _mm512_castsi512_ps(word(x[n] + at + 128 + 8));
+            value = _mm512_fmadd_ps(_mm512_load_ps(block->min[v]), x_sum, value);
+          }
+          _mm512_store_ps(to, value);
         }
       }
-    }
-    for (int n = 0; n < N; ++n) {
-      for (int h = 0; h < 2; ++h) _mm512_store_ps(sums[n] + 32 * b + 16 * h, sum[n][h]);
     }
   }
 }
 
 template <bool kFine, bool kMin>
-void multiply_tokens(int n, const PanelBlock* panel, int64_t groups, const std::byte* const* x, float* const* sums,
-                     bool first) {
+void multiply_tokens(int n, const PanelBlock* panel, int64_t groups, const std::byte* const* x, float* sums, bool first) {
   switch (n) {
     case 1: return multiply_tile<1, kFine, kMin>(panel, groups, x, sums, first);
     case 2: return multiply_tile<2, kFine, kMin>(panel, groups, x, sums, first);
@@ -497,7 +505,7 @@ void multiply_tokens(int n, const PanelBlock* panel, int64_t groups, const std::
 template <class F, bool kFine>
 void many_tokens(const Linear& op, int64_t begin, int64_t end, std::byte* room) {
   auto* panel = reinterpret_cast<PanelBlock*>(room);
-  auto* sums = reinterpret_cast<float*>(room + 4 * kChunk * sizeof(PanelBlock));  // [tokens, 4, 32]
+  auto* sums = reinterpret_cast<float*>(room + 4 * kChunk * sizeof(PanelBlock));  // [tokens, 4, 64]
   const int64_t groups = Digits::groups_of(op.weight.cols);
   const size_t digit_bytes = op.digits->group_bytes();
   for (int64_t row = begin; row < end; row += kTileRows) {
@@ -510,28 +518,26 @@ void many_tokens(const Linear& op, int64_t begin, int64_t end, std::byte* room) 
         for (int tile = 0; tile < tiles; ++tile) {
           const int from = count * tile / tiles, to = count * (tile + 1) / tiles;
           const std::byte* x[kTokens];
-          float* c[kTokens];
           for (int t = from; t < to; ++t) {
             const int64_t x_row = op.x_rows ? op.x_rows[first + t] : first + t;
             x[t - from] = op.digits->row(x_row) + static_cast<size_t>(g) * digit_bytes;
-            c[t - from] = sums + 128 * t;
           }
-          multiply_tokens<kFine, Integers<F>::kMin>(to - from, panel, chunk, x, c, g == 0);
+          multiply_tokens<kFine, Integers<F>::kMin>(to - from, panel, chunk, x, sums + kSums * from, g == 0);
         }
       }
       for (int t = 0; t < count; ++t) {
         const float factor = op.scale ? op.scale[first + t] : 1;
         float* y = op.y + (op.y_rows ? op.y_rows[first + t] : first + t) * op.y_stride + row;
-        for (int h = 0; h < 2; ++h) {
-          const float* c = sums + 128 * t + 16 * h;
-          const int64_t left = std::clamp<int64_t>(end - row - 16 * h, 0, 16);
+        for (int v = 0; v < kVectors; ++v) {
+          const float* c = sums + kSums * t + 16 * v;
+          const int64_t left = std::clamp<int64_t>(end - row - 16 * v, 0, 16);
           const auto mask = static_cast<__mmask16>((1u << left) - 1);
-          __m512 v = _mm512_add_ps(_mm512_load_ps(c), _mm512_load_ps(c + 32));
-          v = _mm512_add_ps(_mm512_add_ps(v, _mm512_load_ps(c + 64)), _mm512_load_ps(c + 96));
-          v = _mm512_mul_ps(v, _mm512_set1_ps(op.weight.scale));
-          if (op.scale) v = _mm512_mul_ps(v, _mm512_set1_ps(factor));
-          if (op.add) v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y + 16 * h), v);
-          _mm512_mask_storeu_ps(y + 16 * h, mask, v);
+          __m512 sum = _mm512_add_ps(_mm512_load_ps(c), _mm512_load_ps(c + kTileRows));
+          sum = _mm512_add_ps(_mm512_add_ps(sum, _mm512_load_ps(c + 2 * kTileRows)), _mm512_load_ps(c + 3 * kTileRows));
+          sum = _mm512_mul_ps(sum, _mm512_set1_ps(op.weight.scale));
+          if (op.scale) sum = _mm512_mul_ps(sum, _mm512_set1_ps(factor));
+          if (op.add) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y + 16 * v), sum);
+          _mm512_mask_storeu_ps(y + 16 * v, mask, sum);
         }
       }
     }
@@ -620,7 +626,7 @@ void vnni_round(const float* x, int64_t begin, int64_t end, int64_t cols, bool f
 
 size_t vnni_room(int64_t num_tokens) {
   if (num_tokens <= kFew) return 0;
-  return 4 * kChunk * sizeof(PanelBlock) + 512 * static_cast<size_t>(std::min<int64_t>(num_tokens, kTokensAtOnce));
+  return 4 * kChunk * sizeof(PanelBlock) + kSums * sizeof(float) * static_cast<size_t>(std::min<int64_t>(num_tokens, kTokensAtOnce));
 }
 
 int64_t vnni_row_unit(int64_t num_tokens) { return num_tokens <= kFew ? 4 : kTileRows; }

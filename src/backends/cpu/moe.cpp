@@ -107,15 +107,15 @@ void CpuBackend::moe(const Moe& op) {
 
   // act(Up · z): blocks of rows of all experts in one loop, the shared one last.
   const Input& routed = op.latent_in ? z : u;
-  const int64_t blocks = h.stride / kBlockRows;
-  const int64_t shared_blocks = op.shared_up ? shared.stride / kBlockRows : 0;
+  const int64_t blocks = (h.stride + kBlockRows - 1) / kBlockRows;
+  const int64_t shared_blocks = (shared.stride + kBlockRows - 1) / kBlockRows;
   const auto up_rows = [&](const Linear& up, const Input& out, int64_t first, int64_t begin, int64_t end, int thread) {
     const int64_t rows = up.weight.rows, last = std::min(end * kBlockRows, rows);
     begin *= kBlockRows;
     linear_rows(*this, up, begin, last, rooms + thread * room_size);
     for (int t = 0; t < up.num_tokens; ++t) {
       activate(target(), op.activation, nullptr, up.y + t * up.y_stride + begin, last - begin);
-      finish(out, first + t, begin, end * kBlockRows, rows);
+      finish(out, first + t, begin, std::min(end * kBlockRows, out.stride), rows);
     }
   };
   threads().parallel_for(plan.num_used * blocks + shared_blocks, 1, [&](int64_t begin, int64_t end, int thread) {
