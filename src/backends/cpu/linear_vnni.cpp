@@ -339,9 +339,10 @@ HWY_INLINE void transpose_lanes(__m512i a, __m512i b, __m512i c, __m512i d, __m5
   out[3] = _mm512_shuffle_i32x4(ab_high, cd_high, 0xdd);
 }
 
-// Four blocks of 16 rows into a quarter of four panel blocks. N as in load().
+// Four blocks of 16 rows into a quarter of four panel blocks; the bytes `ahead` of them are fetched. N as in load().
 template <class F, int N>
-HWY_INLINE void unpack_rows(const std::byte* const* rows, int64_t offset, int n, int quarter, PanelBlock* panel) {
+HWY_INLINE void unpack_rows(const std::byte* const* rows, int64_t offset, int n, int64_t ahead, int quarter,
+                            PanelBlock* panel) {
   using I = Integers<F>;
   constexpr int kParts = kNibbles<F> ? 1 : 2;  // what is transposed: nibbles, or the codes of either half
   __m512i quads[kParts][4][4];                 // [part][rows / 4][columns / 4], lanes are blocks
@@ -350,6 +351,7 @@ HWY_INLINE void unpack_rows(const std::byte* const* rows, int64_t offset, int n,
     __m128i scale[4], min[4];
     for (int r = 0; r < 4; ++r) {
       const std::byte* p = rows[4 * quad + r] + offset;
+      for (int i = 0; i < 4 * I::kBytes; i += 64) __builtin_prefetch(p + ahead + i);
       if constexpr (kNibbles<F>) {
         quads[0][quad][r] = I::template packed<N>(p, n, scale[r], min[r]);
       } else {
@@ -396,20 +398,23 @@ HWY_INLINE void unpack_rows(const std::byte* const* rows, int64_t offset, int n,
   }
 }
 
-// Groups [begin, end) of 64 rows from `row` on, panel [end - begin, 4]; rows from `last` on repeat the one before.
+// Groups [begin, end) of 64 rows from `row` on, panel [end - begin, 4]; rows from `last` on repeat the one before. What
+// will be unpacked next is fetched: the next groups of these rows, or the first of the next rows.
 template <class F>
 void unpack_panel(const Weight& weight, int64_t row, int64_t last, int64_t begin, int64_t end, PanelBlock* panel) {
   const int64_t blocks = weight.cols / 32;
   constexpr int64_t kGroupBytes = 4 * Integers<F>::kBytes;
+  const int64_t ahead = 4 * end < blocks ? (end - begin) * kGroupBytes
+                                         : kTileRows * static_cast<int64_t>(weight.row_stride) - begin * kGroupBytes;
   for (int quarter = 0; quarter < kVectors; ++quarter) {
     const std::byte* rows[16];
     for (int r = 0; r < 16; ++r) rows[r] = weight.row(std::min(row + 16 * quarter + r, last - 1));
     for (int64_t g = begin; g < end; ++g) {
       const int64_t left = blocks - 4 * g;
       if (left >= 4) {
-        unpack_rows<F, 4>(rows, g * kGroupBytes, 4, quarter, panel + 4 * (g - begin));
+        unpack_rows<F, 4>(rows, g * kGroupBytes, 4, ahead, quarter, panel + 4 * (g - begin));
       } else {
-        unpack_rows<F, 0>(rows, g * kGroupBytes, static_cast<int>(left), quarter, panel + 4 * (g - begin));
+        unpack_rows<F, 0>(rows, g * kGroupBytes, static_cast<int>(left), ahead, quarter, panel + 4 * (g - begin));
       }
     }
   }

@@ -118,7 +118,21 @@ void CpuBackend::moe(const Moe& op) {
       finish(out, first + t, begin, std::min(end * kBlockRows, out.stride), rows);
     }
   };
-  threads().parallel_for(plan.num_used * blocks + shared_blocks, 1, [&](int64_t begin, int64_t end, int thread) {
+  // Shares of about the same work: a block costs its unpacking, which is worth some tokens, and its tokens.
+  constexpr int64_t kUnpacking = 8, kShares = 1024;
+  const auto tokens_of = [&](int i) { return plan.start[plan.used[i] + 1] - plan.start[plan.used[i]]; };
+  const int64_t work = (pairs + kUnpacking * plan.num_used) * blocks + (tokens + kUnpacking) * shared_blocks;
+  const auto block_at = [&](int64_t share) {
+    int64_t left = work * share / kShares;
+    for (int i = 0; i < plan.num_used; ++i) {
+      const int64_t each = tokens_of(i) + kUnpacking;
+      if (left < each * blocks) return i * blocks + left / each;
+      left -= each * blocks;
+    }
+    return plan.num_used * blocks + left / (tokens + kUnpacking);
+  };
+  threads().parallel_for(kShares, 1, [&](int64_t first_share, int64_t last_share, int thread) {
+    const int64_t begin = block_at(first_share), end = block_at(last_share);
     for (int i = 0; i < plan.num_used; ++i) {
       const int64_t from = std::max<int64_t>(begin - i * blocks, 0), to = std::min(end - i * blocks, blocks);
       if (from >= to) continue;
