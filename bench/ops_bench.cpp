@@ -113,7 +113,7 @@ struct Feed : Case {  // mlp of the 4B
   }
   int layers() const override { return 3; }
   void run(Backend& backend, int tokens, int layer) override {
-    for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i * 7919 % 1013) * 0.002f - 1;
+    for (size_t i = 0; i < static_cast<size_t>(tokens) * 3136; ++i) x[i] = static_cast<float>(i * 7919 % 1013) * 0.002f - 1;
     backend.mlp({tokens, 3136, x.data(), norm.data(), 1e-5f, {}, up[static_cast<size_t>(layer)].weight,
                  down[static_cast<size_t>(layer)].weight, Activation::relu2});
   }

@@ -33,7 +33,7 @@ constexpr int kTokens = 6;
 constexpr int kVectors = 4;
 constexpr int kTileRows = 16 * kVectors;
 constexpr int kChunk = 3;           // groups that are unpacked at once: 30 KiB, most of the first-level cache
-constexpr int kTokensAtOnce = 512;  // their sums, 1 KiB each, stay in the second-level cache
+constexpr int kTokensAtOnce = 128;  // they and their sums, 1 KiB each, stay in the second-level cache
 
 // --- formats ---
 
@@ -513,8 +513,8 @@ void many_tokens(const Linear& op, int64_t begin, int64_t end, std::byte* room) 
   auto* sums = reinterpret_cast<float*>(room + 4 * kChunk * sizeof(PanelBlock));  // [tokens, 4, 64]
   const int64_t groups = Digits::groups_of(op.weight.cols);
   const size_t digit_bytes = op.digits->group_bytes();
-  for (int64_t row = begin; row < end; row += kTileRows) {
-    for (int first = 0; first < op.num_tokens; first += kTokensAtOnce) {
+  for (int first = 0; first < op.num_tokens; first += kTokensAtOnce) {
+    for (int64_t row = begin; row < end; row += kTileRows) {
       const int count = std::min(kTokensAtOnce, op.num_tokens - first);
       const int tiles = (count + kTokens - 1) / kTokens;
       for (int64_t g = 0; g < groups; g += kChunk) {
