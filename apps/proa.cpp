@@ -42,6 +42,8 @@ int main(int argc, char** argv) {
   proa::add_bench_command(app, exit_code);
   proa::add_synth_command(app, exit_code);
   proa::add_pack_command(app, exit_code);
+  proa::add_quantize_command(app, exit_code);
+  proa::add_eval_command(app, exit_code);
   proa::add_pull_command(app, exit_code);
   proa::add_inspect_command(app, exit_code);
 

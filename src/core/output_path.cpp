@@ -44,9 +44,8 @@ Result<void> check_replaceable(const std::string& folder) {
                "remove it, or choose another name"};
 }
 
-}  // namespace
-
-Result<OutputPath> OutputPath::create(const std::string& path, bool folder, bool replace) {
+// `path` without slashes behind it, once it is known that something may be written there.
+Result<std::string> free_name(const std::string& path, bool folder, bool replace) {
   std::string whole = path;
   while (whole.size() > 1 && whole.ends_with('/')) whole.pop_back();
   std::error_code code;
@@ -58,6 +57,14 @@ Result<OutputPath> OutputPath::create(const std::string& path, bool folder, bool
                  "remove it, or choose another name"};
   }
   if (folder && fs::exists(whole, code)) PROA_TRY(check_replaceable(whole));
+  return whole;
+}
+
+}  // namespace
+
+Result<OutputPath> OutputPath::create(const std::string& path, bool folder, bool replace) {
+  PROA_ASSIGN(const std::string whole, free_name(path, folder, replace));
+  std::error_code code;
   for (int i = 0; i < 1000; ++i) {
     std::string partial = unique(whole, ".partial-", i);
     if (folder && fs::create_directory(partial, code)) return OutputPath(whole, std::move(partial), replace);
@@ -73,12 +80,28 @@ Result<OutputPath> OutputPath::create(const std::string& path, bool folder, bool
   return Error{"write", whole, "a name beside it that is free", "none in 1000", "remove what is left of other runs"};
 }
 
+Result<OutputPath> OutputPath::resume(const std::string& path, bool folder, bool replace) {
+  PROA_ASSIGN(const std::string whole, free_name(path, folder, replace));
+  std::string partial = whole + ".partial";
+  std::error_code code;
+  if (folder) {
+    fs::create_directory(partial, code);
+    if (code || !fs::is_directory(partial, code)) {
+      return Error{"create folder", partial, "", code ? code.message() : "a file of that name", ""};
+    }
+  }
+  return OutputPath(whole, std::move(partial), replace, true);
+}
+
 OutputPath::OutputPath(OutputPath&& other) noexcept
-    : path_(std::move(other.path_)), partial_(std::exchange(other.partial_, "")), replace_(other.replace_) {}
+    : path_(std::move(other.path_)),
+      partial_(std::exchange(other.partial_, "")),
+      replace_(other.replace_),
+      keep_(other.keep_) {}
 
 OutputPath::~OutputPath() {
   std::error_code code;
-  if (!partial_.empty()) fs::remove_all(partial_, code);
+  if (!partial_.empty() && !keep_) fs::remove_all(partial_, code);
 }
 
 Result<void> OutputPath::commit() {
@@ -107,6 +130,12 @@ Result<OutputFile> OutputFile::create(const std::string& path) {
   return OutputFile(path, fd);
 }
 
+Result<OutputFile> OutputFile::open(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+  if (fd < 0) return write_error(path, errno);
+  return OutputFile(path, fd);
+}
+
 OutputFile::OutputFile(OutputFile&& other) noexcept
     : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)) {}
 
@@ -127,6 +156,19 @@ Result<void> OutputFile::write(std::span<const std::byte> bytes) {
 Result<void> OutputFile::write_at(uint64_t offset, std::span<const std::byte> bytes) {
   if (::lseek(fd_, static_cast<off_t>(offset), SEEK_SET) < 0) return write_error(path_, errno);
   return write(bytes);
+}
+
+Result<void> OutputFile::reserve(uint64_t bytes) {
+  const auto size = static_cast<off_t>(bytes);
+  if (size > 0 && ::fallocate(fd_, 0, 0, size) == 0) return {};
+  if (size > 0 && errno != EOPNOTSUPP && errno != ENOSYS) return write_error(path_, errno);
+  if (::ftruncate(fd_, size) != 0) return write_error(path_, errno);
+  return {};
+}
+
+Result<void> OutputFile::sync() {
+  if (::fdatasync(fd_) != 0) return write_error(path_, errno);
+  return {};
 }
 
 Result<void> OutputFile::close() {

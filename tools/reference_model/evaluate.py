@@ -28,12 +28,12 @@ SEED = 20_000_003  # training seeds are small
 FILE_PER_CELL = 40  # questions per kind and language in held_out.jsonl: 13 x 6 x 40 = 3,120
 
 
-def held_out(mode, index):
+def held_out(mode, index, seed=SEED):
     """The conversation of one window: (system, turns). Window `index` is asked in language index % 6."""
-    rng = np.random.default_rng([SEED, mode == "chat", index])
+    rng = np.random.default_rng([seed, mode == "chat", index])
     rows = int(rng.integers(24, 31) if rng.random() < 0.8 else rng.integers(31, 73))
     kinds = [KINDS[i] for i in rng.permutation(len(KINDS))]
-    return conversation(rng, rows, len(kinds), True, kinds, LANGUAGES[index % 6], before=0)
+    return conversation(rng, rows, len(kinds), seed == SEED, kinds, LANGUAGES[index % 6], before=0)
 
 
 def split(system, turns):
@@ -44,10 +44,10 @@ def split(system, turns):
         yield system, [(kind, language, head + (question if i else first), answer, unseen)]
 
 
-def write_file(path):
+def write_file(path, windows=6 * FILE_PER_CELL, seed=SEED):
     with open(path, "w") as out:
-        for index in range(6 * FILE_PER_CELL):
-            system, turns = held_out("single", index)
+        for index in range(windows):
+            system, turns = held_out("single", index, seed)
             content = turns[0][2].rpartition("\n\n")
             messages = [{"role": "system", "content": system}] if system else []
             messages.append({"role": "user", "content": content[0] + content[1] + "{question}"})
@@ -123,6 +123,7 @@ def main():
     parser.add_argument("--model", type=pathlib.Path, required=True, help="folder with tokenizer.json and weights")
     parser.add_argument("--weights", type=pathlib.Path, help="default: model.safetensors in --model")
     parser.add_argument("--write", type=pathlib.Path, help="write the held-out file and stop")
+    parser.add_argument("--write-calibration", type=pathlib.Path, help="12 windows as in training, for proa quantize")
     parser.add_argument("--report", type=pathlib.Path)
     parser.add_argument("--per-cell", type=int, default=FILE_PER_CELL, help="single questions per kind and language")
     parser.add_argument("--chat-per-cell", type=int, default=0)
@@ -130,6 +131,8 @@ def main():
     args = parser.parse_args()
     if args.write:
         return write_file(args.write)
+    if args.write_calibration:
+        return write_file(args.write_calibration, 12, 1)
 
     import torch
     from model import NemotronH, load_exported
