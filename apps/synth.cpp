@@ -20,7 +20,7 @@ struct SynthOptions {
   uint64_t seed = 0;
   int64_t layers = 0, scale_down = 1;
   double max_shard_gb = 5;
-  int threads = 0;
+  int threads = 0, shard = 0;
   bool force = false, json = false;
 };
 
@@ -55,10 +55,19 @@ Result<void> synth(const SynthOptions& options) {
                  gguf ? "a GGUF file" : "a folder for safetensors", ""};
   }
   PROA_ASSIGN(
-      const DummyCheckpoint dummy,
+      DummyCheckpoint dummy,
       make_dummy(
           dummy_name(request), config, precision,
           {.seed = options.seed, .gguf = gguf, .max_shard_bytes = static_cast<uint64_t>(options.max_shard_gb * 1e9)}));
+  const size_t shards = dummy.files.size();
+  if (options.shard > 0) {
+    const auto number = static_cast<size_t>(options.shard);
+    if (gguf || number > shards) {
+      return Error{"synth", "--shard", gguf ? "a folder" : "1 to " + std::to_string(shards),
+                   std::to_string(options.shard), ""};
+    }
+    dummy.files = {std::move(dummy.files[number - 1])};
+  }
   PROA_ASSIGN(OutputPath out, OutputPath::create(options.output, !gguf, options.force));
   PROA_ASSIGN(const uint64_t free, free_disk_space(options.output));
   if (dummy.bytes() > free) {
@@ -73,8 +82,9 @@ Result<void> synth(const SynthOptions& options) {
   for (const DummyFile& file : dummy.files) tensors += file.tensors.size();
   if (options.json) {
     const nlohmann::ordered_json json = {
-        {"path", options.output}, {"model", request.name},  {"quantization", precision.name}, {"seed", options.seed},
-        {"tensors", tensors},     {"bytes", dummy.bytes()}, {"seconds", progress.seconds()}};
+        {"path", options.output}, {"model", request.name},        {"quantization", precision.name},
+        {"seed", options.seed},   {"tensors", tensors},           {"bytes", dummy.bytes()},
+        {"shards", shards},       {"seconds", progress.seconds()}};
     std::printf("%s\n", json.dump().c_str());
   } else {
     std::printf("%s\n", options.output.c_str());
@@ -119,7 +129,9 @@ void add_synth_command(CLI::App& app, int& exit_code) {
       ->capture_default_str();
   command->add_flag("--force", options->force, "replace what is there");
   command->add_flag("--json", options->json,
-                    "one JSON object: path, model, quantization, seed, tensors, bytes, seconds");
+                    "one JSON object: path, model, quantization, seed, tensors, bytes, shards, seconds");
+  command->add_option("--shard", options->shard, "only this file of the weights, from 1; 0: all")
+      ->check(CLI::Range(0, 1 << 20));
   command->callback([options, &exit_code] {
     const InterruptFlag ctrl_c;
     std::signal(SIGXFSZ, SIG_IGN);  // a limit on file sizes is an error like a full disk

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cassert>
 #include <deque>
+#include <limits>
 #include <memory>
 #include <string>
 
@@ -77,7 +78,8 @@ class Runs {
   }
 
   Result<void> size_memory() {
-    int most_blocks = 1, most_shared = 0;
+    std::vector<int> own_blocks;  // of each continuation
+    int most_shared = 0;
     for (const auto& group : groups_) {
       shared_lengths_.push_back(shared_length(group));
       most_shared = std::max(most_shared, shared_lengths_.back() / options_.block_size);
@@ -92,16 +94,25 @@ class Runs {
         assert(!each.prompt.empty());
         const int own =
             static_cast<int>(each.prompt.size() + each.forced.size()) + each.max_tokens - shared_lengths_.back();
-        most_blocks = std::max(most_blocks, ceil_div(own, options_.block_size));
+        own_blocks.push_back(ceil_div(own, options_.block_size));
       }
+    }
+    if (own_blocks.empty()) own_blocks.push_back(1);
+    std::sort(own_blocks.rbegin(), own_blocks.rend());
+    int64_t num_blocks = int64_t{kGroupsAtOnce} * most_shared;  // with the largest that can meet
+    for (size_t i = 0; i < std::min(own_blocks.size(), static_cast<size_t>(options_.max_num_seqs)); ++i) {
+      num_blocks += own_blocks[i];
+    }
+    if (num_blocks * options_.block_size > std::numeric_limits<int32_t>::max()) {
+      return Error{"run prompts", "--max-num-seqs", "prompts of fewer than 2^31 tokens together", "more", ""};
     }
     RunnerLimits limits;
     limits.max_num_seqs = options_.max_num_seqs;
     limits.max_num_batched_tokens = std::max(options_.max_num_batched_tokens, options_.max_num_seqs);
     limits.max_num_logit_rows = limits.max_num_batched_tokens;
     if (model_.info().vocab_size > 1 << 15) limits.max_num_logit_rows = std::max(64, options_.max_num_seqs);
-    limits.max_blocks_per_seq = most_shared + most_blocks;
-    limits.num_blocks = kGroupsAtOnce * most_shared + options_.max_num_seqs * most_blocks;
+    limits.max_blocks_per_seq = most_shared + own_blocks.front();
+    limits.num_blocks = static_cast<int>(num_blocks);
     limits.block_size = options_.block_size;
     limits.kv_cache_dtype = options_.kv_cache_dtype;
     limits.num_slots = options_.max_num_seqs + kGroupsAtOnce;

@@ -2,6 +2,8 @@
 // Source: ggml type 20 (block_iq4_nl).
 #pragma once
 
+#include <cmath>
+
 #include "core/half.h"
 #include "quant/level.h"
 
@@ -39,15 +41,46 @@ struct IQ4_NL {
     }
   }
 
-  // Simple: d = (the value of largest magnitude, with its sign) / -127, then the nearest value for each. The quantiser
-  // of ggml tries several d beside this one.
+  // The scale is searched for as llama-quantize does without an importance matrix: from the value of largest magnitude
+  // m follow candidates 1 / d = -T[0] / m and (T[0] + t) / m with t in -7..7, and the one whose best multiple (least
+  // squares, each value weighed by its square) is nearest counts. Sums are made in order, in F32.
   static void encode(const float* x, Block& block) {
-    const float d = extreme_of(x, 32) / -127.0f;
-    const float inverse = inverse_or_zero(d);
+    const float extreme = extreme_of(x, 32);
+    block = {};
+    float d = 0;
+    if (std::fabs(extreme) >= 1e-15f) {
+      const Fit first = fit(x, 1 / (extreme / static_cast<float>(-iq4_value(0))));
+      d = first.scale();
+      float most = d * first.qx;
+      for (int t = -7; t <= 7; ++t) {
+        const Fit tried = fit(x, static_cast<float>(t + iq4_value(0)) / extreme);
+        if (tried.qq > 0 && tried.qx * tried.qx > most * tried.qq) {
+          d = tried.scale();
+          most = d * tried.qx;
+        }
+      }
+    }
     block.d = float_to_half(d);
+    const float inverse = inverse_or_zero(d);
     for (int j = 0; j < 16; ++j) {
       block.qs[j] = static_cast<uint8_t>(nearest_iq4(x[j] * inverse) | nearest_iq4(x[j + 16] * inverse) << 4);
     }
+  }
+
+ private:
+  struct Fit {
+    float qx = 0, qq = 0;  // weighed sums of level times value, of level squared
+    float scale() const { return qq > 0 ? qx / qq : 0; }
+  };
+  static Fit fit(const float* x, float inverse) {
+    Fit sums;
+    for (int i = 0; i < 32; ++i) {
+      const auto level = static_cast<float>(iq4_value(nearest_iq4(inverse * x[i])));
+      const float weighed = x[i] * x[i] * level;
+      sums.qx += weighed * x[i];
+      sums.qq += weighed * level;
+    }
+    return sums;
   }
 };
 

@@ -2,6 +2,8 @@
 // Source: ggml type 14 (block_q6_K).
 #pragma once
 
+#include <cmath>
+
 #include "core/half.h"
 #include "quant/level.h"
 
@@ -30,25 +32,56 @@ struct Q6_K {
     }
   }
 
-  // Simple: a part's scale is its largest value over -32, and the largest scale becomes -128. The quantiser of ggml
-  // searches for a smaller error.
+  // The scale of a part is searched for as llama-quantize does without an importance matrix: from the value of largest
+  // magnitude m follow candidates 1 / scale = -(32 + t / 10) / m with t in -9..9, and the one whose best multiple
+  // (least squares, each value weighed by its square) is nearest counts. The largest scale becomes -128. Sums are made
+  // in order, in F32; levels are rounded with ties to even.
   static void encode(const float* x, Block& block) {
     float scales[16];
-    for (int i = 0; i < 16; ++i) scales[i] = extreme_of(x + 16 * i, 16) / -32.0f;
+    for (int i = 0; i < 16; ++i) scales[i] = best_scale(x + 16 * i);
     block = {};
-    block.d = float_to_half(extreme_of(scales, 16) / -128.0f);
-    const float d = half_to_float(block.d);
+    const float extreme = extreme_of(scales, 16);
+    if (std::fabs(extreme) < 1e-15f) return;
+    const float inverse_d = -128.0f / extreme;
+    block.d = float_to_half(1 / inverse_d);
+    for (int i = 0; i < 16; ++i) {
+      const float scale = std::nearbyint(inverse_d * scales[i]);
+      block.scales[i] = static_cast<int8_t>(scale < 127 ? scale : 127);
+    }
     for (int i = 0; i < 256; ++i) {
-      if (i % 16 == 0) {
-        block.scales[i / 16] = static_cast<int8_t>(nearest_level(scales[i / 16] * inverse_or_zero(d), -128, 127));
-      }
-      const float inverse = inverse_or_zero(d * static_cast<float>(block.scales[i / 16]));
-      const int q = nearest_level(x[i] * inverse, -32, 31) + 32;
+      const float d = half_to_float(block.d) * static_cast<float>(block.scales[i / 16]);
+      const int q = d != 0 ? level(x[i] / d) + 32 : 0;
       uint8_t& low = block.ql[i / 128 * 64 + i % 64];
       uint8_t& high = block.qh[i / 128 * 32 + i % 32];
       low = static_cast<uint8_t>(low | (q & 15) << (i / 64 % 2 * 4));
       high = static_cast<uint8_t>(high | (q >> 4) << (i / 32 % 4 * 2));
     }
+  }
+
+ private:
+  static int level(float q) {  // NaN becomes 0
+    return q >= 31 ? 31 : q <= -32 ? -32 : q == q ? static_cast<int>(std::nearbyint(q)) : 0;
+  }
+  static float best_scale(const float* x) {
+    const float extreme = extreme_of(x, 16);
+    if (std::fabs(extreme) < 1e-15f) return 0;
+    float scale = 0, most = 0;
+    for (int step = 0; step < 19; ++step) {
+      const int t = step == 0 ? 0 : step <= 9 ? step - 10 : step - 9;  // 0, then -9..-1, 1..9
+      const float inverse = -(32 + 0.1f * static_cast<float>(t)) / extreme;
+      float xq = 0, qq = 0;
+      for (int i = 0; i < 16; ++i) {
+        const auto q = static_cast<float>(level(inverse * x[i]));
+        const float weight = x[i] * x[i];
+        xq += weight * x[i] * q;
+        qq += weight * q * q;
+      }
+      if (qq > 0 && (step == 0 || xq * xq > most * qq)) {
+        scale = xq / qq;
+        most = scale * xq;
+      }
+    }
+    return scale;
   }
 };
 
