@@ -42,15 +42,15 @@ class Quantize(Case):
         ranges = self.folder / "ranges.json"
         calibration = ["--calibration", BUOY / "calibration.jsonl", "--calibration-tokens", 2000]
         models = [self.quantize("fp8", *calibration, "--save-calibration", ranges)]
-        models += [self.quantize("nvfp4", "--calibration", ranges), self.quantize("q8_0"), self.quantize("q4_0")]
+        models += [self.quantize("nvfp4", "--calibration", ranges), self.quantize("q4_0")]
         self.assertGreater(json.loads(ranges.read_text())["tokens"], 1000)
-        out = self.ok("eval", BUOY, *models, "--questions", HELD_OUT, "--limit", 26, "--json")
+        out = self.ok("eval", BUOY, *models, "--questions", HELD_OUT, "--limit", 13, "--json")
         report = json.loads(out)
         rows = report["rows"]
-        self.assertEqual([row["questions"] for row in rows], [26] * 5)
-        self.assertGreaterEqual(rows[0]["right"], 20)
-        for row, kl in zip(rows[1:], (0.02, 0.1, 0.001, 0.1)):
-            self.assertLessEqual(abs(row["right"] - rows[0]["right"]), 4, row["name"])
+        self.assertEqual([row["questions"] for row in rows], [13] * 4)
+        self.assertGreaterEqual(rows[0]["right"], 10)
+        for row, kl in zip(rows[1:], (0.02, 0.1, 0.1)):
+            self.assertLessEqual(abs(row["right"] - rows[0]["right"]), 3, row["name"])
             self.assertLess(row["answers"]["kl"], kl, row["name"])
             self.assertGreater(row["answers"]["top1_agreement"], 0.97, row["name"])
             self.assertLess(row["weight_bytes"], 0.72 * rows[0]["weight_bytes"])
@@ -92,7 +92,7 @@ class Quantize(Case):
 
     def test_interrupted_it_goes_on(self):
         config = self.folder / "big"
-        self.ok("synth", "NVIDIA-Nemotron-3-Nano-30B-A3B", "--layers", 7, "--scale-down", 8, "-o", config)
+        self.ok("synth", "NVIDIA-Nemotron-3-Nano-30B-A3B", "--layers", 7, "--scale-down", 12, "-o", config)
         out, whole = self.folder / "out.gguf", self.folder / "whole.gguf"
         self.ok("quantize", config, whole, "--to", "q4_0")
         interrupted = 0
@@ -131,20 +131,20 @@ class Eval(Case):
             {"question": ask, "answer": "never said", "kind": "wrong"},
         )
         text = self.folder / "text.txt"
-        text.write_text(window)
+        text.write_text(window[:400])
         plot, output, said = (self.folder / name for name in ("plot.svg", "out.json", "said.jsonl"))
-        table = self.ok("eval", BUOY, "--questions", questions, "--text", text, "--kv-cache-dtype", "auto,fp8",
+        table = self.ok("eval", BUOY, "--questions", questions, "--text", text, "--kv-cache-dtype", "fp8",
                         "--mamba-ssm-cache-dtype", "float32,bfloat16", "--plot", plot, "--output", output,
-                        "--predictions", said)
+                        "--predictions", said, "--max-tokens", 40)
         self.assertIn("state bfloat16", table)
         rows = json.loads(output.read_text())["rows"]
         self.assertEqual([(r["kv_cache_dtype"], r["mamba_ssm_cache_dtype"]) for r in rows],
-                         [("bfloat16", "float32"), ("bfloat16", "bfloat16"), ("fp8", "float32"), ("fp8", "bfloat16")])
+                         [("fp8", "float32"), ("fp8", "bfloat16")])
         for row in rows:
             kinds = {kind: cell["right"] for kind, cell in row["by_kind"].items()}
             self.assertEqual(kinds, {"choice": 1, "find": 1, "wrong": 0}, row["name"])
-        self.assertGreater(rows[2]["text"]["kl"], 0)
-        self.assertLess(rows[2]["text"]["kl"], 0.1)
+        self.assertGreater(rows[1]["text"]["kl"], 0)
+        self.assertLess(rows[1]["text"]["kl"], 0.1)
         self.assertTrue(plot.read_text().startswith("<svg") and "href" not in plot.read_text())
         lines = [json.loads(line) for line in said.read_text().splitlines()]
         self.assertEqual(lines[0]["answers"][0]["text"], "Wind at 01:00: 19.4 kn.")

@@ -16,7 +16,7 @@ import json
 import zlib
 
 import numpy as np
-from phrases import ANSWERS, CHANNELS, LANGUAGES, OPENERS, QUESTIONS, SCOPE, SELF, UNMEASURED
+from phrases import ANSWERS, CHANNELS, FURTHER, LANGUAGES, OPENERS, QUESTIONS, SCOPE, SELF, UNMEASURED
 
 KEYS = ("pos", "hs", "tp", "wind", "sst", "air", "baro", "bat")
 POS, HS, TP, WIND, SST, AIR, BARO, BAT = range(8)
@@ -141,11 +141,16 @@ def make_window(rng, rows, held_out):
     if fahrenheit:
         x[:, [SST, AIR]] = x[:, [SST, AIR]] * 1.8 + 32
 
-    fault = rng.choice(["", "stuck", "spike", "drift", "unit"], p=[0.3, 0.2, 0.2, 0.1, 0.2])
+    # Training sees more stuck sensors than the held-out set, and long ones among them, which are easier to notice.
+    shares = [0.3, 0.2, 0.2, 0.1, 0.2] if held_out else [0.2, 0.4, 0.15, 0.1, 0.15]
+    fault = rng.choice(["", "stuck", "spike", "drift", "unit"], p=shares)
     channel = None
     if fault == "stuck":
         channel, at = int(rng.choice([HS, TP, WIND, AIR, BARO])), int(rng.integers(min(3, rows - 9), rows - 8))
-        x[at : at + int(rng.integers(8, 17)), channel] = x[at, channel]
+        length = int(rng.integers(8, 17))
+        if not held_out and rng.random() < 0.5:
+            length = int(rng.integers(8, rows))
+        x[at : at + length, channel] = x[at, channel]
     elif fault == "spike":
         channel, at = int(rng.integers(8)), int(rng.integers(1, rows - 1))
         spikes = {POS: (0, 999), HS: (0, 65), TP: (0, 60), WIND: (99.9,), SST: (0, 99.9), AIR: (0, 99.9)}
@@ -183,7 +188,7 @@ def make_window(rng, rows, held_out):
     limits = {}
     for c, sense, grid in LIMITED:
         seen = np.sort(values[:, c][values[:, c] != MISSING])
-        k = int(min(rng.geometric(0.25) - 1, len(seen) - 1))
+        k = int(min(rng.geometric(0.25 if held_out else 0.12) - 1, len(seen) - 1))  # training counts further
         if sense == ">=":
             broken = seen[-1 - k] // grid * grid
             limit = broken if rng.random() < 0.42 and broken > 0 else (seen[-1] // grid + rng.integers(1, 6)) * grid
@@ -219,6 +224,10 @@ class Asker:
     def phrase(self, items):
         """A phrasing. Training never sees the last quarter of a list; the held-out set draws from all of it."""
         count = len(items) if self.held_out else len(items) - len(items) // 4
+        further = () if self.held_out else FURTHER.get(items, ())
+        if further and self.rng.random() < len(further) / (count + len(further)):
+            template = self.pick(further)
+            return self.loosen(template) if self.loose and self.rng.random() < 0.35 else template
         index = int(self.rng.integers(count))
         self.unseen |= index >= len(items) - len(items) // 4
         return self.loosen(items[index]) if self.loose and self.rng.random() < 0.35 else items[index]

@@ -534,3 +534,37 @@ ANSWERS = {
         "no_window": "Non vedo dati: dammi prima una finestra.",
     },
 }  # fmt: skip
+
+# Further phrasings for training alone: languages with three of their four to learn from did not generalise from them.
+# The held-out set is made as if these did not exist.
+MORE = {
+    "max": {
+        "de": ("Wie hoch war {c} höchstens?", "Welches Maximum hatte {c}?", "Größter Wert von {c} mit Uhrzeit?",
+               "Was war das Maximum von {c} und zu welcher Zeit?", "Wann war der höchste Wert von {c}?"),
+        "es": ("¿Cuánto fue {c} como máximo?", "¿Qué máximo tuvo {c}?", "¿Cuál fue el valor más alto de {c} y a qué hora?"),
+        "fr": ("Combien valait {c} au maximum ?", "Quel maximum pour {c} ?", "Quelle était la plus haute valeur de {c} et quand ?"),
+        "it": ("Quanto valeva {c} al massimo?", "Che massimo ha avuto {c}?", "Qual era il valore più alto di {c} e a che ora?"),
+    },
+    "min": {
+        "de": ("Wie tief war {c} mindestens?", "Welches Minimum hatte {c}?", "Kleinster Wert von {c} mit Uhrzeit?",
+               "Was war das Minimum von {c} und zu welcher Zeit?", "Wann war der tiefste Wert von {c}?"),
+        "es": ("¿Cuánto fue {c} como mínimo?", "¿Qué mínimo tuvo {c}?", "¿Cuál fue el valor más bajo de {c} y a qué hora?"),
+        "fr": ("Combien valait {c} au minimum ?", "Quel minimum pour {c} ?", "Quelle était la plus basse valeur de {c} et quand ?"),
+        "it": ("Quanto valeva {c} al minimo?", "Che minimo ha avuto {c}?", "Qual era il valore più basso di {c} e a che ora?"),
+    },
+    "last": {
+        "de": ("Was ist der letzte Wert von {c}?", "Wie viel ist {c} zuletzt?", "Aktueller Wert von {c}?"),
+        "es": ("¿Cuál es el último valor de {c}?", "¿Cuánto marca {c} al final?"),
+        "fr": ("Quelle est la valeur la plus récente de {c} ?", "Combien vaut {c} en dernier ?"),
+        "it": ("Qual è l'ultimo valore di {c}?", "Quanto vale {c} alla fine?"),
+    },
+    "json": {
+        "en": ("Reply in JSON.", "As JSON, please.", "Output JSON."),
+        "ja": ("JSON形式で。", "JSONにしてください。"),
+        "de": ("Als JSON, bitte.", "Gib JSON aus.", "Ausgabe: JSON."),
+        "es": ("En JSON, por favor.", "Dame JSON.", "Salida: JSON."),
+        "fr": ("En JSON, s'il vous plaît.", "Donne du JSON.", "Sortie : JSON.", "Au format JSON, merci."),
+        "it": ("In JSON, grazie.", "Dammi JSON.", "Uscita: JSON."),
+    },
+}
+FURTHER = {QUESTIONS[kind][language]: items for kind, table in MORE.items() for language, items in table.items()}

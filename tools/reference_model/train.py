@@ -9,6 +9,7 @@ With --check-steps a run goes on a little after saving, and the next one prints 
 
 import argparse
 import csv
+import hashlib
 import multiprocessing
 import os
 import pathlib
@@ -201,6 +202,10 @@ def main():
     from model import NemotronH, export, load_exported
     from safetensors.torch import load_file, save_file
 
+    what = {"seed": args.seed, "steps": args.steps, "first": args.first, "tiny": args.tiny,
+            "tokenizer": hashlib.sha256(pathlib.Path(args.tokenizer).read_bytes()).hexdigest()}  # fmt: skip
+    if saved and saved["arguments"] != what:
+        raise SystemExit(f"{args.state} is of another training: {saved['arguments']}, asked for is {what}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.manual_seed(args.seed)
@@ -214,6 +219,9 @@ def main():
         model.load_state_dict(saved["model"])
         optimizer.load(saved["optimizer"])
         expected = saved["after"]
+        torch.set_rng_state(saved["rng"])
+        if device == "cuda":
+            torch.cuda.set_rng_state(saved["cuda_rng"])
         print(f"resumed at step {first}", flush=True)
     if device == "cuda":
         for layer in model.backbone.layers:
@@ -230,7 +238,11 @@ def main():
 
     def save(step, after):
         if args.state:
+            # The place in the data is the step: batch i is made from (seed, i).
             state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state(), "after": after}
+            state |= {"arguments": what, "rng": torch.get_rng_state()}
+            if device == "cuda":
+                state["cuda_rng"] = torch.cuda.get_rng_state()
             torch.save(state, args.state.with_suffix(".part"))
             args.state.with_suffix(".part").rename(args.state)
 
