@@ -97,7 +97,9 @@ TEST_F(Continuations, AreThoseOfEachPromptAlone) {
         EXPECT_EQ((drawn[{g, i}]), alone(*model_, *backend_, what.prompt, what.max_tokens)) << g << ", " << i;
       }
     }
-    if (row.block == 16) EXPECT_LT(stats->computed_tokens, stats->prompt_tokens - 150);
+    if (row.block == 16) {
+      EXPECT_LT(stats->computed_tokens, stats->prompt_tokens - 150);
+    }
   }
 }
 

@@ -14,7 +14,7 @@ uint8_t e2m1(float x) {
   const float magnitude = std::fabs(x);
   int code = 0;
   while (code < 7 && (magnitude > kBounds[code] || (magnitude == kBounds[code] && code % 2 == 1))) ++code;
-  return static_cast<uint8_t>(code | (std::signbit(x) ? 8 : 0));
+  return static_cast<uint8_t>(code | (x < 0 ? 8 : 0));  // -0 is 0, a negative value that rounds to 0 is -0
 }
 
 }  // namespace
