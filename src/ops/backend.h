@@ -143,6 +143,10 @@ class Backend {
   // in another order in each.
   virtual bool same_bits_in_any_batch() const { return true; }
 
+  // How far the product of a matrix with so many vectors may be from the exact one, relative to its norm, because the
+  // device rounds what it multiplies; 0 where it multiplies without loss.
+  virtual double product_rounding(Format /*weights*/, int /*num_tokens*/) const { return 0; }
+
   // Calls `step`, which only asks for ops. The same `key` promises the same requests with the same arguments, so that a
   // backend may record them once and then replay the record instead of calling.
   virtual void run(uint64_t /*key*/, FunctionRef<void()> step) { step(); }

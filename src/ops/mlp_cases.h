@@ -37,6 +37,14 @@ inline std::vector<MlpCase> mlp_cases() {
       {.name = "misaligned", .offset = 1},
       {.name = "misaligned Q4_1, one token", .format = Format::Q4_1, .num_tokens = 1, .offset = 1},
   };
+  for (bool gated : {false, true}) {
+    cases.push_back({.name = gated ? "prefill, gated" : "prefill",
+                     .format = Format::Q8_0,
+                     .num_tokens = 140,
+                     .intermediate_size = 320,
+                     .activation = gated ? Activation::silu : Activation::relu2,
+                     .gated = gated});
+  }
   for (Format format : kFormats) {
     const std::string name(info(format).name);
     for (int num_tokens : {3, 1}) {

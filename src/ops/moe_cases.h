@@ -51,9 +51,24 @@ inline std::vector<MoeCase> moe_cases() {
     cases.push_back(c);
     c.name = name + ", one token", c.num_tokens = 1;
     cases.push_back(c);
+    c.name = name + ", prefill", c.num_tokens = 130;
+    cases.push_back(c);
     c.name = name + ", latent", c.num_tokens = 9, c.latent_size = whole_blocks(format, 32);
     cases.push_back(c);
   }
+  const MoeCase prefill = {.name = "prefill", .format = Format::Q4_0, .num_tokens = 160};
+  const auto add = [&](const char* what, auto change) {
+    MoeCase c = prefill;
+    change(c);
+    c.name += std::string(", ") + what;
+    cases.push_back(c);
+  };
+  add("all choose the same", [](auto& c) { c.same_expert = true; });
+  add("64 experts", [](auto& c) { c.n_routed_experts = 64, c.num_experts_per_tok = 6; });
+  add("latent", [](auto& c) { c.latent_size = 32; });
+  add("no shared expert", [](auto& c) { c.shared_intermediate_size = 0; });
+  add("more rows than a tile", [](auto& c) { c.intermediate_size = 288, c.hidden_size = 320; });
+  add("formats mixed", [](auto& c) { c.format = Format::BF16, c.hidden_size = 72, c.intermediate_size = 40; });
   return cases;
 }
 

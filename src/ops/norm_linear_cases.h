@@ -58,7 +58,33 @@ inline std::vector<NormLinearCase> norm_linear_cases() {
                      .num_tokens = 14,
                      .hidden_size = whole_blocks(format, 576),
                      .rows = {576, 192}});
+    cases.push_back({.name = name + ", prefill",
+                     .format = format,
+                     .num_tokens = 150,
+                     .hidden_size = whole_blocks(format, 160),
+                     .rows = {280, 12}});
   }
+  // Prefill: tiles of 64 or 128 tokens and 128 or 256 rows, stages of 64 columns.
+  const NormLinearCase prefill = {
+      .name = "prefill", .format = Format::Q4_0, .num_tokens = 150, .hidden_size = 160, .rows = {280, 12}};
+  const auto add = [&](const char* what, auto change) {
+    NormLinearCase c = prefill;
+    change(c);
+    c.name += std::string(", ") + what;
+    cases.push_back(c);
+  };
+  add("a whole tile", [](auto& c) { c.num_tokens = 128, c.rows = {256}; });
+  add("a tile and one", [](auto& c) { c.num_tokens = 129, c.rows = {257}; });
+  add("one row", [](auto& c) { c.rows = {1}; });
+  add("one stage", [](auto& c) { c.hidden_size = 64; });
+  add("half a stage", [](auto& c) { c.hidden_size = 32; });
+  add("more stages than the ring", [](auto& c) { c.hidden_size = 1056, c.rows = {65}; });
+  add("large x", [](auto& c) { c.scale = 1e6f; });
+  add("tiny x", [](auto& c) { c.scale = 1e-6f; });
+  add("misaligned, rows apart", [](auto& c) { c.offset = 1, c.padding = 6; });
+  add("odd sizes, BF16", [](auto& c) { c.format = Format::BF16, c.hidden_size = 75, c.rows = {5, 77}, c.offset = 1; });
+  add("odd sizes, F16", [](auto& c) { c.format = Format::F16, c.hidden_size = 1, c.rows = {3}; });
+  add("odd sizes, F8_E4M3", [](auto& c) { c.format = Format::F8_E4M3, c.hidden_size = 101, c.rows = {130}; });
   return cases;
 }
 

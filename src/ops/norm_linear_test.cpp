@@ -65,7 +65,7 @@ struct Inputs {
 
 // One sum for the norm, one for the product.
 double bound(const NormLinearCase& c, const Backend& backend) {
-  return 2 * sum_bound(c.hidden_size) + backend.input_rounding(c.format);
+  return 2 * sum_bound(c.hidden_size) + backend.product_rounding(c.format, c.num_tokens);
 }
 
 TEST(NormLinear, Cases) {

@@ -54,6 +54,11 @@ Error device_error(const std::string& where, cudaError_t error, std::string doin
   return {.doing = std::move(doing), .where = where, .actual = cudaGetErrorString(error), .hint = hint_for(error)};
 }
 
+cuda::Prepare first_of(cuda::Prepare input, int slots) {
+  input.slots = slots;
+  return input;
+}
+
 void free_device(std::byte* memory) { cudaFree(memory); }
 void free_pinned(std::byte* memory) { cudaFreeHost(memory); }
 
@@ -508,11 +513,16 @@ std::optional<cuda::Experts> CudaBackend::experts(const ExpertWeights& weights) 
   return experts;
 }
 
-void CudaBackend::products(const cuda::Prepare& input, std::span<const Product> products) {
+void CudaBackend::products(const cuda::Prepare& input, std::span<const Product> products, bool exact) {
   if (input.slots == 0) return;
   if (input.slots == 1) return products_of_one(input, products);
   for (const Product& product : products) {
     if (counting_ && product.output == Output::add) residual(static_cast<int>(product.weight.rows));
+  }
+  if (!exact && products_of_many(input, products)) {
+    // Smaller steps go another way, which may need more.
+    if (counting_) this->products(first_of(input, cuda::kManyTokens - 1), products);
+    return;
   }
   for (int first = 0; first < input.slots; first += kMaxRows) {
     cuda::Prepare some = input;
@@ -678,7 +688,7 @@ void CudaBackend::route_alone(const Route& op) {
               .x_stride = op.hidden_size,
               .norm = op.norm,
               .eps = op.eps},
-             product);
+             product, true);
     cuda::choose_experts(op, logits, launch());
   }
 }
@@ -687,8 +697,12 @@ void CudaBackend::moe(const Moe& op) {
   if (op.num_tokens == 0) return;
   if (op.num_tokens == 1 && op.num_experts_per_tok <= cuda::kMaxExperts) {
     moe_of_one(op);
-  } else {
+  } else if (!moe_of_many_tokens(op)) {
     moe_of_many(op);
+  } else if (counting_) {  // as in products()
+    Moe few = op;
+    few.num_tokens = cuda::kManyTokens - 1;
+    moe_of_many(few);
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include <cuda_runtime.h>
 
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <optional>
@@ -11,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "backends/cuda/gemm.h"
 #include "backends/cuda/launch.h"
 #include "backends/cuda/matmul.h"
 #include "backends/cuda/step.h"
@@ -33,6 +35,7 @@ class CudaBackend final : public Backend {
   std::string_view on_reference() const override { return ""; }
   bool shares_memory() const override { return false; }
   bool same_bits_in_any_batch() const override { return false; }
+  double product_rounding(Format weights, int num_tokens) const override;
 
   DeviceMemory memory() override;
   Result<size_t> scratch_bytes(FunctionRef<void()> steps) override;
@@ -93,9 +96,14 @@ class CudaBackend final : public Backend {
     const float* gate = nullptr;
   };
   // Products of one input, for any number of rows. `input` says all but slots, order and where operands go; x, z, y and
-  // gate move on by rows.
-  void products(const cuda::Prepare& input, std::span<const Product> products);
+  // gate move on by rows. `exact`: also where there are many.
+  void products(const cuda::Prepare& input, std::span<const Product> products, bool exact = false);
   void products_of_one(const cuda::Prepare& input, std::span<const Product> products);
+  // prefill.cpp. False: not for so few tokens, or not for these formats.
+  bool takes_many(int tokens, std::initializer_list<Weight> weights) const;
+  bool products_of_many(const cuda::Prepare& input, std::span<const Product> products);
+  void multiply_many(const Product& product, int slots, const cuda::Halves& x, int64_t offset);
+  bool moe_of_many_tokens(const Moe& op);
   // Ops of one token gather as stages, and become a kernel when anything else is asked for.
   void add(cuda::Stage stage);
   void route_alone(const Route& op);

@@ -25,6 +25,16 @@ struct ExpertSlots {
 };
 void sort_choices(const int32_t* topk_ids, int num_tokens, int per_token, int n_experts, int tiles,
                   const ExpertSlots& slots, const Launch& launch);
+// The same without gaps: an expert's slots follow one another, and tiles of up to `tile` of them are listed.
+struct SortedChoices {
+  int32_t* token;        // [choices] of each slot
+  int32_t* slot;         // [choices] of each choice
+  int32_t* tile_expert;  // [tiles] -1: nobody's
+  int32_t* tile_first;   // [tiles] first slot
+  int32_t* tile_count;   // [tiles] slots
+};
+void sort_compactly(const int32_t* topk_ids, int choices, int per_token, int n_experts, int tile, int tiles,
+                    const SortedChoices& sorted, const Launch& launch);
 // x[t] (+)= sum over k of weights[t, k] · y[slot of (t, k)]
 void combine_experts(const float* y, const int32_t* slot, const float* weights, int num_tokens, int per_token,
                      int width, bool add, float* x, const Launch& launch);

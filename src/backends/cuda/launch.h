@@ -6,6 +6,10 @@
 
 #include <cstdint>
 
+#ifdef PROA_KERNEL_TRACE
+#include "backends/cuda/kernel_trace.h"
+#endif
+
 namespace proa::cuda {
 
 class Launch {
@@ -45,7 +49,12 @@ class Launch {
     config.stream = stream_;
     config.attrs = &attribute;
     config.numAttrs = dependent_ ? 1 : 0;
-    keep(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+    const auto run = [&] { keep(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...)); };
+#ifdef PROA_KERNEL_TRACE
+    KernelTrace::get().time(kernel, blocks, stream_, run);
+#else
+    run();
+#endif
     ++count_;
   }
 

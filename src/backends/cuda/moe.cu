@@ -63,6 +63,53 @@ __global__ void __launch_bounds__(kSortThreads)
   }
 }
 
+// Which slot of its expert a choice gets is left to chance: a product does not depend on it.
+__global__ void __launch_bounds__(kSortThreads)
+    sort_compactly_kernel(const int32_t* topk_ids, int choices, int per_token, int n_experts, int tile, int tiles,
+                          const SortedChoices out) {
+  extern __shared__ int32_t next[];  // [n_experts] choices of an expert, then its next slot; behind them its first tile
+  __shared__ int32_t used_tiles;
+  int32_t* first_tile = next + n_experts;
+  wait_for_predecessor();
+  start_successor();
+  const int tid = static_cast<int>(threadIdx.x), lane = lane_id();
+  for (int e = tid; e < n_experts; e += kSortThreads) next[e] = 0;
+  __syncthreads();
+  for (int i = tid; i < choices; i += kSortThreads) atomicAdd(next + __ldcg(topk_ids + i), 1);
+  __syncthreads();
+  if (warp_id() == 0) {
+    int slots = 0, done = 0;
+    for (int first = 0; first < n_experts; first += kWarp) {
+      const int e = first + lane, count = e < n_experts ? next[e] : 0, mine = (count + tile - 1) / tile;
+      int slots_to = count, tiles_to = mine;
+      for (int step = 1; step < kWarp; step *= 2) {
+        const int below = __shfl_up_sync(~0u, slots_to, step), tiles_below = __shfl_up_sync(~0u, tiles_to, step);
+        if (lane >= step) slots_to += below, tiles_to += tiles_below;
+      }
+      if (e < n_experts) next[e] = slots + slots_to - count, first_tile[e] = done + tiles_to - mine;
+      slots += __shfl_sync(~0u, slots_to, kWarp - 1);
+      done += __shfl_sync(~0u, tiles_to, kWarp - 1);
+    }
+    if (lane == 0) used_tiles = done;
+  }
+  __syncthreads();
+  for (int e = tid; e < n_experts; e += kSortThreads) {
+    const int first = next[e], end = e + 1 < n_experts ? next[e + 1] : choices;
+    for (int at = first, t = first_tile[e]; at < end; at += tile, ++t) {
+      out.tile_expert[t] = e;
+      out.tile_first[t] = at;
+      out.tile_count[t] = min(tile, end - at);
+    }
+  }
+  for (int t = used_tiles + tid; t < tiles; t += kSortThreads) out.tile_expert[t] = -1;
+  __syncthreads();
+  for (int i = tid; i < choices; i += kSortThreads) {
+    const int slot = atomicAdd(next + __ldcg(topk_ids + i), 1);
+    out.token[slot] = i / per_token;
+    out.slot[i] = slot;
+  }
+}
+
 __global__ void combine_kernel(const float* y, const int32_t* slot, const float* weights, int per_token, int width,
                                bool add, float* x) {
   wait_for_predecessor();
@@ -85,6 +132,12 @@ void sort_choices(const int32_t* topk_ids, int num_tokens, int per_token, int n_
                   const ExpertSlots& slots, const Launch& launch) {
   launch(sort_kernel, dim3(1), dim3(kSortThreads), 0, topk_ids, num_tokens * per_token, per_token, n_experts, tiles,
          slots);
+}
+
+void sort_compactly(const int32_t* topk_ids, int choices, int per_token, int n_experts, int tile, int tiles,
+                    const SortedChoices& sorted, const Launch& launch) {
+  launch(sort_compactly_kernel, dim3(1), dim3(kSortThreads), 2 * sizeof(int32_t) * static_cast<size_t>(n_experts),
+         topk_ids, choices, per_token, n_experts, tile, tiles, sorted);
 }
 
 void combine_experts(const float* y, const int32_t* slot, const float* weights, int num_tokens, int per_token,

@@ -1,0 +1,246 @@
+// The kernel of gemm.h. A block multiplies kRows rows of a matrix with kTokens vectors, kCols columns a stage: stages of
+// both are copied into shared memory while others are worked on. Weights are decoded from there into registers, which
+// is where the tensor cores take their left operand from; vectors are the right one, in shared memory.
+#pragma once
+
+#include "backends/cuda/fragment.cuh"
+#include "backends/cuda/gemm.h"
+#include "backends/cuda/wgmma.cuh"
+
+namespace proa::cuda::gemm {
+
+constexpr int kWarpgroups = 2;
+constexpr int kThreads = kWarpgroups * 128;
+constexpr int kSharedBytes = 225 << 10;  // that a block may use; devices with less have matmul.h
+
+// 16-byte chunks that a run of bytes at any address may touch.
+constexpr int chunks_of(int bytes) { return bytes < 2 ? 2 : (bytes + 30) / 16; }
+
+template <class F>
+struct Plan {
+  static constexpr bool kLongBlocks = F::block_elements > 64;
+  static constexpr int kCols = kLongBlocks ? F::block_elements : 64;  // of a stage
+  static constexpr int kTiles = kLongBlocks ? 1 : 2;                   // of 64 rows, of a warpgroup
+  static constexpr int kTokens = kLongBlocks ? 64 : 128;
+  static constexpr int kRows = kWarpgroups * kTiles * 64;
+  static constexpr int kBytes = kCols / F::block_elements * static_cast<int>(sizeof(typename F::Block));  // of a row
+  static constexpr int kPitch = (chunks_of(kBytes) | 1) * 16;
+  static constexpr int kScalesPitch = Fragment<F>::kGroupScales ? chunks_of(kCols / 16) * 16 : 0;
+  static constexpr int kVectorBytes = kTokens * kCols * 2;
+  static constexpr int kStageBytes = kVectorBytes + (kRows * (kPitch + kScalesPitch) + 1023) / 1024 * 1024;
+  static constexpr int kStages = kSharedBytes / kStageBytes < 6 ? kSharedBytes / kStageBytes : 6;
+  // Three: one is multiplied while the one before still is and the one behind arrives.
+  static constexpr bool kFits = kStages >= 3;
+  static constexpr int kShared = kStages * kStageBytes + 1024;
+};
+
+// Eight values of a row as halves, scaled: columns as Fragment's Order has them.
+template <class F>
+__device__ __forceinline__ void decode_row(uint32_t row, uint32_t scales, int group, int j, int valid,
+                                           uint32_t (&a)[4]) {
+  using Frag = Fragment<F>;
+  Frag::decode(row, scales, group, j, valid, 0, a);
+  if constexpr (Frag::kBf16) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      a[i] = bits_of(__floats2half2_rn(__uint_as_float(a[i] << 16), __uint_as_float(a[i] & 0xffff0000u)));
+    }
+  }
+  if constexpr (Frag::kScaleGroup != 0) {
+    __half2 scale[2], least[2];
+    scale[0] = __float2half2_rn(Frag::scale(row, group, 0));
+    scale[1] = Frag::kScaleGroup == 16 ? __float2half2_rn(Frag::scale(row, group, 1)) : scale[0];
+    if constexpr (Frag::kMin) {
+      least[0] = __float2half2_rn(Frag::minimum(row, group, 0));
+      least[1] = Frag::kScaleGroup == 16 ? __float2half2_rn(Frag::minimum(row, group, 1)) : least[0];
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const __half2 value = halves_of(a[i]);
+      a[i] = bits_of(Frag::kMin ? __hfma2(value, scale[i / 2], least[i / 2]) : __hmul2(value, scale[i / 2]));
+    }
+  }
+}
+
+template <class F>
+__global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Gemm a) {
+  using P = Plan<F>;
+  using Frag = Fragment<F>;
+  constexpr int kGroups = P::kCols / 32;
+  extern __shared__ uint8_t memory[];
+  wait_for_predecessor();
+  start_successor();
+
+  const Matrix& m = a.matrix;
+  const int tid = static_cast<int>(threadIdx.x), lane = lane_id(), j = lane % 4;
+  int first = static_cast<int>(blockIdx.y) * P::kTokens, count = min(P::kTokens, a.slots - first);
+  const auto* data = m.data;
+  const auto* group_scales = m.group_scales;
+  const float* row_scales = m.row_scales;
+  float scale = m.scale;
+  if (a.tile_expert) {
+    const int expert = __ldcg(a.tile_expert + blockIdx.y);
+    if (expert < 0) return;
+    first = __ldcg(a.tile_first + blockIdx.y);
+    count = __ldcg(a.tile_count + blockIdx.y);
+    data = reinterpret_cast<const uint8_t*>(a.expert_data[expert]);
+    if (a.expert_scales && a.expert_row_scales) row_scales = reinterpret_cast<const float*>(a.expert_scales[expert]);
+    if (a.expert_scales && !a.expert_row_scales) {
+      group_scales = reinterpret_cast<const uint8_t*>(a.expert_scales[expert]);
+    }
+    if (a.expert_scale) scale = a.expert_scale[expert];
+  }
+  const int first_row = static_cast<int>(blockIdx.x) * P::kRows, last_row = m.rows - 1 - first_row;
+  const int groups = (m.cols + 31) / 32, stages = (m.cols + P::kCols - 1) / P::kCols;
+  const uint32_t ring = (shared_address(memory) + 1023) & ~1023u;
+  const uint8_t* rows = data + first_row * m.stride;
+  const uint8_t* scales = Frag::kGroupScales ? group_scales + first_row * m.scales_stride : nullptr;
+  const auto stage_address = [&](int stage) { return ring + stage % P::kStages * P::kStageBytes; };
+
+  // Copies: eight threads for a row of vectors, four for a row of weights.
+  constexpr int kPasses = P::kTokens / (kThreads / 8);
+  const __half* vectors[kPasses];
+#pragma unroll
+  for (int i = 0; i < kPasses; ++i) {
+    const int slot = first + min(tid / 8 + i * (kThreads / 8), count - 1);
+    const int64_t row = a.rows ? __ldcg(a.rows + slot) : slot;
+    vectors[i] = a.x.x + row * a.x.stride + tid % 8 * 8;
+  }
+  const auto copy_run = [&](const uint8_t* from, int bytes, uint32_t to) {
+    const int shift = static_cast<int>(reinterpret_cast<uintptr_t>(from) & 15);
+    for (int c = tid % 4; 16 * c < shift + bytes; c += 4) {
+      copy_async_or_zero(to + 16 * c, from - shift + 16 * c, true);
+    }
+  };
+  const auto fetch = [&](int stage) {
+    if (stage < stages) {
+      const uint32_t to = stage_address(stage);
+#pragma unroll
+      for (int part = 0; part < P::kCols / 64; ++part) {
+#pragma unroll
+        for (int i = 0; i < kPasses; ++i) {
+          copy_async_or_zero(to + part * P::kTokens * 128 + swizzled(tid / 8 + i * (kThreads / 8), tid % 8),
+                             vectors[i] + stage * P::kCols + part * 64, true);
+        }
+      }
+      const int cols = min(P::kCols, m.cols - stage * P::kCols);
+      const int bytes = (cols + F::block_elements - 1) / F::block_elements * static_cast<int>(sizeof(typename F::Block));
+#pragma unroll
+      for (int i = 0; i < P::kRows / (kThreads / 4); ++i) {
+        const int r = tid / 4 + i * (kThreads / 4);
+        copy_run(rows + min(r, last_row) * m.stride + stage * P::kBytes, bytes, to + P::kVectorBytes + r * P::kPitch);
+        if constexpr (Frag::kGroupScales) {
+          copy_run(scales + min(r, last_row) * m.scales_stride + stage * (P::kCols / 16), (cols + 15) / 16,
+                   to + P::kVectorBytes + P::kRows * P::kPitch + r * P::kScalesPitch);
+        }
+      }
+    }
+    close_copies();
+  };
+
+  // Two rows of each tile are this lane's, eight apart.
+  int my_row[P::kTiles][2];
+#pragma unroll
+  for (int t = 0; t < P::kTiles; ++t) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      my_row[t][h] = (tid / 128 * P::kTiles + t) * 64 + warp_id() % 4 * 16 + h * 8 + lane / 4;
+    }
+  }
+  float sum[P::kTiles][P::kTokens / 2] = {};
+  uint32_t left[2][P::kTiles][2][4];  // operands of two groups of 32 columns: one is decoded while one is multiplied
+
+#pragma unroll
+  for (int i = 0; i < P::kStages - 2; ++i) fetch(i);
+#pragma unroll 1
+  for (int stage = 0; stage < stages; ++stage) {
+    wait_for_copies<P::kStages - 3>();
+    publish_shared();
+    __syncthreads();
+    fetch(stage + P::kStages - 2);  // where the stage before the last one was, which all have multiplied
+    const uint32_t vectors_at = stage_address(stage), weights_at = vectors_at + P::kVectorBytes;
+    uint32_t row_at[P::kTiles][2], scales_at[P::kTiles][2] = {};
+#pragma unroll
+    for (int t = 0; t < P::kTiles; ++t) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int r = my_row[t][h];
+        const auto shift_of = [&](const uint8_t* base, int64_t stride, int offset) {
+          return static_cast<uint32_t>(reinterpret_cast<uintptr_t>(base) + min(r, last_row) * stride + offset) & 15u;
+        };
+        row_at[t][h] = weights_at + r * P::kPitch + shift_of(rows, m.stride, stage * P::kBytes);
+        if constexpr (Frag::kGroupScales) {
+          scales_at[t][h] = weights_at + P::kRows * P::kPitch + r * P::kScalesPitch +
+                            shift_of(scales, m.scales_stride, stage * (P::kCols / 16));
+        }
+      }
+    }
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      const int group = stage * kGroups + g;
+      auto& operands = left[g % 2];
+#pragma unroll
+      for (int t = 0; t < P::kTiles; ++t) {
+        uint32_t upper[4] = {}, lower[4] = {};
+        // Behind the last column lies anything, which a scale among it could make NaN.
+        if (Frag::kScaleGroup == 0 || group < groups) {
+          decode_row<F>(row_at[t][0], scales_at[t][0], g, j, m.cols - 32 * group, upper);
+          decode_row<F>(row_at[t][1], scales_at[t][1], g, j, m.cols - 32 * group, lower);
+        }
+#pragma unroll
+        for (int s = 0; s < 2; ++s) {
+          operands[t][s][0] = upper[2 * s];
+          operands[t][s][1] = lower[2 * s];
+          operands[t][s][2] = upper[2 * s + 1];
+          operands[t][s][3] = lower[2 * s + 1];
+        }
+      }
+      begin_products();
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+#pragma unroll
+        for (int t = 0; t < P::kTiles; ++t) {
+          multiply_tile<P::kTokens>(sum[t], operands[t][s], vectors_at + g / 2 * P::kTokens * 128, g % 2 * 2 + s);
+        }
+      }
+      close_products();
+      wait_for_products<1>();
+    }
+  }
+  wait_for_products<0>();
+#pragma unroll
+  for (int t = 0; t < P::kTiles; ++t) keep_in_registers(sum[t]);
+
+#pragma unroll
+  for (int i = 0; i < P::kTokens / 4; ++i) {
+    const int in_tile = i / 2 * 8 + 2 * j + i % 2;
+    if (in_tile >= count) continue;
+    const int64_t slot = first + in_tile, at = slot * a.y_stride;
+    const float factor = __ldcg(a.x.unscale + (a.rows ? __ldcg(a.rows + slot) : slot)) * Frag::kFactor * scale;
+#pragma unroll
+    for (int t = 0; t < P::kTiles; ++t) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int row = first_row + my_row[t][h];
+        if (row >= m.rows) continue;
+        float value = sum[t][i / 2 * 4 + 2 * h + i % 2] * factor;
+        if (row_scales) value *= row_scales[row];
+        float* y = a.y + at + row;
+        if (a.output == Output::add) value += __ldcg(y);
+        if (a.output == Output::activate) value = activated(a.relu2, value);
+        if (a.output == Output::gate) value *= activated(a.relu2, __ldcg(a.gate + at + row));
+        *y = value;
+      }
+    }
+  }
+}
+
+template <class F>
+void launch(const Gemm& op, int tiles, const Launch& launch) {
+  using P = Plan<F>;
+  if (op.matrix.rows == 0 || op.slots == 0) return;
+  if (!op.tile_expert) tiles = (op.slots + P::kTokens - 1) / P::kTokens;
+  launch(kernel<F>, dim3((op.matrix.rows + P::kRows - 1) / P::kRows, tiles), dim3(kThreads), P::kShared, op);
+}
+
+}  // namespace proa::cuda::gemm

@@ -1,0 +1,57 @@
+// Matrix times many vectors, for prefill: weights and activations become halves, sums are F32.
+//
+// A weight is decoded to the half next to it: integers times their scale, short floats as they are. An activation is
+// the half next to it after a power of two has brought its vector's largest below 2^14. Either is off by 2^-11 of
+// itself at most, an eighth of what BF16 loses. Fewer vectors than kManyTokens are multiplied without loss (matmul.h).
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include "backends/cuda/launch.h"
+#include "backends/cuda/matmul.h"
+#include "quant/formats.h"
+
+namespace proa::cuda {
+
+constexpr int kManyTokens = 128;
+// Of a product, relative to its norm: either factor is off by 2^-13 in the root of the mean of squares, which makes
+// 2^-11.7 of a sum of many products; three times that.
+constexpr double kGemmRounding = 0x1p-10;
+
+// Vectors as operands: columns of each group of 32 in the Order of the weights they meet, zeros behind the last.
+struct Halves {
+  __half* x = nullptr;       // [rows, stride]
+  int64_t stride = 0;        // padded_cols()
+  float* unscale = nullptr;  // [rows] undoes the power of two of a vector
+};
+constexpr int64_t padded_cols(int64_t cols) { return (cols + 255) / 256 * 256; }
+
+struct Gemm {
+  Matrix matrix;  // of experts: the shape
+  const std::byte* const* expert_data = nullptr;
+  const std::byte* const* expert_scales = nullptr;
+  const float* expert_scale = nullptr;
+  bool expert_row_scales = false;
+  // Of experts: tiles of up to gemm_tokens() slots that one expert multiplies; null: no experts.
+  const int32_t* tile_expert = nullptr;  // [tiles] -1: an empty tile
+  const int32_t* tile_first = nullptr;   // [tiles] first slot
+  const int32_t* tile_count = nullptr;   // [tiles]
+
+  int slots = 0;
+  Halves x;
+  const int32_t* rows = nullptr;  // [slots] row of x; null: its own number
+  float* y = nullptr;             // [slots, y_stride]
+  int64_t y_stride = 0;
+  Output output = Output::store;
+  bool relu2 = false;
+  const float* gate = nullptr;  // [slots, y_stride]
+};
+
+// Vectors that a block multiplies; 0: this device or format has only matmul.h.
+int gemm_tokens(Format format, const Launch& launch);
+// x of `op` as halves in `order`; op.out, op.bf16, op.order and op.tile_count are not looked at.
+void prepare_halves(const Prepare& op, uint8_t order, const Halves& out, const Launch& launch);
+// `tiles` of experts; without experts tiles follow from slots.
+void multiply_many(Format format, const Gemm& op, int tiles, const Launch& launch);
+
+}  // namespace proa::cuda

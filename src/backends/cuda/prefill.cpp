@@ -1,0 +1,206 @@
+// Ops of many tokens whose products are those of gemm.h. What they need beside their arguments is laid out here.
+#include <algorithm>
+
+#include "backends/cuda/cuda_backend.h"
+#include "backends/cuda/gemm.h"
+#include "backends/cuda/kernels.h"
+#include "backends/cuda/linear.h"
+
+namespace proa {
+namespace {
+
+using cuda::Input;
+using cuda::Output;
+
+constexpr int kMaxTokens = 8192;  // of one product: bounds the scratch memory
+
+uint8_t order_of(Format format) { return cuda::operand_form(format).order; }
+
+size_t halves_bytes(int64_t rows, int64_t cols) {
+  return Arena::padded<uint16_t>(rows * cuda::padded_cols(cols)) + Arena::padded<float>(rows);
+}
+cuda::Halves take_halves(Arena& arena, int64_t rows, int64_t cols) {
+  cuda::Halves halves;
+  halves.stride = cuda::padded_cols(cols);
+  halves.x = reinterpret_cast<__half*>(arena.take<uint16_t>(rows * halves.stride));
+  halves.unscale = arena.take<float>(rows);
+  return halves;
+}
+
+}  // namespace
+
+double CudaBackend::product_rounding(Format weights, int num_tokens) const {
+  return num_tokens >= cuda::kManyTokens && cuda::gemm_tokens(weights, launch_) > 0 ? cuda::kGemmRounding : 0;
+}
+
+bool CudaBackend::takes_many(int tokens, std::initializer_list<Weight> weights) const {
+  return tokens >= cuda::kManyTokens && std::ranges::all_of(weights, [&](const Weight& weight) {
+           return !weight || cuda::gemm_tokens(weight.format, launch_) > 0;
+         });
+}
+
+bool CudaBackend::products_of_many(const cuda::Prepare& input, std::span<const Product> products) {
+  for (const Product& product : products) {
+    if (!takes_many(input.slots, {product.weight})) return false;
+  }
+  const int most = std::min(kMaxTokens, input.slots);
+  const size_t bytes = halves_bytes(most, input.cols);
+  std::byte* memory = scratch(bytes);
+  if (!memory) return true;
+  Arena arena(memory, bytes);
+  const cuda::Halves halves = take_halves(arena, most, input.cols);
+  for (int first = 0; first < input.slots; first += kMaxTokens) {
+    cuda::Prepare some = input;
+    some.slots = std::min(kMaxTokens, input.slots - first);
+    if (some.rows) {
+      some.rows += first;
+    } else {
+      some.x += first * some.x_stride;
+      if (some.z) some.z += first * some.z_stride;
+    }
+    std::optional<uint8_t> prepared;
+    for (const Product& product : products) {
+      const uint8_t order = order_of(product.weight.format);
+      if (prepared != order) cuda::prepare_halves(some, order, halves, launch());
+      prepared = order;
+      multiply_many(product, some.slots, halves, int64_t{first} * product.weight.rows);
+    }
+  }
+  return true;
+}
+
+void CudaBackend::multiply_many(const Product& product, int slots, const cuda::Halves& x, int64_t offset) {
+  const auto m = matrix(product.weight);
+  if (!m) return;
+  cuda::Gemm op;
+  op.matrix = *m;
+  op.slots = slots;
+  op.x = x;
+  op.y = product.y + offset;
+  op.y_stride = m->rows;
+  op.output = product.output;
+  op.relu2 = product.relu2;
+  op.gate = product.gate ? product.gate + offset : nullptr;
+  cuda::multiply_many(product.weight.format, op, 0, launch());
+}
+
+bool CudaBackend::moe_of_many_tokens(const Moe& op) {
+  Weight up_shape, down_shape;
+  up_shape.data = down_shape.data = reinterpret_cast<const std::byte*>(op.up.data);
+  up_shape.format = op.up.format, down_shape.format = op.down.format;
+  if (!takes_many(op.num_tokens,
+                  {up_shape, down_shape, op.latent_in, op.latent_out, op.shared_up, op.shared_down})) {
+    return false;
+  }
+  const auto up = experts(op.up), down = experts(op.down);
+  if (!up || !down) return true;
+  const bool relu2 = op.activation == Activation::relu2, latent = static_cast<bool>(op.latent_in);
+  const int per_token = op.num_experts_per_tok;
+  const int64_t in = op.up.cols, width = op.up.rows, out = op.down.rows;
+  const int64_t shared_rows = op.shared_up ? op.shared_up.rows : 0;
+  const int up_tokens = cuda::gemm_tokens(op.up.format, launch_), down_tokens = cuda::gemm_tokens(op.down.format, launch_);
+  const int tile = std::min(up_tokens, down_tokens);
+  for (int first = 0; first < op.num_tokens; first += kMaxTokens) {
+    const int tokens = std::min(kMaxTokens, op.num_tokens - first);
+    const int64_t choices = int64_t{tokens} * per_token;
+    const int tiles = static_cast<int>(std::min<int64_t>(choices, choices / tile + op.n_routed_experts));
+    const size_t bytes = halves_bytes(tokens, std::max<int64_t>({op.hidden_size, in, out, shared_rows})) +
+                         halves_bytes(choices, width) + 2 * Arena::padded<int32_t>(choices) +
+                         3 * Arena::padded<int32_t>(tiles) + Arena::padded<float>(choices * width) +
+                         Arena::padded<float>(choices * out) + Arena::padded<float>(tokens * in) +
+                         Arena::padded<float>(tokens * out) + Arena::padded<float>(tokens * shared_rows);
+    std::byte* memory = scratch(bytes);
+    if (!memory) return true;
+    Arena arena(memory, bytes);
+    const auto of_tokens = [&](int64_t cols) {
+      Arena front(memory, bytes);
+      return take_halves(front, tokens, cols);
+    };
+    arena.take<std::byte>(
+        static_cast<int64_t>(halves_bytes(tokens, std::max<int64_t>({op.hidden_size, in, out, shared_rows}))));
+    const cuda::Halves h_halves = take_halves(arena, choices, width);
+    cuda::SortedChoices sorted;
+    sorted.token = arena.take<int32_t>(choices);
+    sorted.slot = arena.take<int32_t>(choices);
+    sorted.tile_expert = arena.take<int32_t>(tiles);
+    sorted.tile_first = arena.take<int32_t>(tiles);
+    sorted.tile_count = arena.take<int32_t>(tiles);
+    float* h = arena.take<float>(choices * width);
+    float* y = arena.take<float>(choices * out);
+    float* z = arena.take<float>(tokens * in);
+    float* r = arena.take<float>(tokens * out);
+    float* shared_h = arena.take<float>(tokens * shared_rows);
+
+    float* x = op.x + int64_t{first} * op.hidden_size;
+    const cuda::Prepare normed = {.slots = tokens,
+                                  .cols = op.hidden_size,
+                                  .input = Input::normed,
+                                  .x = x,
+                                  .x_stride = op.hidden_size,
+                                  .norm = op.norm,
+                                  .eps = op.eps};
+    cuda::Halves vectors = of_tokens(op.hidden_size);
+    std::optional<uint8_t> prepared;
+    const auto prepare = [&](const cuda::Prepare& input, Format format) {
+      const uint8_t order = order_of(format);
+      if (prepared != order) cuda::prepare_halves(input, order, vectors, launch());
+      prepared = order;
+    };
+    if (latent) {
+      prepare(normed, op.latent_in.format);
+      multiply_many({op.latent_in, z}, tokens, vectors, 0);
+    }
+    if (op.shared_up) {
+      prepare(normed, op.shared_up.format);
+      multiply_many({op.shared_up, shared_h, Output::activate, relu2}, tokens, vectors, 0);
+    }
+    if (latent) {
+      vectors = of_tokens(in);
+      prepared.reset();
+      prepare({.slots = tokens, .cols = static_cast<int>(in), .x = z, .x_stride = in}, op.up.format);
+    } else {
+      prepare(normed, op.up.format);
+    }
+    cuda::sort_compactly(op.topk_ids + int64_t{first} * per_token, static_cast<int>(choices), per_token,
+                         op.n_routed_experts, tile, tiles, sorted, launch());
+    const auto multiply = [&](const ExpertWeights& weights, const cuda::Experts& which, const cuda::Halves& halves,
+                              const int32_t* rows, float* to, Output output) {
+      cuda::Gemm product;
+      product.matrix = which.shape;
+      product.expert_data = which.data;
+      product.expert_scales = which.scales;
+      product.expert_scale = which.scale;
+      product.expert_row_scales = which.row_scales;
+      product.tile_expert = sorted.tile_expert;
+      product.tile_first = sorted.tile_first;
+      product.tile_count = sorted.tile_count;
+      product.slots = static_cast<int>(choices);
+      product.x = halves;
+      product.rows = rows;
+      product.y = to;
+      product.y_stride = weights.rows;
+      product.output = output;
+      product.relu2 = relu2;
+      cuda::multiply_many(weights.format, product, tiles, launch());
+    };
+    multiply(op.up, *up, vectors, sorted.token, h, Output::activate);
+    cuda::prepare_halves(
+        {.slots = static_cast<int>(choices), .cols = static_cast<int>(width), .x = h, .x_stride = width},
+        order_of(op.down.format), h_halves, launch());
+    multiply(op.down, *down, h_halves, nullptr, y, Output::store);
+    cuda::combine_experts(y, sorted.slot, op.topk_weights + int64_t{first} * per_token, tokens, per_token,
+                          static_cast<int>(out), !latent, latent ? r : x, launch());
+    const auto add_to_x = [&](const Weight& weight, const float* from) {
+      vectors = of_tokens(weight.cols);
+      cuda::prepare_halves(
+          {.slots = tokens, .cols = static_cast<int>(weight.cols), .x = from, .x_stride = weight.cols},
+          order_of(weight.format), vectors, launch());
+      multiply_many({weight, x, Output::add}, tokens, vectors, 0);
+    };
+    if (latent) add_to_x(op.latent_out, r);
+    if (op.shared_down) add_to_x(op.shared_down, shared_h);
+  }
+  return true;
+}
+
+}  // namespace proa
