@@ -140,6 +140,32 @@ inline std::vector<AttendCase> attend_cases() {
   add("keys of some tokens are stored already", [](auto& c) { c.stored_until = 12, c.sequences = {{0, 20}, {30, 1}}; });
   add("padded rows", [](auto& c) { c.padded_sequences = 3, c.sequences = {{9, 1}, {25, 1}}; });
   add_one_token_cases(cases);
+  const auto add_many = [&](const std::string& name, const std::function<void(AttendCase&)>& change) {
+    AttendCase c;
+    c.name = "many tokens, " + name;
+    c.format = Format::BF16, c.num_heads = 32, c.head_dim = 128, c.scale = 0.088388f, c.sequences = {{0, 100}};
+    change(c);
+    cases.push_back(c);
+  };
+  add_many("base", [](auto&) {});
+  add_many("F16", [](auto& c) { c.format = Format::F16; });
+  add_many("with history", [](auto& c) { c.sequences = {{333, 65}}; });
+  add_many("decodes and prefills", [](auto& c) { c.sequences = {{70, 1}, {0, 70}, {129, 1}, {64, 64}, {1, 2}}; });
+  for (int head_dim : {16, 40, 64, 72, 80}) {
+    add_many("head_dim " + std::to_string(head_dim), [&](auto& c) { c.head_dim = head_dim; });
+  }
+  for (int group : {1, 3, 7, 20}) {
+    add_many("heads per KV head " + std::to_string(group), [&](auto& c) { c.num_heads = 2 * group; });
+  }
+  for (int block_size : {1, 7, 100}) {
+    add_many("block_size " + std::to_string(block_size), [&](auto& c) { c.block_size = block_size; });
+  }
+  for (int window : {1, 5, 64, 90}) {
+    add_many("window " + std::to_string(window), [&](auto& c) { c.window = window, c.sequences = {{80, 70}}; });
+  }
+  add_many("one key takes all", [](auto& c) { c.q_scale = 100; });
+  add_many("keys of some tokens are stored already", [](auto& c) { c.stored_until = 50; });
+  add_many("padded rows", [](auto& c) { c.padded_sequences = 3; });
   return cases;
 }
 

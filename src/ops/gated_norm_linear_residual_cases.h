@@ -43,7 +43,8 @@ inline std::vector<GatedNormCase> gated_norm_cases() {
   };
   for (Format format : kFormats) cases.push_back({.name = std::string(info(format).name), .format = format});
   cases.push_back({.name = "prefill", .num_tokens = 131, .hidden_size = 270, .format = Format::Q4_0});
-  cases.push_back({.name = "prefill, odd widths", .num_tokens = 131, .inner = 57, .n_groups = 3, .format = Format::BF16});
+  cases.push_back(
+      {.name = "prefill, odd widths", .num_tokens = 131, .inner = 57, .n_groups = 3, .format = Format::BF16});
   cases.push_back({.name = "prefill, tiny y", .num_tokens = 131, .y_scale = 1e-4f, .format = Format::Q8_0});
   return cases;
 }

@@ -34,6 +34,8 @@ inline std::vector<RouteCase> route_cases() {
       {.name = "all experts chosen", .num_experts_per_tok = 16},
       {.name = "one expert there", .n_routed_experts = 1, .num_experts_per_tok = 1},
       {.name = "sizes of a large model", .hidden_size = 2688, .n_routed_experts = 128, .num_experts_per_tok = 6},
+      {.name = "prefill", .num_tokens = 130, .hidden_size = 344, .n_routed_experts = 128, .num_experts_per_tok = 6},
+      {.name = "prefill, 150 experts", .num_tokens = 65, .hidden_size = 96, .n_routed_experts = 150},
       {.name = "odd sizes", .hidden_size = 37, .n_routed_experts = 13},
       {.name = "no bias", .bias = 0},
       {.name = "bias decides", .bias = 20},

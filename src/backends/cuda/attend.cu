@@ -1,6 +1,7 @@
 // attend: a block takes 16 rows, a row being one query head of one token, over one KV head and a share of the keys.
 // Keys and values are decoded to F32 in shared memory, 32 at a time. Where several blocks share the keys of a row, the
-// last one to end joins their parts. One token with BF16 keys and values is attend_one.cuh's.
+// last one to end joins their parts. One token with BF16 keys and values is attend_one.cuh's, many tokens
+// attend_many.cu's.
 #include <algorithm>
 
 #include "backends/cuda/attend_one.cuh"
@@ -336,9 +337,9 @@ int tiles_of(const Attend& op) {
 
 template <class F, int kDims>
 void launch_as(const Attend& op, const Args& args, const Launch& launch) {
-  if (!args.store) {
-    launch(store_kernel<F>, dim3(op.batch->num_tokens), dim3(128), 0, args);
-  }
+  const bool many = takes_attend_many(op, launch);
+  if (many || !args.store) launch(store_kernel<F>, dim3(op.batch->num_tokens), dim3(128), 0, args);
+  if (many) return attend_many(op, launch);
   const size_t shared = sizeof(float) * (kTileRows * kDims * kWarp + kKeys * (2 * kDims * kWarp + 1));
   launch(attend_kernel<F, kDims>, dim3(args.splits, op.num_kv_heads, tiles_of(op)), dim3(kThreads), shared, args);
 }
@@ -354,6 +355,7 @@ void launch_format(const Attend& op, const Args& args, const Launch& launch) {
 
 int attend_splits(const Attend& op, const Launch& launch) {
   if (is_one(op, launch)) return std::max(1, launch.num_sms() / op.num_kv_heads);
+  if (takes_attend_many(op, launch)) return 1;
   const int64_t blocks = static_cast<int64_t>(tiles_of(op)) * op.num_kv_heads;
   if (blocks == 0) return 1;
   const int64_t wanted = 2 * launch.num_sms() / blocks;

@@ -679,7 +679,10 @@ void CudaBackend::route_alone(const Route& op) {
   float* logits = route_logits_.as<float>();
   uint32_t* counters = tickets(static_cast<size_t>(op.num_tokens));
   if (!counters && !counting_) return;
-  if (!cuda::route_fused(op, logits, counters, launch())) {
+  if (const size_t floats = cuda::route_many_floats(op)) {
+    auto* memory = reinterpret_cast<float*>(scratch(floats * sizeof(float)));
+    if (memory) cuda::route_many(op, logits, memory, launch());
+  } else if (!cuda::route_fused(op, logits, counters, launch())) {
     const Product product[] = {{op.gate, logits}};
     products({.slots = op.num_tokens,
               .cols = op.hidden_size,

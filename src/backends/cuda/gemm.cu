@@ -78,7 +78,8 @@ __global__ void __launch_bounds__(kPrepareThreads)
 
 int gemm_tokens(Format format, const Launch& launch) {
   if (launch.shared_limit() < gemm::kSharedBytes || format == Format::F32) return 0;
-  return visit_format(format, [](auto f) { return gemm::Plan<decltype(f)>::kFits ? gemm::Plan<decltype(f)>::kTokens : 0; });
+  return visit_format(format,
+                      [](auto f) { return gemm::Plan<decltype(f)>::kFits ? gemm::Plan<decltype(f)>::kTokens : 0; });
 }
 
 void prepare_halves(const Prepare& op, uint8_t order, const Halves& out, const Launch& launch) {

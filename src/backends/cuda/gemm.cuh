@@ -1,6 +1,6 @@
-// The kernel of gemm.h. A block multiplies kRows rows of a matrix with kTokens vectors, kCols columns a stage: stages of
-// both are copied into shared memory while others are worked on. Weights are decoded from there into registers, which
-// is where the tensor cores take their left operand from; vectors are the right one, in shared memory.
+// The kernel of gemm.h. A block multiplies kRows rows of a matrix with kTokens vectors, kCols columns a stage: stages
+// of both are copied into shared memory while others are worked on. Weights are decoded from there into registers,
+// which is where the tensor cores take their left operand from; vectors are the right one, in shared memory.
 #pragma once
 
 #include "backends/cuda/fragment.cuh"
@@ -11,16 +11,21 @@ namespace proa::cuda::gemm {
 
 constexpr int kWarpgroups = 2;
 constexpr int kThreads = kWarpgroups * 128;
-constexpr int kSharedBytes = 225 << 10;  // that a block may use; devices with less have matmul.h
+constexpr int kSharedBytes = 223 << 10;  // that a block may use; devices with less have matmul.h
 
 // 16-byte chunks that a run of bytes at any address may touch.
-constexpr int chunks_of(int bytes) { return bytes < 2 ? 2 : (bytes + 30) / 16; }
+__host__ __device__ constexpr int chunks_of(int bytes) { return bytes < 2 ? 2 : (bytes + 30) / 16; }
+
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
 
 template <class F>
 struct Plan {
   static constexpr bool kLongBlocks = F::block_elements > 64;
   static constexpr int kCols = kLongBlocks ? F::block_elements : 64;  // of a stage
-  static constexpr int kTiles = kLongBlocks ? 1 : 2;                   // of 64 rows, of a warpgroup
+  static constexpr int kTiles = kLongBlocks ? 1 : 2;                  // of 64 rows, of a warpgroup
   static constexpr int kTokens = kLongBlocks ? 64 : 128;
   static constexpr int kRows = kWarpgroups * kTiles * 64;
   static constexpr int kBytes = kCols / F::block_elements * static_cast<int>(sizeof(typename F::Block));  // of a row
@@ -68,6 +73,7 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ge
   using Frag = Fragment<F>;
   constexpr int kGroups = P::kCols / 32;
   extern __shared__ uint8_t memory[];
+  __shared__ float factors[P::kTokens];
   wait_for_predecessor();
   start_successor();
 
@@ -95,83 +101,100 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ge
   const uint32_t ring = (shared_address(memory) + 1023) & ~1023u;
   const uint8_t* rows = data + first_row * m.stride;
   const uint8_t* scales = Frag::kGroupScales ? group_scales + first_row * m.scales_stride : nullptr;
-  const auto stage_address = [&](int stage) { return ring + stage % P::kStages * P::kStageBytes; };
+  for (int i = tid; i < count; i += kThreads) {
+    const int slot = first + i;
+    factors[i] = __ldcg(a.x.unscale + (a.rows ? __ldcg(a.rows + slot) : slot)) * Frag::kFactor * scale;
+  }
 
   // Copies: eight threads for a row of vectors, four for a row of weights.
-  constexpr int kPasses = P::kTokens / (kThreads / 8);
-  const __half* vectors[kPasses];
+  constexpr int kVectorPasses = P::kTokens / (kThreads / 8), kRowPasses = P::kRows / (kThreads / 4);
+  const __half* vectors[kVectorPasses];
 #pragma unroll
-  for (int i = 0; i < kPasses; ++i) {
+  for (int i = 0; i < kVectorPasses; ++i) {
     const int slot = first + min(tid / 8 + i * (kThreads / 8), count - 1);
     const int64_t row = a.rows ? __ldcg(a.rows + slot) : slot;
     vectors[i] = a.x.x + row * a.x.stride + tid % 8 * 8;
   }
-  const auto copy_run = [&](const uint8_t* from, int bytes, uint32_t to) {
+  const uint32_t vector_at = swizzled(tid / 8, tid % 8), row_at = P::kVectorBytes + tid / 4 * P::kPitch + tid % 4 * 16;
+  // Of `bytes` from an address on, at most kMost, the chunks that are this thread's.
+  const auto copy_run = [&](const uint8_t* from, int bytes, auto most, uint32_t to) {
     const int shift = static_cast<int>(reinterpret_cast<uintptr_t>(from) & 15);
-    for (int c = tid % 4; 16 * c < shift + bytes; c += 4) {
-      copy_async_or_zero(to + 16 * c, from - shift + 16 * c, true);
+    const uint8_t* chunk = from - shift + tid % 4 * 16;
+    const int end = shift + bytes - tid % 4 * 16;
+    constexpr int kPasses = (chunks_of(decltype(most)::value) + 3) / 4;
+#pragma unroll
+    for (int c = 0; c < kPasses; ++c) {
+      if (64 * c < end) copy_async_or_zero(to + 64 * c, chunk + 64 * c, true);
     }
   };
-  const auto fetch = [&](int stage) {
-    if (stage < stages) {
-      const uint32_t to = stage_address(stage);
+  int fetched = 0;       // stages asked for
+  uint32_t next = ring;  // where the next one goes
+  const auto fetch = [&] {
+    if (fetched < stages) {
 #pragma unroll
       for (int part = 0; part < P::kCols / 64; ++part) {
 #pragma unroll
-        for (int i = 0; i < kPasses; ++i) {
-          copy_async_or_zero(to + part * P::kTokens * 128 + swizzled(tid / 8 + i * (kThreads / 8), tid % 8),
-                             vectors[i] + stage * P::kCols + part * 64, true);
+        for (int i = 0; i < kVectorPasses; ++i) {
+          copy_async_or_zero(next + vector_at + (part * P::kTokens + i * (kThreads / 8)) * 128,
+                             vectors[i] + fetched * P::kCols + part * 64, true);
         }
       }
-      const int cols = min(P::kCols, m.cols - stage * P::kCols);
-      const int bytes = (cols + F::block_elements - 1) / F::block_elements * static_cast<int>(sizeof(typename F::Block));
+      const int cols = min(P::kCols, m.cols - fetched * P::kCols);
+      const int bytes =
+          (cols + F::block_elements - 1) / F::block_elements * static_cast<int>(sizeof(typename F::Block));
 #pragma unroll
-      for (int i = 0; i < P::kRows / (kThreads / 4); ++i) {
-        const int r = tid / 4 + i * (kThreads / 4);
-        copy_run(rows + min(r, last_row) * m.stride + stage * P::kBytes, bytes, to + P::kVectorBytes + r * P::kPitch);
+      for (int i = 0; i < kRowPasses; ++i) {
+        const int r = min(tid / 4 + i * (kThreads / 4), last_row);
+        copy_run(rows + r * m.stride + fetched * P::kBytes, bytes, Constant<P::kBytes>(),
+                 next + row_at + i * (kThreads / 4) * P::kPitch);
         if constexpr (Frag::kGroupScales) {
-          copy_run(scales + min(r, last_row) * m.scales_stride + stage * (P::kCols / 16), (cols + 15) / 16,
-                   to + P::kVectorBytes + P::kRows * P::kPitch + r * P::kScalesPitch);
+          copy_run(scales + r * m.scales_stride + fetched * (P::kCols / 16), (cols + 15) / 16,
+                   Constant<P::kCols / 16>(),
+                   next + P::kVectorBytes + P::kRows * P::kPitch + (tid / 4 + i * (kThreads / 4)) * P::kScalesPitch +
+                       tid % 4 * 16);
         }
       }
     }
     close_copies();
+    ++fetched;
+    next = next == ring + (P::kStages - 1) * P::kStageBytes ? ring : next + P::kStageBytes;
   };
 
-  // Two rows of each tile are this lane's, eight apart.
-  int my_row[P::kTiles][2];
+  // Two rows of each tile are this lane's, eight apart: where they are in a stage, and how their address ends.
+  uint32_t my_row[P::kTiles][2], ending[P::kTiles][2], scales_ending[P::kTiles][2] = {};
 #pragma unroll
   for (int t = 0; t < P::kTiles; ++t) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       my_row[t][h] = (tid / 128 * P::kTiles + t) * 64 + warp_id() % 4 * 16 + h * 8 + lane / 4;
+      const int r = min(static_cast<int>(my_row[t][h]), last_row);
+      ending[t][h] = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(rows + r * m.stride));
+      if constexpr (Frag::kGroupScales) {
+        scales_ending[t][h] = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(scales + r * m.scales_stride));
+      }
     }
   }
   float sum[P::kTiles][P::kTokens / 2] = {};
   uint32_t left[2][P::kTiles][2][4];  // operands of two groups of 32 columns: one is decoded while one is multiplied
 
-#pragma unroll
-  for (int i = 0; i < P::kStages - 2; ++i) fetch(i);
+#pragma unroll 1
+  for (int i = 0; i < P::kStages - 2; ++i) fetch();
+  uint32_t vectors_at = ring;
 #pragma unroll 1
   for (int stage = 0; stage < stages; ++stage) {
     wait_for_copies<P::kStages - 3>();
-    publish_shared();
     __syncthreads();
-    fetch(stage + P::kStages - 2);  // where the stage before the last one was, which all have multiplied
-    const uint32_t vectors_at = stage_address(stage), weights_at = vectors_at + P::kVectorBytes;
-    uint32_t row_at[P::kTiles][2], scales_at[P::kTiles][2] = {};
+    fetch();  // where the stage before the last one was, which all have multiplied
+    const uint32_t weights_at = vectors_at + P::kVectorBytes, scales_at = weights_at + P::kRows * P::kPitch;
+    uint32_t row_at[P::kTiles][2], row_scales_at[P::kTiles][2] = {};
 #pragma unroll
     for (int t = 0; t < P::kTiles; ++t) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const int r = my_row[t][h];
-        const auto shift_of = [&](const uint8_t* base, int64_t stride, int offset) {
-          return static_cast<uint32_t>(reinterpret_cast<uintptr_t>(base) + min(r, last_row) * stride + offset) & 15u;
-        };
-        row_at[t][h] = weights_at + r * P::kPitch + shift_of(rows, m.stride, stage * P::kBytes);
+        row_at[t][h] = weights_at + my_row[t][h] * P::kPitch + (ending[t][h] + stage * P::kBytes & 15u);
         if constexpr (Frag::kGroupScales) {
-          scales_at[t][h] = weights_at + P::kRows * P::kPitch + r * P::kScalesPitch +
-                            shift_of(scales, m.scales_stride, stage * (P::kCols / 16));
+          row_scales_at[t][h] =
+              scales_at + my_row[t][h] * P::kScalesPitch + (scales_ending[t][h] + stage * (P::kCols / 16) & 15u);
         }
       }
     }
@@ -184,8 +207,8 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ge
         uint32_t upper[4] = {}, lower[4] = {};
         // Behind the last column lies anything, which a scale among it could make NaN.
         if (Frag::kScaleGroup == 0 || group < groups) {
-          decode_row<F>(row_at[t][0], scales_at[t][0], g, j, m.cols - 32 * group, upper);
-          decode_row<F>(row_at[t][1], scales_at[t][1], g, j, m.cols - 32 * group, lower);
+          decode_row<F>(row_at[t][0], row_scales_at[t][0], g, j, m.cols - 32 * group, upper);
+          decode_row<F>(row_at[t][1], row_scales_at[t][1], g, j, m.cols - 32 * group, lower);
         }
 #pragma unroll
         for (int s = 0; s < 2; ++s) {
@@ -206,30 +229,40 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ge
       close_products();
       wait_for_products<1>();
     }
+    vectors_at = vectors_at == ring + (P::kStages - 1) * P::kStageBytes ? ring : vectors_at + P::kStageBytes;
   }
   wait_for_products<0>();
 #pragma unroll
   for (int t = 0; t < P::kTiles; ++t) keep_in_registers(sum[t]);
 
+  // What is there already is fetched for many at once.
+  constexpr int kAtOnce = 8;
+  const float* before = a.output == Output::add ? a.y : a.output == Output::gate ? a.gate : nullptr;
 #pragma unroll
-  for (int i = 0; i < P::kTokens / 4; ++i) {
-    const int in_tile = i / 2 * 8 + 2 * j + i % 2;
-    if (in_tile >= count) continue;
-    const int64_t slot = first + in_tile, at = slot * a.y_stride;
-    const float factor = __ldcg(a.x.unscale + (a.rows ? __ldcg(a.rows + slot) : slot)) * Frag::kFactor * scale;
+  for (int t = 0; t < P::kTiles; ++t) {
 #pragma unroll
-    for (int t = 0; t < P::kTiles; ++t) {
+    for (int h = 0; h < 2; ++h) {
+      const int row = first_row + static_cast<int>(my_row[t][h]);
+      if (row >= m.rows) continue;
+      const float row_scale = row_scales ? row_scales[row] : 1.0f;
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int row = first_row + my_row[t][h];
-        if (row >= m.rows) continue;
-        float value = sum[t][i / 2 * 4 + 2 * h + i % 2] * factor;
-        if (row_scales) value *= row_scales[row];
-        float* y = a.y + at + row;
-        if (a.output == Output::add) value += __ldcg(y);
-        if (a.output == Output::activate) value = activated(a.relu2, value);
-        if (a.output == Output::gate) value *= activated(a.relu2, __ldcg(a.gate + at + row));
-        *y = value;
+      for (int i = 0; i < P::kTokens / 4; i += kAtOnce) {
+        const auto token = [&](int n) { return (i + n) / 2 * 8 + 2 * j + n % 2; };
+        const auto place = [&](int n) { return (int64_t{first} + token(n)) * a.y_stride + row; };
+        float there[kAtOnce];
+        if (before) {
+#pragma unroll
+          for (int n = 0; n < kAtOnce; ++n) there[n] = token(n) < count ? __ldcg(before + place(n)) : 0.0f;
+        }
+#pragma unroll
+        for (int n = 0; n < kAtOnce; ++n) {
+          if (token(n) >= count) continue;
+          float value = sum[t][(i + n) / 2 * 4 + 2 * h + n % 2] * factors[token(n)] * row_scale;
+          if (a.output == Output::add) value += there[n];
+          if (a.output == Output::activate) value = activated(a.relu2, value);
+          if (a.output == Output::gate) value *= activated(a.relu2, there[n]);
+          a.y[place(n)] = value;
+        }
       }
     }
   }

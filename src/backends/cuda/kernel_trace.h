@@ -72,11 +72,11 @@ class KernelTrace {
     char* text = abi::__cxa_demangle(mangled, nullptr, nullptr, &status);
     std::string name = status == 0 && text ? text : mangled;
     std::free(text);
-    const size_t end = name.find(">(");
-    name = end != std::string::npos ? name.substr(0, end + 1) : name.substr(0, name.find('('));
     for (const char* noise : {"proa::cuda::", "proa::", "(anonymous namespace)::", "void "}) {
       for (size_t at; (at = name.find(noise)) != std::string::npos;) name.erase(at, std::string(noise).size());
     }
+    const size_t end = name.find(">(");
+    name = end != std::string::npos ? name.substr(0, end + 1) : name.substr(0, name.find('('));
     return name;
   }
 

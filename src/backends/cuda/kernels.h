@@ -14,6 +14,8 @@ void rope(const Rope& op, const Launch& launch);
 
 // route.cu. `logits` [num_tokens, n_routed_experts]; `tickets` [num_tokens] zeros, and zeros again afterwards.
 bool route_fused(const Route& op, float* logits, uint32_t* tickets, const Launch& launch);  // false: not for this case
+size_t route_many_floats(const Route& op);  // of `memory`; 0: not for this case
+void route_many(const Route& op, float* logits, float* memory, const Launch& launch);
 void choose_experts(const Route& op, const float* logits, const Launch& launch);  // from logits that are there
 
 // moe.cu. Sorts the choices of tokens by expert into slots, whole tiles of an expert each (matmul.h).
@@ -49,6 +51,9 @@ int attend_splits(const Attend& op, const Launch& launch);
 size_t attend_partial_floats(const Attend& op, int splits);
 size_t attend_tickets(const Attend& op);
 void attend(const Attend& op, int splits, float* partial, uint32_t* tickets, const Launch& launch);
+// attend_many.cu: queries of prefill, whose keys and values are in the cache already.
+bool takes_attend_many(const Attend& op, const Launch& launch);
+void attend_many(const Attend& op, const Launch& launch);
 
 // sample.cu. `partial` [num_rows, kSampleParts].
 struct SamplePart {

@@ -1,8 +1,10 @@
-// conv_ssm_step and ssd_chunk. A decode with four taps is one kernel; everything else is a convolution over all tokens,
-// the update of the convolution's state, and a scan that keeps the SSM state in registers, token by token.
+// conv_ssm_step and ssd_chunk. A decode with four taps is one kernel; a long run of a shape that ssd.h takes is there;
+// everything else is a convolution over all tokens, the update of the convolution's state, and a scan that keeps the
+// SSM state in registers, token by token.
 #include "backends/cuda/device.cuh"
 #include "backends/cuda/kernels.h"
 #include "backends/cuda/mamba2.cuh"
+#include "backends/cuda/ssd.h"
 
 namespace proa::cuda {
 namespace {
@@ -322,13 +324,16 @@ dim3 scan_blocks(const Mamba2Shape& shape, int num_seqs) {
   return dim3((shape.head_dim + kBlockRows - 1) / kBlockRows, shape.num_heads, num_seqs);
 }
 
+void keep_conv_state(const Sequences& op, const Launch& launch) {
+  launch(conv_state_kernel, dim3((op.shape.conv_dim() + 127) / 128, op.num_seqs), dim3(128), 0, op);
+}
+
 void run(const Sequences& op, const Launch& launch) {
-  const int channels = (op.shape.conv_dim() + 127) / 128;
   if (op.num_tokens > 0) {
     const int pieces = (op.num_tokens + kConvTokens - 1) / kConvTokens + op.num_seqs;
-    launch(convolve_kernel, dim3(channels, pieces), dim3(128), 0, op);
+    launch(convolve_kernel, dim3((op.shape.conv_dim() + 127) / 128, pieces), dim3(128), 0, op);
   }
-  launch(conv_state_kernel, dim3(channels, op.num_seqs), dim3(128), 0, op);
+  keep_conv_state(op, launch);
   with_lanes(op.shape.ssm_state_size, [&](auto lanes) {
     launch(scan_kernel<decltype(lanes)::value>, scan_blocks(op.shape, op.num_seqs), dim3(kThreads), 0, op);
   });
@@ -352,9 +357,11 @@ void conv_ssm_step(const ConvSsmStep& op, float* activated, uint32_t* tickets, c
 
 void ssd_chunk(const SsdChunk& op, float* activated, const Launch& launch) {
   if (op.num_seqs == 0) return;
-  run({op.shape, op.weights, op.limit, op.num_seqs, op.num_tokens, 0, op.query_start, op.projected, op.cache,
-       op.state_slot_in, op.state_slot_out, activated, op.y},
-      launch);
+  const Sequences all{op.shape,     op.weights, op.limit,         op.num_seqs,       op.num_tokens, 0,   op.query_start,
+                      op.projected, op.cache,   op.state_slot_in, op.state_slot_out, activated,     op.y};
+  if (!takes_ssd(op, launch)) return run(all, launch);
+  ssd(op, activated, launch);
+  keep_conv_state(all, launch);
 }
 
 }  // namespace proa::cuda

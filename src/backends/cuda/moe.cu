@@ -110,20 +110,39 @@ __global__ void __launch_bounds__(kSortThreads)
   }
 }
 
-__global__ void combine_kernel(const float* y, const int32_t* slot, const float* weights, int per_token, int width,
-                               bool add, float* x) {
+constexpr int kCombineThreads = 256;
+
+// A block takes a token, a thread kVector columns at a time.
+template <typename Vector>
+__global__ void __launch_bounds__(kCombineThreads)
+    combine_kernel(const float* y, const int32_t* slot, const float* weights, int per_token, int width, bool add,
+                   float* x) {
+  constexpr int kVector = sizeof(Vector) / sizeof(float);
+  extern __shared__ float chosen[];  // [per_token] weight, then slot
   wait_for_predecessor();
   start_successor();
-  const int64_t token = blockIdx.y;
-  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (i >= width) return;
-  float sum = 0;
-  for (int k = 0; k < per_token; ++k) {
-    const int64_t from = __ldcg(slot + token * per_token + k);
-    sum += __ldcg(weights + token * per_token + k) * __ldcg(y + from * width + i);
+  const int64_t token = blockIdx.x;
+  for (int k = static_cast<int>(threadIdx.x); k < per_token; k += kCombineThreads) {
+    chosen[k] = __ldcg(weights + token * per_token + k);
+    chosen[per_token + k] = __int_as_float(__ldcg(slot + token * per_token + k));
   }
-  float* out = x + token * width + i;
-  *out = add ? __ldcg(out) + sum : sum;
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x) * kVector; i < width; i += kCombineThreads * kVector) {
+    float sum[kVector] = {};
+#pragma unroll 6
+    for (int k = 0; k < per_token; ++k) {
+      const int64_t from = __float_as_int(chosen[per_token + k]);
+      const Vector part = __ldcg(reinterpret_cast<const Vector*>(y + from * width + i));
+#pragma unroll
+      for (int n = 0; n < kVector; ++n) sum[n] += chosen[k] * reinterpret_cast<const float*>(&part)[n];
+    }
+    Vector* out = reinterpret_cast<Vector*>(x + token * width + i);
+    Vector value = {};
+    if (add) value = __ldcg(out);
+#pragma unroll
+    for (int n = 0; n < kVector; ++n) reinterpret_cast<float*>(&value)[n] += sum[n];
+    *out = value;
+  }
 }
 
 }  // namespace
@@ -142,8 +161,10 @@ void sort_compactly(const int32_t* topk_ids, int choices, int per_token, int n_e
 
 void combine_experts(const float* y, const int32_t* slot, const float* weights, int num_tokens, int per_token,
                      int width, bool add, float* x, const Launch& launch) {
-  launch(combine_kernel, dim3((width + 255) / 256, num_tokens), dim3(256), 0, y, slot, weights, per_token, width, add,
-         x);
+  const size_t shared = 2 * sizeof(float) * static_cast<size_t>(per_token);
+  const bool vectors = width % 4 == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0;
+  launch(vectors ? combine_kernel<float4> : combine_kernel<float>, dim3(num_tokens), dim3(kCombineThreads), shared, y,
+         slot, weights, per_token, width, add, x);
 }
 
 }  // namespace proa::cuda

@@ -88,8 +88,7 @@ bool CudaBackend::moe_of_many_tokens(const Moe& op) {
   Weight up_shape, down_shape;
   up_shape.data = down_shape.data = reinterpret_cast<const std::byte*>(op.up.data);
   up_shape.format = op.up.format, down_shape.format = op.down.format;
-  if (!takes_many(op.num_tokens,
-                  {up_shape, down_shape, op.latent_in, op.latent_out, op.shared_up, op.shared_down})) {
+  if (!takes_many(op.num_tokens, {up_shape, down_shape, op.latent_in, op.latent_out, op.shared_up, op.shared_down})) {
     return false;
   }
   const auto up = experts(op.up), down = experts(op.down);
@@ -98,7 +97,8 @@ bool CudaBackend::moe_of_many_tokens(const Moe& op) {
   const int per_token = op.num_experts_per_tok;
   const int64_t in = op.up.cols, width = op.up.rows, out = op.down.rows;
   const int64_t shared_rows = op.shared_up ? op.shared_up.rows : 0;
-  const int up_tokens = cuda::gemm_tokens(op.up.format, launch_), down_tokens = cuda::gemm_tokens(op.down.format, launch_);
+  const int up_tokens = cuda::gemm_tokens(op.up.format, launch_),
+            down_tokens = cuda::gemm_tokens(op.down.format, launch_);
   const int tile = std::min(up_tokens, down_tokens);
   for (int first = 0; first < op.num_tokens; first += kMaxTokens) {
     const int tokens = std::min(kMaxTokens, op.num_tokens - first);
@@ -192,9 +192,8 @@ bool CudaBackend::moe_of_many_tokens(const Moe& op) {
                           static_cast<int>(out), !latent, latent ? r : x, launch());
     const auto add_to_x = [&](const Weight& weight, const float* from) {
       vectors = of_tokens(weight.cols);
-      cuda::prepare_halves(
-          {.slots = tokens, .cols = static_cast<int>(weight.cols), .x = from, .x_stride = weight.cols},
-          order_of(weight.format), vectors, launch());
+      cuda::prepare_halves({.slots = tokens, .cols = static_cast<int>(weight.cols), .x = from, .x_stride = weight.cols},
+                           order_of(weight.format), vectors, launch());
       multiply_many({weight, x, Output::add}, tokens, vectors, 0);
     };
     if (latent) add_to_x(op.latent_out, r);

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "backends/cuda/device.cuh"
 #include "backends/cuda/kernels.h"
 #include "backends/cuda/route.cuh"
@@ -6,6 +8,7 @@ namespace proa::cuda {
 namespace {
 
 constexpr int kRouteThreads = 128;
+constexpr int kFusedTokens = 16;
 
 // Of token `token`.
 __device__ void choose(const Route& op, const float* logits, int64_t token, float* room) {
@@ -75,15 +78,144 @@ __global__ void __launch_bounds__(kRouteThreads)
   choose(op, logits + token * op.n_routed_experts, token, room);
 }
 
+// Logits of many tokens, in F32: a block has 64 tokens and 128 experts for a share of the columns, a thread four tokens
+// and eight experts.
+constexpr int kTileThreads = 256;
+constexpr int kTileTokens = 64;
+constexpr int kTileExperts = 128;
+constexpr int kTileStep = 16;  // columns at once
+constexpr int kMaxShares = 8;
+
+struct RouteShares {
+  int count, cols;  // of columns
+  float* dots;      // [count, num_tokens, n_routed_experts]
+  float* squares;   // [count, num_tokens]
+};
+
+__global__ void __launch_bounds__(kTileThreads)
+    many_logits_kernel(const __grid_constant__ Route op, const RouteShares shares) {
+  __shared__ __align__(16) float xs[kTileStep][kTileTokens + 4];
+  __shared__ __align__(16) float ws[kTileStep][kTileExperts + 4];
+  wait_for_predecessor();
+  start_successor();
+  const int tid = static_cast<int>(threadIdx.x), share = static_cast<int>(blockIdx.y);
+  const int first_token = static_cast<int>(blockIdx.x) * kTileTokens;
+  const int first_expert = static_cast<int>(blockIdx.z) * kTileExperts;
+  const int begin = share * shares.cols, end = min(op.hidden_size, begin + shares.cols);
+  const int row = tid / 4, part = tid % 4 * 4;
+  const float* x = op.x + int64_t{min(first_token + row, op.num_tokens - 1)} * op.hidden_size;
+  const float* w[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int expert = min(first_expert + row + 64 * i, op.n_routed_experts - 1);
+    w[i] = reinterpret_cast<const float*>(op.gate.data + expert * static_cast<int64_t>(op.gate.row_stride));
+  }
+  const float4 zero = {0, 0, 0, 0};
+  float4 next_x = zero, next_n = zero, next_w[2] = {zero, zero};
+  const auto load = [&](int k) {
+    const bool there = k + part < end;
+    next_x = there ? __ldcg(reinterpret_cast<const float4*>(x + k + part)) : zero;
+    next_n = there ? *reinterpret_cast<const float4*>(op.norm + k + part) : zero;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) next_w[i] = there ? *reinterpret_cast<const float4*>(w[i] + k + part) : zero;
+  };
+  const auto put = [&](float* to, int pitch, const float4& v) {
+    to[0] = v.x, to[pitch] = v.y, to[2 * pitch] = v.z, to[3 * pitch] = v.w;
+  };
+  const int ty = tid / 16 * 4, tx = tid % 16 * 4;
+  float sum[4][8] = {}, squares = 0;
+  load(begin);
+  for (int k = begin; k < end; k += kTileStep) {
+    __syncthreads();
+    squares += (next_x.x * next_x.x + next_x.y * next_x.y) + (next_x.z * next_x.z + next_x.w * next_x.w);
+    put(&xs[part][row], kTileTokens + 4,
+        {next_x.x * next_n.x, next_x.y * next_n.y, next_x.z * next_n.z, next_x.w * next_n.w});
+#pragma unroll
+    for (int i = 0; i < 2; ++i) put(&ws[part][row + 64 * i], kTileExperts + 4, next_w[i]);
+    __syncthreads();
+    if (k + kTileStep < end) load(k + kTileStep);
+#pragma unroll
+    for (int i = 0; i < kTileStep; ++i) {
+      const float4 a = *reinterpret_cast<const float4*>(&xs[i][ty]);
+      const float4 b[2] = {*reinterpret_cast<const float4*>(&ws[i][tx]),
+                           *reinterpret_cast<const float4*>(&ws[i][tx + 64])};
+      const float left[4] = {a.x, a.y, a.z, a.w};
+      const float right[8] = {b[0].x, b[0].y, b[0].z, b[0].w, b[1].x, b[1].y, b[1].z, b[1].w};
+#pragma unroll
+      for (int t = 0; t < 4; ++t) {
+#pragma unroll
+        for (int e = 0; e < 8; ++e) sum[t][e] += left[t] * right[e];
+      }
+    }
+  }
+  squares += __shfl_xor_sync(~0u, squares, 1);
+  squares += __shfl_xor_sync(~0u, squares, 2);
+  if (part == 0 && blockIdx.z == 0 && first_token + row < op.num_tokens) {
+    shares.squares[int64_t{share} * op.num_tokens + first_token + row] = squares;
+  }
+#pragma unroll
+  for (int t = 0; t < 4; ++t) {
+    const int token = first_token + ty + t;
+    if (token >= op.num_tokens) continue;
+    float* out = shares.dots + (int64_t{share} * op.num_tokens + token) * op.n_routed_experts + first_expert + tx;
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      if (first_expert + tx + e / 4 * 64 + e % 4 < op.n_routed_experts) out[e / 4 * 64 + e % 4] = sum[t][e];
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kWarp)
+    choose_of_shares_kernel(const __grid_constant__ Route op, const RouteShares shares, float* logits) {
+  extern __shared__ float room[];
+  wait_for_predecessor();
+  start_successor();
+  const int64_t token = blockIdx.x;
+  float squares = 0;
+  for (int i = 0; i < shares.count; ++i) squares += __ldcg(shares.squares + i * op.num_tokens + token);
+  const float scale = op.gate.scale / sqrtf(squares / static_cast<float>(op.hidden_size) + op.eps);
+  logits += token * op.n_routed_experts;
+  for (int e = lane_id(); e < op.n_routed_experts; e += kWarp) {
+    float dot = 0;
+    for (int i = 0; i < shares.count; ++i) {
+      dot += __ldcg(shares.dots + (i * int64_t{op.num_tokens} + token) * op.n_routed_experts + e);
+    }
+    __stcg(logits + e, dot * scale);
+  }
+  __threadfence();
+  __syncwarp();
+  choose(op, logits, token, room);
+}
+
+bool is_plain(const Route& op) {
+  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
+  return op.gate.format == Format::F32 && !op.gate.scales && op.hidden_size % 4 == 0 && op.gate.row_stride % 16 == 0 &&
+         aligned(op.gate.data) && aligned(op.x) && aligned(op.norm);
+}
+
 }  // namespace
 
+size_t route_many_floats(const Route& op) {
+  if (op.num_tokens <= kFusedTokens || !is_plain(op)) return 0;
+  return static_cast<size_t>(op.num_tokens) * static_cast<size_t>(op.n_routed_experts + 1) * kMaxShares;
+}
+
+void route_many(const Route& op, float* logits, float* memory, const Launch& launch) {
+  const int tiles = (op.num_tokens + kTileTokens - 1) / kTileTokens;
+  const int expert_tiles = (op.n_routed_experts + kTileExperts - 1) / kTileExperts;
+  const int wanted = std::clamp(2 * launch.num_sms() / (tiles * expert_tiles), 1, kMaxShares);
+  RouteShares shares;
+  shares.cols = (op.hidden_size / wanted + kTileStep) / kTileStep * kTileStep;
+  shares.count = (op.hidden_size + shares.cols - 1) / shares.cols;
+  shares.dots = memory;
+  shares.squares = memory + int64_t{shares.count} * op.num_tokens * op.n_routed_experts;
+  launch(many_logits_kernel, dim3(tiles, shares.count, expert_tiles), dim3(kTileThreads), 0, op, shares);
+  const size_t room = 2 * sizeof(float) * static_cast<size_t>(op.n_routed_experts);
+  launch(choose_of_shares_kernel, dim3(op.num_tokens), dim3(kWarp), room, op, shares, logits);
+}
+
 bool route_fused(const Route& op, float* logits, uint32_t* tickets, const Launch& launch) {
-  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
-  if (op.gate.format != Format::F32 || op.gate.scales || op.hidden_size % 4 != 0 || op.gate.row_stride % 16 != 0 ||
-      !aligned(op.gate.data) || !aligned(op.x) || !aligned(op.norm) || op.hidden_size > 16 * 4 * kRouteThreads ||
-      op.num_tokens > 16) {
-    return false;
-  }
+  if (!is_plain(op) || op.hidden_size > 16 * 4 * kRouteThreads || op.num_tokens > kFusedTokens) return false;
   const dim3 blocks(op.n_routed_experts, op.num_tokens);
   const size_t room = 2 * sizeof(float) * static_cast<size_t>(op.n_routed_experts);
   const int vectors = (op.hidden_size / 4 + kRouteThreads - 1) / kRouteThreads;

@@ -1,7 +1,7 @@
 // c += a · b for a warpgroup of 128 threads or its four warps one by one. a is 64 rows by 16 columns of halves in
 // registers, as mma.m16n8k16 has it per warp: lane l holds columns 2 (l % 4) + {0, 1} and 8 more of rows l / 4 and
-// 8 more. b is kTokens rows of 64 columns in shared memory, of which 16 take part: 128 bytes a row, its eight chunks of 16
-// bytes exchanged by swizzled(), so that neither copies nor products meet bank conflicts. c of lane l: rows as a, in
+// 8 more. b is kTokens rows of 64 columns in shared memory, of which 16 take part: 128 bytes a row, its eight chunks of
+// 16 bytes exchanged by swizzled(), so that neither copies nor products meet bank conflicts. c of lane l: rows as a, in
 // c[4 t + 2 h + e] token 8 t + 2 (l % 4) + e of row 8 h + l / 4.
 #pragma once
 
@@ -18,12 +18,6 @@ __device__ __forceinline__ uint32_t swizzled(int row, int chunk) {
   return static_cast<uint32_t>(row * 128 + ((chunk ^ (row & 7)) << 4));
 }
 
-// What this thread copied or wrote becomes visible to products after the next barrier.
-__device__ __forceinline__ void publish_shared() {
-#ifdef PROA_WGMMA
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-}
 // Before products, whenever their registers were written.
 __device__ __forceinline__ void begin_products() {
 #ifdef PROA_WGMMA
