@@ -3,6 +3,7 @@
 // which is where the tensor cores take their left operand from; vectors are the right one, in shared memory.
 #pragma once
 
+#include "backends/cuda/barrier.cuh"
 #include "backends/cuda/fragment.cuh"
 #include "backends/cuda/gemm.h"
 #include "backends/cuda/wgmma.cuh"
@@ -10,7 +11,8 @@
 namespace proa::cuda::gemm {
 
 constexpr int kWarpgroups = 2;
-constexpr int kThreads = kWarpgroups * 128;
+constexpr int kFetchThreads = 128;
+constexpr int kThreads = kFetchThreads + kWarpgroups * 128;
 constexpr int kSharedBytes = 223 << 10;  // that a block may use; devices with less have matmul.h
 
 // 16-byte chunks that a run of bytes at any address may touch.
@@ -67,56 +69,38 @@ __device__ __forceinline__ void decode_row(uint32_t row, uint32_t scales, int gr
   }
 }
 
+// What a block multiplies.
 template <class F>
-__global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Gemm a) {
+struct Share {
+  const uint8_t *rows, *scales;  // of the block's first row
+  const float* row_scales;
+  float scale;
+  int first, count;         // slots
+  int first_row, last_row;  // the last counts from the first
+};
+
+// Four warps ask for the stages of a block, each as soon as its place in the ring is free. `barriers`: a full one for
+// each place, then an empty one for each.
+template <class F>
+__device__ __forceinline__ void fetch_all(const Gemm& a, const Share<F>& share, uint32_t barriers, uint32_t ring) {
   using P = Plan<F>;
   using Frag = Fragment<F>;
-  constexpr int kGroups = P::kCols / 32;
-  extern __shared__ uint8_t memory[];
-  __shared__ float factors[P::kTokens];
-  wait_for_predecessor();
-  start_successor();
-
   const Matrix& m = a.matrix;
-  const int tid = static_cast<int>(threadIdx.x), lane = lane_id(), j = lane % 4;
-  int first = static_cast<int>(blockIdx.y) * P::kTokens, count = min(P::kTokens, a.slots - first);
-  const auto* data = m.data;
-  const auto* group_scales = m.group_scales;
-  const float* row_scales = m.row_scales;
-  float scale = m.scale;
-  if (a.tile_expert) {
-    const int expert = __ldcg(a.tile_expert + blockIdx.y);
-    if (expert < 0) return;
-    first = __ldcg(a.tile_first + blockIdx.y);
-    count = __ldcg(a.tile_count + blockIdx.y);
-    data = reinterpret_cast<const uint8_t*>(a.expert_data[expert]);
-    if (a.expert_scales && a.expert_row_scales) row_scales = reinterpret_cast<const float*>(a.expert_scales[expert]);
-    if (a.expert_scales && !a.expert_row_scales) {
-      group_scales = reinterpret_cast<const uint8_t*>(a.expert_scales[expert]);
-    }
-    if (a.expert_scale) scale = a.expert_scale[expert];
-  }
-  const int first_row = static_cast<int>(blockIdx.x) * P::kRows, last_row = m.rows - 1 - first_row;
-  const int groups = (m.cols + 31) / 32, stages = (m.cols + P::kCols - 1) / P::kCols;
-  const uint32_t ring = (shared_address(memory) + 1023) & ~1023u;
-  const uint8_t* rows = data + first_row * m.stride;
-  const uint8_t* scales = Frag::kGroupScales ? group_scales + first_row * m.scales_stride : nullptr;
-  for (int i = tid; i < count; i += kThreads) {
-    const int slot = first + i;
-    factors[i] = __ldcg(a.x.unscale + (a.rows ? __ldcg(a.rows + slot) : slot)) * Frag::kFactor * scale;
-  }
-
-  // Copies: eight threads for a row of vectors, four for a row of weights.
-  constexpr int kVectorPasses = P::kTokens / (kThreads / 8), kRowPasses = P::kRows / (kThreads / 4);
+  const int tid = static_cast<int>(threadIdx.x), stages = (m.cols + P::kCols - 1) / P::kCols;
+  // Eight threads copy a row of vectors, four a row of weights.
+  constexpr int kVectorRows = kFetchThreads / 8, kVectorPasses = P::kTokens / kVectorRows;
+  constexpr int kWeightRows = kFetchThreads / 4, kWeightPasses = P::kRows / kWeightRows;
   const __half* vectors[kVectorPasses];
 #pragma unroll
   for (int i = 0; i < kVectorPasses; ++i) {
-    const int slot = first + min(tid / 8 + i * (kThreads / 8), count - 1);
+    const int slot = share.first + min(tid / 8 + i * kVectorRows, share.count - 1);
     const int64_t row = a.rows ? __ldcg(a.rows + slot) : slot;
     vectors[i] = a.x.x + row * a.x.stride + tid % 8 * 8;
   }
-  const uint32_t vector_at = swizzled(tid / 8, tid % 8), row_at = P::kVectorBytes + tid / 4 * P::kPitch + tid % 4 * 16;
-  // Of `bytes` from an address on, at most kMost, the chunks that are this thread's.
+  const uint32_t vector_at = swizzled(tid / 8, tid % 8);
+  const uint32_t row_at = P::kVectorBytes + tid / 4 * P::kPitch + tid % 4 * 16;
+  const uint32_t scales_at = P::kVectorBytes + P::kRows * P::kPitch + tid / 4 * P::kScalesPitch + tid % 4 * 16;
+  // Of `bytes` from an address on, at most those of `most`, the chunks that are this thread's.
   const auto copy_run = [&](const uint8_t* from, int bytes, auto most, uint32_t to) {
     const int shift = static_cast<int>(reinterpret_cast<uintptr_t>(from) & 15);
     const uint8_t* chunk = from - shift + tid % 4 * 16;
@@ -127,39 +111,48 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ge
       if (64 * c < end) copy_async_or_zero(to + 64 * c, chunk + 64 * c, true);
     }
   };
-  int fetched = 0;       // stages asked for
-  uint32_t next = ring;  // where the next one goes
-  const auto fetch = [&] {
-    if (fetched < stages) {
+  int place = 0;
+  uint32_t parity = 1;
+#pragma unroll 1
+  for (int stage = 0; stage < stages; ++stage) {
+    const uint32_t to = ring + place * P::kStageBytes;
+    wait_barrier(barriers + 8 * (P::kStages + place), parity);
 #pragma unroll
-      for (int part = 0; part < P::kCols / 64; ++part) {
+    for (int part = 0; part < P::kCols / 64; ++part) {
 #pragma unroll
-        for (int i = 0; i < kVectorPasses; ++i) {
-          copy_async_or_zero(next + vector_at + (part * P::kTokens + i * (kThreads / 8)) * 128,
-                             vectors[i] + fetched * P::kCols + part * 64, true);
-        }
-      }
-      const int cols = min(P::kCols, m.cols - fetched * P::kCols);
-      const int bytes =
-          (cols + F::block_elements - 1) / F::block_elements * static_cast<int>(sizeof(typename F::Block));
-#pragma unroll
-      for (int i = 0; i < kRowPasses; ++i) {
-        const int r = min(tid / 4 + i * (kThreads / 4), last_row);
-        copy_run(rows + r * m.stride + fetched * P::kBytes, bytes, Constant<P::kBytes>(),
-                 next + row_at + i * (kThreads / 4) * P::kPitch);
-        if constexpr (Frag::kGroupScales) {
-          copy_run(scales + r * m.scales_stride + fetched * (P::kCols / 16), (cols + 15) / 16,
-                   Constant<P::kCols / 16>(),
-                   next + P::kVectorBytes + P::kRows * P::kPitch + (tid / 4 + i * (kThreads / 4)) * P::kScalesPitch +
-                       tid % 4 * 16);
-        }
+      for (int i = 0; i < kVectorPasses; ++i) {
+        copy_async_or_zero(to + vector_at + (part * P::kTokens + i * kVectorRows) * 128,
+                           vectors[i] + stage * P::kCols + part * 64, true);
       }
     }
-    close_copies();
-    ++fetched;
-    next = next == ring + (P::kStages - 1) * P::kStageBytes ? ring : next + P::kStageBytes;
-  };
+    const int cols = min(P::kCols, m.cols - stage * P::kCols);
+    const int bytes = (cols + F::block_elements - 1) / F::block_elements * static_cast<int>(sizeof(typename F::Block));
+#pragma unroll
+    for (int i = 0; i < kWeightPasses; ++i) {
+      const int r = min(tid / 4 + i * kWeightRows, share.last_row);
+      copy_run(share.rows + r * m.stride + stage * P::kBytes, bytes, Constant<P::kBytes>(),
+               to + row_at + i * kWeightRows * P::kPitch);
+      if constexpr (Frag::kGroupScales) {
+        copy_run(share.scales + r * m.scales_stride + stage * (P::kCols / 16), (cols + 15) / 16,
+                 Constant<P::kCols / 16>(), to + scales_at + i * kWeightRows * P::kScalesPitch);
+      }
+    }
+    arrive_after_copies(barriers + 8 * place);
+    if (++place == P::kStages) place = 0, parity ^= 1;
+  }
+  close_copies();
+  wait_for_copies<0>();
+}
 
+template <class F>
+__device__ __forceinline__ void multiply_all(const Gemm& a, const Share<F>& share, const float* factors,
+                                             uint32_t barriers, uint32_t ring) {
+  using P = Plan<F>;
+  using Frag = Fragment<F>;
+  constexpr int kGroups = P::kCols / 32;
+  const Matrix& m = a.matrix;
+  const int tid = static_cast<int>(threadIdx.x) - kFetchThreads, lane = lane_id(), j = lane % 4;
+  const int groups = (m.cols + 31) / 32, stages = (m.cols + P::kCols - 1) / P::kCols;
   // Two rows of each tile are this lane's, eight apart: where they are in a stage, and how their address ends.
   uint32_t my_row[P::kTiles][2], ending[P::kTiles][2], scales_ending[P::kTiles][2] = {};
 #pragma unroll
@@ -167,25 +160,23 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ge
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       my_row[t][h] = (tid / 128 * P::kTiles + t) * 64 + warp_id() % 4 * 16 + h * 8 + lane / 4;
-      const int r = min(static_cast<int>(my_row[t][h]), last_row);
-      ending[t][h] = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(rows + r * m.stride));
+      const int r = min(static_cast<int>(my_row[t][h]), share.last_row);
+      ending[t][h] = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(share.rows + r * m.stride));
       if constexpr (Frag::kGroupScales) {
-        scales_ending[t][h] = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(scales + r * m.scales_stride));
+        scales_ending[t][h] = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(share.scales + r * m.scales_stride));
       }
     }
   }
   float sum[P::kTiles][P::kTokens / 2] = {};
   uint32_t left[2][P::kTiles][2][4];  // operands of two groups of 32 columns: one is decoded while one is multiplied
 
-#pragma unroll 1
-  for (int i = 0; i < P::kStages - 2; ++i) fetch();
-  uint32_t vectors_at = ring;
+  int place = 0;
+  uint32_t parity = 0;
 #pragma unroll 1
   for (int stage = 0; stage < stages; ++stage) {
-    wait_for_copies<P::kStages - 3>();
-    __syncthreads();
-    fetch();  // where the stage before the last one was, which all have multiplied
-    const uint32_t weights_at = vectors_at + P::kVectorBytes, scales_at = weights_at + P::kRows * P::kPitch;
+    const uint32_t vectors_at = ring + place * P::kStageBytes, weights_at = vectors_at + P::kVectorBytes;
+    wait_barrier(barriers + 8 * place, parity);
+    see_copies();
     uint32_t row_at[P::kTiles][2], row_scales_at[P::kTiles][2] = {};
 #pragma unroll
     for (int t = 0; t < P::kTiles; ++t) {
@@ -193,8 +184,8 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ge
       for (int h = 0; h < 2; ++h) {
         row_at[t][h] = weights_at + my_row[t][h] * P::kPitch + (ending[t][h] + stage * P::kBytes & 15u);
         if constexpr (Frag::kGroupScales) {
-          row_scales_at[t][h] =
-              scales_at + my_row[t][h] * P::kScalesPitch + (scales_ending[t][h] + stage * (P::kCols / 16) & 15u);
+          row_scales_at[t][h] = weights_at + P::kRows * P::kPitch + my_row[t][h] * P::kScalesPitch +
+                                (scales_ending[t][h] + stage * (P::kCols / 16) & 15u);
         }
       }
     }
@@ -228,8 +219,12 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ge
       }
       close_products();
       wait_for_products<1>();
+      // Now the products of the stage before are done as well.
+      if (g == 0 && stage > 0 && lane == 0) {
+        arrive(barriers + 8 * (P::kStages + (place == 0 ? P::kStages : place) - 1));
+      }
     }
-    vectors_at = vectors_at == ring + (P::kStages - 1) * P::kStageBytes ? ring : vectors_at + P::kStageBytes;
+    if (++place == P::kStages) place = 0, parity ^= 1;
   }
   wait_for_products<0>();
 #pragma unroll
@@ -242,29 +237,79 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ge
   for (int t = 0; t < P::kTiles; ++t) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int row = first_row + static_cast<int>(my_row[t][h]);
+      const int row = share.first_row + static_cast<int>(my_row[t][h]);
       if (row >= m.rows) continue;
-      const float row_scale = row_scales ? row_scales[row] : 1.0f;
+      const float row_scale = share.row_scales ? share.row_scales[row] : 1.0f;
 #pragma unroll
       for (int i = 0; i < P::kTokens / 4; i += kAtOnce) {
         const auto token = [&](int n) { return (i + n) / 2 * 8 + 2 * j + n % 2; };
-        const auto place = [&](int n) { return (int64_t{first} + token(n)) * a.y_stride + row; };
+        const auto at = [&](int n) { return (int64_t{share.first} + token(n)) * a.y_stride + row; };
         float there[kAtOnce];
         if (before) {
 #pragma unroll
-          for (int n = 0; n < kAtOnce; ++n) there[n] = token(n) < count ? __ldcg(before + place(n)) : 0.0f;
+          for (int n = 0; n < kAtOnce; ++n) there[n] = token(n) < share.count ? __ldcg(before + at(n)) : 0.0f;
         }
 #pragma unroll
         for (int n = 0; n < kAtOnce; ++n) {
-          if (token(n) >= count) continue;
+          if (token(n) >= share.count) continue;
           float value = sum[t][(i + n) / 2 * 4 + 2 * h + n % 2] * factors[token(n)] * row_scale;
           if (a.output == Output::add) value += there[n];
           if (a.output == Output::activate) value = activated(a.relu2, value);
           if (a.output == Output::gate) value *= activated(a.relu2, there[n]);
-          a.y[place(n)] = value;
+          a.y[at(n)] = value;
         }
       }
     }
+  }
+}
+
+template <class F>
+__global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Gemm a) {
+  using P = Plan<F>;
+  extern __shared__ uint8_t memory[];
+  __shared__ float factors[P::kTokens];
+  __shared__ uint64_t barriers[2 * P::kStages];  // full, empty
+  const int tid = static_cast<int>(threadIdx.x);
+  const uint32_t ring = (shared_address(memory) + 1023) & ~1023u;
+  if (tid < P::kStages) {
+    init_barrier(shared_address(barriers + tid), kFetchThreads);
+    init_barrier(shared_address(barriers + P::kStages + tid), kWarpgroups * 4);
+  }
+  wait_for_predecessor();
+  start_successor();
+
+  const Matrix& m = a.matrix;
+  Share<F> share;
+  share.first = static_cast<int>(blockIdx.y) * P::kTokens, share.count = min(P::kTokens, a.slots - share.first);
+  share.rows = m.data, share.scales = m.group_scales, share.row_scales = m.row_scales, share.scale = m.scale;
+  if (a.tile_expert) {
+    const int expert = __ldcg(a.tile_expert + blockIdx.y);
+    if (expert < 0) return;
+    share.first = __ldcg(a.tile_first + blockIdx.y);
+    share.count = __ldcg(a.tile_count + blockIdx.y);
+    share.rows = reinterpret_cast<const uint8_t*>(a.expert_data[expert]);
+    if (a.expert_scales) {
+      const std::byte* scales = a.expert_scales[expert];
+      if (a.expert_row_scales) share.row_scales = reinterpret_cast<const float*>(scales);
+      if (!a.expert_row_scales) share.scales = reinterpret_cast<const uint8_t*>(scales);
+    }
+    if (a.expert_scale) share.scale = a.expert_scale[expert];
+  }
+  share.first_row = static_cast<int>(blockIdx.x) * P::kRows;
+  share.last_row = m.rows - 1 - share.first_row;
+  share.rows += share.first_row * m.stride;
+  if (Fragment<F>::kGroupScales) share.scales += share.first_row * m.scales_stride;
+  for (int i = tid; i < share.count; i += kThreads) {
+    const int slot = share.first + i;
+    factors[i] = __ldcg(a.x.unscale + (a.rows ? __ldcg(a.rows + slot) : slot)) * Fragment<F>::kFactor * share.scale;
+  }
+  __syncthreads();
+  if (warp_id() < kFetchThreads / kWarp) {
+    set_registers<56, false>();
+    fetch_all<F>(a, share, shared_address(barriers), ring);
+  } else {
+    set_registers<224, true>();
+    multiply_all<F>(a, share, factors, shared_address(barriers), ring);
   }
 }
 

@@ -18,6 +18,20 @@ __device__ __forceinline__ uint32_t swizzled(int row, int chunk) {
   return static_cast<uint32_t>(row * 128 + ((chunk ^ (row & 7)) << 4));
 }
 
+// What others copied into shared memory, and a barrier has shown to this thread, is seen by its products as well.
+__device__ __forceinline__ void see_copies() {
+#ifdef PROA_WGMMA
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+// Registers of each thread of this warpgroup from here on, fewer or more than the kernel began with.
+template <int kRegisters, bool kMore>
+__device__ __forceinline__ void set_registers() {
+#ifdef PROA_WGMMA
+  if constexpr (kMore) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+  if constexpr (!kMore) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+#endif
+}
 // Before products, whenever their registers were written.
 __device__ __forceinline__ void begin_products() {
 #ifdef PROA_WGMMA
