@@ -144,7 +144,8 @@ __device__ __forceinline__ void fetch_all(const Gemm& a, const Share<F>& share, 
   wait_for_copies<0>();
 }
 
-template <class F>
+// Of a warpgroup's tiles those that have rows: kTiles. Tiles go to warpgroups by turns.
+template <class F, int kTiles>
 __device__ __forceinline__ void multiply_all(const Gemm& a, const Share<F>& share, const float* factors,
                                              uint32_t barriers, uint32_t ring) {
   using P = Plan<F>;
@@ -154,12 +155,12 @@ __device__ __forceinline__ void multiply_all(const Gemm& a, const Share<F>& shar
   const int tid = static_cast<int>(threadIdx.x) - kFetchThreads, lane = lane_id(), j = lane % 4;
   const int groups = (m.cols + 31) / 32, stages = (m.cols + P::kCols - 1) / P::kCols;
   // Two rows of each tile are this lane's, eight apart: where they are in a stage, and how their address ends.
-  uint32_t my_row[P::kTiles][2], ending[P::kTiles][2], scales_ending[P::kTiles][2] = {};
+  uint32_t my_row[kTiles][2], ending[kTiles][2], scales_ending[kTiles][2] = {};
 #pragma unroll
-  for (int t = 0; t < P::kTiles; ++t) {
+  for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      my_row[t][h] = (tid / 128 * P::kTiles + t) * 64 + warp_id() % 4 * 16 + h * 8 + lane / 4;
+      my_row[t][h] = (t * kWarpgroups + tid / 128) * 64 + warp_id() % 4 * 16 + h * 8 + lane / 4;
       const int r = min(static_cast<int>(my_row[t][h]), share.last_row);
       ending[t][h] = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(share.rows + r * m.stride));
       if constexpr (Frag::kGroupScales) {
@@ -167,8 +168,8 @@ __device__ __forceinline__ void multiply_all(const Gemm& a, const Share<F>& shar
       }
     }
   }
-  float sum[P::kTiles][P::kTokens / 2] = {};
-  uint32_t left[2][P::kTiles][2][4];  // operands of two groups of 32 columns: one is decoded while one is multiplied
+  float sum[kTiles][P::kTokens / 2] = {};
+  uint32_t left[2][kTiles][2][4];  // operands of two groups of 32 columns: one is decoded while one is multiplied
 
   int place = 0;
   uint32_t parity = 0;
@@ -177,9 +178,9 @@ __device__ __forceinline__ void multiply_all(const Gemm& a, const Share<F>& shar
     const uint32_t vectors_at = ring + place * P::kStageBytes, weights_at = vectors_at + P::kVectorBytes;
     wait_barrier(barriers + 8 * place, parity);
     see_copies();
-    uint32_t row_at[P::kTiles][2], row_scales_at[P::kTiles][2] = {};
+    uint32_t row_at[kTiles][2], row_scales_at[kTiles][2] = {};
 #pragma unroll
-    for (int t = 0; t < P::kTiles; ++t) {
+    for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         row_at[t][h] = weights_at + my_row[t][h] * P::kPitch + (ending[t][h] + stage * P::kBytes & 15u);
@@ -194,7 +195,7 @@ __device__ __forceinline__ void multiply_all(const Gemm& a, const Share<F>& shar
       const int group = stage * kGroups + g;
       auto& operands = left[g % 2];
 #pragma unroll
-      for (int t = 0; t < P::kTiles; ++t) {
+      for (int t = 0; t < kTiles; ++t) {
         uint32_t upper[4] = {}, lower[4] = {};
         // Behind the last column lies anything, which a scale among it could make NaN.
         if (Frag::kScaleGroup == 0 || group < groups) {
@@ -213,7 +214,7 @@ __device__ __forceinline__ void multiply_all(const Gemm& a, const Share<F>& shar
 #pragma unroll
       for (int s = 0; s < 2; ++s) {
 #pragma unroll
-        for (int t = 0; t < P::kTiles; ++t) {
+        for (int t = 0; t < kTiles; ++t) {
           multiply_tile<P::kTokens>(sum[t], operands[t][s], vectors_at + g / 2 * P::kTokens * 128, g % 2 * 2 + s);
         }
       }
@@ -228,13 +229,13 @@ __device__ __forceinline__ void multiply_all(const Gemm& a, const Share<F>& shar
   }
   wait_for_products<0>();
 #pragma unroll
-  for (int t = 0; t < P::kTiles; ++t) keep_in_registers(sum[t]);
+  for (int t = 0; t < kTiles; ++t) keep_in_registers(sum[t]);
 
   // What is there already is fetched for many at once.
   constexpr int kAtOnce = 8;
   const float* before = a.output == Output::add ? a.y : a.output == Output::gate ? a.gate : nullptr;
 #pragma unroll
-  for (int t = 0; t < P::kTiles; ++t) {
+  for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = share.first_row + static_cast<int>(my_row[t][h]);
@@ -309,7 +310,12 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ge
     fetch_all<F>(a, share, shared_address(barriers), ring);
   } else {
     set_registers<224, true>();
-    multiply_all<F>(a, share, factors, shared_address(barriers), ring);
+    const int tiles = (share.last_row / 64 - (tid - kFetchThreads) / 128) / kWarpgroups + 1;
+    if (P::kTiles == 1 || tiles > 1) {
+      multiply_all<F, P::kTiles>(a, share, factors, shared_address(barriers), ring);
+    } else {
+      multiply_all<F, 1>(a, share, factors, shared_address(barriers), ring);
+    }
   }
 }
 

@@ -1,0 +1,63 @@
+// A device may round what it multiplies where many tokens come at once (Backend::product_rounding). How far logits of a
+// prompt are then from those of the same prompt in chunks too small for it, over all layers of a model.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+#include "engine/teacher_forcing.h"
+#include "golden.h"
+#include "models/dummy.h"
+#include "models/family.h"
+
+namespace proa::golden {
+namespace {
+
+// Mean over rows of KL(b || a) of the tokens' probabilities.
+double divergence(std::span<const float> a, std::span<const float> b, size_t vocab_size) {
+  double sum = 0;
+  for (size_t row = 0; row < b.size(); row += vocab_size) {
+    double total_a = 0, total_b = 0;
+    const double most_a = *std::max_element(a.begin() + row, a.begin() + row + vocab_size);
+    const double most_b = *std::max_element(b.begin() + row, b.begin() + row + vocab_size);
+    for (size_t i = row; i < row + vocab_size; ++i) {
+      total_a += std::exp(a[i] - most_a);
+      total_b += std::exp(b[i] - most_b);
+    }
+    for (size_t i = row; i < row + vocab_size; ++i) {
+      const double log_a = a[i] - most_a - std::log(total_a), log_b = b[i] - most_b - std::log(total_b);
+      sum += std::exp(log_b) * (log_b - log_a);
+    }
+  }
+  return sum / static_cast<double>(b.size() / vocab_size);
+}
+
+TEST(PrefillDrift, ManyTokensAtOnceAreNearlyWhatFewAre) {
+  const auto config =
+      nlohmann::ordered_json::parse(must(find_known_model("NVIDIA-Nemotron-3-Nano-30B-A3B")).model->config);
+  for (const auto& backend : all_backends()) {
+    if (backend->product_rounding(Format::Q4_0, 1 << 20) == 0) continue;
+    for (const char* precision : {"q4_0", "q8_0", "bf16", "fp8", "nvfp4"}) {
+      const auto dummy = must(make_dummy("dummy", must(scale_config(config, 0, 4)), *must(find_precision(precision))));
+      const auto checkpoint = std::make_shared<const Checkpoint>(must(Checkpoint::dummy(dummy)));
+      const auto model = must(open_model(checkpoint, *backend));
+      std::mt19937 random(1);
+      std::vector<int32_t> tokens(600), rows;
+      for (int32_t& token : tokens)
+        token = static_cast<int32_t>(random() % static_cast<uint32_t>(model->info().vocab_size));
+      for (int32_t row = 100; row < 600; row += 50) rows.push_back(row);
+      const auto few =
+          must(forced_logits(*model, *backend, tokens, rows, {.chunks = {60}, .kv_cache_dtype = Format::BF16}));
+      const auto many = must(forced_logits(*model, *backend, tokens, rows, {.kv_cache_dtype = Format::BF16}));
+      const double off = deviation(many, few),
+                   kl = divergence(many, few, static_cast<size_t>(model->info().vocab_size));
+      // The roundings of some hundred products add up as a random walk.
+      EXPECT_LE(off, 20 * backend->product_rounding(Format::Q4_0, 600)) << precision;
+      std::printf("  %-6s on %s: logits off by %.1e of their RMS, KL %.1e\n", precision,
+                  std::string(backend->name()).c_str(), off, kl);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace proa::golden
