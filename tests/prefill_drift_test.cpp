@@ -32,29 +32,41 @@ double divergence(std::span<const float> a, std::span<const float> b, size_t voc
   return sum / static_cast<double>(b.size() / vocab_size);
 }
 
+struct Row {
+  const char *model, *precision;
+  double most;  // logits off, of their RMS
+};
+
+// The roundings of some hundred products add up as a random walk. A router sees them as well: where two experts all but
+// tie it takes the other one, which is most of what a model with experts shows.
+constexpr Row kRows[] = {
+    {"Nemotron-H-8B-Base-8K", "q4_0", 0.01},         {"Nemotron-H-8B-Base-8K", "bf16", 0.01},
+    {"NVIDIA-Nemotron-3-Nano-30B-A3B", "q4_0", 0.1}, {"NVIDIA-Nemotron-3-Nano-30B-A3B", "q8_0", 0.1},
+    {"NVIDIA-Nemotron-3-Nano-30B-A3B", "bf16", 0.1}, {"NVIDIA-Nemotron-3-Nano-30B-A3B", "nvfp4", 0.1},
+};
+
 TEST(PrefillDrift, ManyTokensAtOnceAreNearlyWhatFewAre) {
-  const auto config =
-      nlohmann::ordered_json::parse(must(find_known_model("NVIDIA-Nemotron-3-Nano-30B-A3B")).model->config);
   for (const auto& backend : all_backends()) {
     if (backend->product_rounding(Format::Q4_0, 1 << 20) == 0) continue;
-    for (const char* precision : {"q4_0", "q8_0", "bf16", "fp8", "nvfp4"}) {
-      const auto dummy = must(make_dummy("dummy", must(scale_config(config, 0, 4)), *must(find_precision(precision))));
+    for (const Row& row : kRows) {
+      const auto config = nlohmann::ordered_json::parse(must(find_known_model(row.model)).model->config);
+      const auto dummy =
+          must(make_dummy("dummy", must(scale_config(config, 0, 4)), *must(find_precision(row.precision))));
       const auto checkpoint = std::make_shared<const Checkpoint>(must(Checkpoint::dummy(dummy)));
       const auto model = must(open_model(checkpoint, *backend));
+      const auto vocab_size = static_cast<uint32_t>(model->info().vocab_size);
       std::mt19937 random(1);
       std::vector<int32_t> tokens(600), rows;
-      for (int32_t& token : tokens)
-        token = static_cast<int32_t>(random() % static_cast<uint32_t>(model->info().vocab_size));
-      for (int32_t row = 100; row < 600; row += 50) rows.push_back(row);
-      const auto few =
-          must(forced_logits(*model, *backend, tokens, rows, {.chunks = {60}, .kv_cache_dtype = Format::BF16}));
-      const auto many = must(forced_logits(*model, *backend, tokens, rows, {.kv_cache_dtype = Format::BF16}));
-      const double off = deviation(many, few),
-                   kl = divergence(many, few, static_cast<size_t>(model->info().vocab_size));
-      // The roundings of some hundred products add up as a random walk.
-      EXPECT_LE(off, 20 * backend->product_rounding(Format::Q4_0, 600)) << precision;
-      std::printf("  %-6s on %s: logits off by %.1e of their RMS, KL %.1e\n", precision,
-                  std::string(backend->name()).c_str(), off, kl);
+      for (int32_t& token : tokens) token = static_cast<int32_t>(random() % vocab_size);
+      for (int32_t at = 100; at < 600; at += 50) rows.push_back(at);
+      ForcingOptions options{.kv_cache_dtype = Format::BF16};
+      const auto many = must(forced_logits(*model, *backend, tokens, rows, options));
+      options.chunks = {60};
+      const auto few = must(forced_logits(*model, *backend, tokens, rows, options));
+      const double off = deviation(many, few);
+      EXPECT_LE(off, row.most) << row.model << " " << row.precision;
+      std::printf("  %-30s %-5s on %s: logits off by %.1e of their RMS, KL %.1e\n", row.model, row.precision,
+                  std::string(backend->name()).c_str(), off, divergence(many, few, vocab_size));
     }
   }
 }

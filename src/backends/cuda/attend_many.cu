@@ -14,6 +14,7 @@ constexpr int kThreads = 256;
 constexpr int kRows = 128;
 constexpr int kKeys = 64;
 constexpr int kFewestTokens = 64;
+constexpr int kFewestDims = 64;  // sums of fewer terms are held to more than 16 bits
 constexpr float kLog2e = 1.44269504f;
 
 struct Args {
@@ -240,8 +241,9 @@ void launch_as(const Attend& op, const Args& args, const Launch& launch) {
 bool takes_attend_many(const Attend& op, const Launch& launch) {
   const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
   return op.batch->num_tokens >= std::max(kFewestTokens, 4 * op.batch->num_seqs) && op.head_dim % 8 == 0 &&
-         op.head_dim <= 128 && (op.cache.format == Format::BF16 || op.cache.format == Format::F16) &&
-         aligned(op.cache.k) && aligned(op.cache.v) && launch.shared_limit() >= static_cast<int>(sizeof(Shared<128>));
+         op.head_dim >= kFewestDims && op.head_dim <= 128 &&
+         (op.cache.format == Format::BF16 || op.cache.format == Format::F16) && aligned(op.cache.k) &&
+         aligned(op.cache.v) && launch.shared_limit() >= static_cast<int>(sizeof(Shared<128>));
 }
 
 void attend_many(const Attend& op, const Launch& launch) {
