@@ -39,6 +39,8 @@ struct Plan {
   // Three: one is multiplied while the one before still is and the one behind arrives.
   static constexpr bool kFits = kStages >= 3;
   static constexpr int kShared = kStages * kStageBytes + 1024;
+  static constexpr int kSumPitch = kRows + 4;  // floats: four tokens' eight rows lie in all banks
+  static_assert(!kFits || kTokens * kSumPitch * 4 <= kStages * kStageBytes);
 };
 
 // Eight values of a row as halves, scaled: columns as Fragment's Order has them.
@@ -67,6 +69,13 @@ __device__ __forceinline__ void decode_row(uint32_t row, uint32_t scales, int gr
       a[i] = bits_of(Frag::kMin ? __hfma2(value, scale[i / 2], least[i / 2]) : __hmul2(value, scale[i / 2]));
     }
   }
+}
+
+__device__ __forceinline__ void consumers_sync() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kWarpgroups * 128) : "memory");
+}
+__device__ __forceinline__ void store_shared(uint32_t address, float value) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
 }
 
 // What a block multiplies.
@@ -146,8 +155,7 @@ __device__ __forceinline__ void fetch_all(const Gemm& a, const Share<F>& share, 
 
 // Of a warpgroup's tiles those that have rows: kTiles. Tiles go to warpgroups by turns.
 template <class F, int kTiles>
-__device__ __forceinline__ void multiply_all(const Gemm& a, const Share<F>& share, const float* factors,
-                                             uint32_t barriers, uint32_t ring) {
+__device__ __forceinline__ void multiply_all(const Gemm& a, const Share<F>& share, uint32_t barriers, uint32_t ring) {
   using P = Plan<F>;
   using Frag = Fragment<F>;
   constexpr int kGroups = P::kCols / 32;
@@ -231,35 +239,50 @@ __device__ __forceinline__ void multiply_all(const Gemm& a, const Share<F>& shar
 #pragma unroll
   for (int t = 0; t < kTiles; ++t) keep_in_registers(sum[t]);
 
-  // What is there already is fetched for many at once.
-  constexpr int kAtOnce = 8;
-  const float* before = a.output == Output::add ? a.y : a.output == Output::gate ? a.gate : nullptr;
+  // Through shared memory, where rows are next to each other: [kTokens, kSumPitch] in place of the ring.
+  consumers_sync();
 #pragma unroll
   for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int row = share.first_row + static_cast<int>(my_row[t][h]);
-      if (row >= m.rows) continue;
-      const float row_scale = share.row_scales ? share.row_scales[row] : 1.0f;
+    for (int i = 0; i < P::kTokens / 2; ++i) {
+      const int token = i / 4 * 8 + 2 * j + i % 2;
+      store_shared(ring + 4 * (token * P::kSumPitch + static_cast<int>(my_row[t][i / 2 % 2])), sum[t][i]);
+    }
+  }
+}
+
+// The last part: y of the block's tokens, by all that have multiplied.
+template <class F>
+__device__ __forceinline__ void put_out(const Gemm& a, const Share<F>& share, const float* factors, uint32_t ring) {
+  using P = Plan<F>;
+  constexpr int kWarps = kWarpgroups * 4, kPasses = P::kRows / kWarp;
+  const int warp = warp_id() - kFetchThreads / kWarp, lane = lane_id();
+  const int rows = min(P::kRows, share.last_row + 1);
+  const float* before = a.output == Output::add ? a.y : a.output == Output::gate ? a.gate : nullptr;
+  float row_scale[kPasses];
 #pragma unroll
-      for (int i = 0; i < P::kTokens / 4; i += kAtOnce) {
-        const auto token = [&](int n) { return (i + n) / 2 * 8 + 2 * j + n % 2; };
-        const auto at = [&](int n) { return (int64_t{share.first} + token(n)) * a.y_stride + row; };
-        float there[kAtOnce];
-        if (before) {
+  for (int i = 0; i < kPasses; ++i) {
+    const int r = lane + kWarp * i;
+    row_scale[i] = share.row_scales && r < rows ? share.row_scales[share.first_row + r] : 1.0f;
+  }
+#pragma unroll 2
+  for (int token = warp; token < share.count; token += kWarps) {
+    const int64_t at = (int64_t{share.first} + token) * a.y_stride + share.first_row + lane;
+    const float factor = factors[token];
+    float there[kPasses];
+    if (before) {
 #pragma unroll
-          for (int n = 0; n < kAtOnce; ++n) there[n] = token(n) < share.count ? __ldcg(before + at(n)) : 0.0f;
-        }
+      for (int i = 0; i < kPasses; ++i) there[i] = lane + kWarp * i < rows ? __ldcg(before + at + kWarp * i) : 0.0f;
+    }
 #pragma unroll
-        for (int n = 0; n < kAtOnce; ++n) {
-          if (token(n) >= share.count) continue;
-          float value = sum[t][(i + n) / 2 * 4 + 2 * h + n % 2] * factors[token(n)] * row_scale;
-          if (a.output == Output::add) value += there[n];
-          if (a.output == Output::activate) value = activated(a.relu2, value);
-          if (a.output == Output::gate) value *= activated(a.relu2, there[n]);
-          a.y[at(n)] = value;
-        }
-      }
+    for (int i = 0; i < kPasses; ++i) {
+      if (lane + kWarp * i >= rows) break;
+      float value = __uint_as_float(load_word(ring + 4 * (token * P::kSumPitch + lane + kWarp * i)));
+      value *= factor * row_scale[i];
+      if (a.output == Output::add) value += there[i];
+      if (a.output == Output::activate) value = activated(a.relu2, value);
+      if (a.output == Output::gate) value *= activated(a.relu2, there[i]);
+      a.y[at + kWarp * i] = value;
     }
   }
 }
@@ -312,10 +335,12 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ge
     set_registers<224, true>();
     const int tiles = (share.last_row / 64 - (tid - kFetchThreads) / 128) / kWarpgroups + 1;
     if (P::kTiles == 1 || tiles > 1) {
-      multiply_all<F, P::kTiles>(a, share, factors, shared_address(barriers), ring);
+      multiply_all<F, P::kTiles>(a, share, shared_address(barriers), ring);
     } else {
-      multiply_all<F, 1>(a, share, factors, shared_address(barriers), ring);
+      multiply_all<F, 1>(a, share, shared_address(barriers), ring);
     }
+    consumers_sync();
+    put_out<F>(a, share, factors, ring);
   }
 }
 
