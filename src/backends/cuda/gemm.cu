@@ -15,8 +15,28 @@ constexpr int kPrepareShared = 200 << 10;
 // A float of a row in shared memory: groups of 32 lie 33 apart, for lanes that read one column of each.
 __device__ __forceinline__ int place_of(int k) { return k + k / 32; }
 
-// A block takes a row.
-template <Order kOrder>
+// Calls f(k, floats) for the floats of `from` at k, 4 * kAtOnce of them asked for before the first is used. Columns
+// from begin + 4 * me on, in steps of 4 * all.
+constexpr int kAtOnce = 4;
+template <typename F>
+__device__ __forceinline__ void for_fours(const float* from, int begin, int end, int me, int all, F&& f) {
+  for (int first = begin + 4 * me; first < end; first += 4 * all * kAtOnce) {
+    float4 v[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int k = first + 4 * all * i;
+      if (k < end) v[i] = __ldcg(reinterpret_cast<const float4*>(from + k));
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int k = first + 4 * all * i;
+      if (k < end) f(k, v[i]);
+    }
+  }
+}
+
+// A block takes a row. kFours: what it reads can be read by four floats.
+template <Order kOrder, bool kFours>
 __global__ void __launch_bounds__(kPrepareThreads)
     prepare_halves_kernel(const __grid_constant__ Prepare a, const __grid_constant__ Halves out) {
   extern __shared__ float values[];  // [place_of(cols)]
@@ -32,10 +52,25 @@ __global__ void __launch_bounds__(kPrepareThreads)
     const int width = a.cols / a.n_groups;
     for (int group = warp_id(); group < a.n_groups; group += kPrepareThreads / kWarp) {
       float sum = 0;
-      for (int k = group * width + lane; k < (group + 1) * width; k += kWarp) {
-        const float v = __ldcg(x + k) * silu(__ldcg(z + k));
+      const auto add = [&](int k, float y, float gate) {
+        const float v = y * silu(gate);
         sum += v * v;
         values[place_of(k)] = v;
+      };
+      if constexpr (kFours) {
+        // The gates first: they wait where the products will be.
+        const auto each = [&](int k, const float4& v, auto&& f) {
+          f(k, v.x), f(k + 1, v.y), f(k + 2, v.z), f(k + 3, v.w);
+        };
+        for_fours(z, group * width, (group + 1) * width, lane, kWarp, [&](int k, const float4& v) {
+          each(k, v, [&](int at, float gate) { values[place_of(at)] = gate; });
+        });
+        for_fours(x, group * width, (group + 1) * width, lane, kWarp, [&](int k, const float4& v) {
+          each(k, v, [&](int at, float y) { add(at, y, values[place_of(at)]); });
+        });
+        __syncwarp();
+      } else {
+        for (int k = group * width + lane; k < (group + 1) * width; k += kWarp) add(k, __ldcg(x + k), __ldcg(z + k));
       }
       const float r = 1.0f / sqrtf(warp_sum(sum) / static_cast<float>(width) + a.eps);
       for (int k = group * width + lane; k < (group + 1) * width; k += kWarp) {
@@ -45,12 +80,17 @@ __global__ void __launch_bounds__(kPrepareThreads)
       }
     }
   } else {
-    for (int k = tid; k < a.cols; k += kPrepareThreads) {
-      float v = __ldcg(x + k);
+    const auto add = [&](int k, float v) {
       squares += v * v;
       if (a.input == Input::normed) v *= a.norm[k];
       largest = fmaxf(largest, fabsf(v));
       values[place_of(k)] = v;
+    };
+    if constexpr (kFours) {
+      for_fours(x, 0, a.cols, tid, kPrepareThreads,
+                [&](int k, const float4& v) { add(k, v.x), add(k + 1, v.y), add(k + 2, v.z), add(k + 3, v.w); });
+    } else {
+      for (int k = tid; k < a.cols; k += kPrepareThreads) add(k, __ldcg(x + k));
     }
   }
   const float2 all = block_sum_max(squares, largest, room);
@@ -86,18 +126,26 @@ void prepare_halves(const Prepare& op, uint8_t order, const Halves& out, const L
   if (op.slots == 0) return;
   const size_t shared = sizeof(float) * (static_cast<size_t>(op.cols) + static_cast<size_t>(op.cols) / 32 + 1);
   if (shared > kPrepareShared) return launch.keep(cudaErrorInvalidValue);
-  const auto start = [&](auto kernel) { launch(kernel, dim3(op.slots), dim3(kPrepareThreads), shared, op, out); };
+  const auto by_fours = [](const float* p, int64_t stride) {
+    return reinterpret_cast<uintptr_t>(p) % 16 == 0 && stride % 4 == 0;
+  };
+  const bool fours = by_fours(op.x, op.x_stride) && op.cols % (4 * op.n_groups) == 0 &&
+                     (op.input != Input::gated || by_fours(op.z, op.z_stride));
+  const auto start = [&]<Order kOrder>(std::integral_constant<Order, kOrder>) {
+    launch(fours ? prepare_halves_kernel<kOrder, true> : prepare_halves_kernel<kOrder, false>, dim3(op.slots),
+           dim3(kPrepareThreads), shared, op, out);
+  };
   switch (static_cast<Order>(order)) {
     case Order::nibbles:
-      return start(prepare_halves_kernel<Order::nibbles>);
+      return start(std::integral_constant<Order, Order::nibbles>());
     case Order::bytes:
-      return start(prepare_halves_kernel<Order::bytes>);
+      return start(std::integral_constant<Order, Order::bytes>());
     case Order::plain:
-      return start(prepare_halves_kernel<Order::plain>);
+      return start(std::integral_constant<Order, Order::plain>());
     case Order::parts:
-      return start(prepare_halves_kernel<Order::parts>);
+      return start(std::integral_constant<Order, Order::parts>());
     case Order::nvfp4:
-      return start(prepare_halves_kernel<Order::nvfp4>);
+      return start(std::integral_constant<Order, Order::nvfp4>());
   }
 }
 

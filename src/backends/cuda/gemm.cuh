@@ -26,8 +26,10 @@ struct Constant {
 template <class F>
 struct Plan {
   static constexpr bool kLongBlocks = F::block_elements > 64;
-  static constexpr int kCols = kLongBlocks ? F::block_elements : 64;  // of a stage
-  static constexpr int kTiles = kLongBlocks ? 1 : 2;                  // of 64 rows, of a warpgroup
+  // Of a stage. Rows in short pieces cost more requests than their bytes are worth.
+  static constexpr bool kNarrow = 128 * sizeof(typename F::Block) <= 96 * F::block_elements;
+  static constexpr int kCols = kLongBlocks ? F::block_elements : kNarrow ? 128 : 64;
+  static constexpr int kTiles = kLongBlocks ? 1 : 2;  // of 64 rows, of a warpgroup
   static constexpr int kTokens = kLongBlocks ? 64 : 128;
   static constexpr int kRows = kWarpgroups * kTiles * 64;
   static constexpr int kBytes = kCols / F::block_elements * static_cast<int>(sizeof(typename F::Block));  // of a row
