@@ -186,7 +186,7 @@ TEST(DummyBehaviour, KernelsAgreeWithTheReference) {
     for (const char* device : {"cpu", "reference"}) {
       const Opened opened = open(model, layers, 32, precision, device);
       for (const WeightUse& weight : opened.model->weights()) {
-        rounding = std::max(rounding, opened.backend->input_rounding(weight.format));
+        rounding = std::max(rounding, opened.backend->product_rounding(weight.format, 1));
       }
       logits.push_back(must(forced_logits(*opened.model, *opened.backend, prompt, rows)));
     }

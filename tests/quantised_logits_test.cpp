@@ -158,7 +158,7 @@ TEST(QuantisedGguf, AnyFormatOnAnyMatrix) {
       const auto model = open(path, *backend);
       for (const std::vector<int>& chunks : {std::vector<int>{}, {1}}) {
         const auto actual = logits(*model, *backend, sequence, {.chunks = chunks});
-        if (const double rounding = backend->input_rounding(format); rounding > 0) {
+        if (const double rounding = backend->product_rounding(format, 1); rounding > 0) {
           // Of two experts that all but tie the other may be chosen, which moves a row by much: the row in the middle.
           const size_t size = actual.size() / sequence.rows.size();
           std::vector<double> rows;

@@ -14,7 +14,7 @@ struct AnswerConfig {
   Format kv_cache_dtype = Format::BF16;
   // By how much logits may be off, relative to their spread over the vocabulary. F32 arithmetic stays below 1e-4 on the
   // goldens; the rest is for a cached key that rounds to the other side, or two experts that all but tie. A backend
-  // that rounds the inputs of products adds its input_rounding().
+  // that rounds the inputs of products adds its product_rounding().
   double relative_noise = 1e-3;
 };
 

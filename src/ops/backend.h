@@ -135,16 +135,12 @@ class Backend {
   // operations/s, the best of several loops; 0 where the device has no such arithmetic.
   virtual double probe(Probe /*what*/, double /*seconds*/) { return 0; }
 
-  // What products with weights of a format do to their inputs beside F32 rounding: the norm of the error of a row's
-  // result, relative to that of the result, stays below this when values are random. 0: nothing.
-  virtual double input_rounding(Format /*format*/) const { return 0; }
-
   // Whether a token's result has the same bits in every batch. Devices that choose kernels by the number of tokens sum
   // in another order in each.
   virtual bool same_bits_in_any_batch() const { return true; }
 
-  // How far the product of a matrix with so many vectors may be from the exact one, relative to its norm, because the
-  // device rounds what it multiplies; 0 where it multiplies without loss.
+  // How far the product of a matrix with so many vectors may be from the exact one, relative to its norm and for random
+  // values, because the device rounds what it multiplies beside F32 rounding; 0 where it multiplies without loss.
   virtual double product_rounding(Format /*weights*/, int /*num_tokens*/) const { return 0; }
 
   // Calls `step`, which only asks for ops. The same `key` promises the same requests with the same arguments, so that a

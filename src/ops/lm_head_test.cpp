@@ -47,7 +47,7 @@ TEST(LmHead, Cases) {
       op.logits = logits.data();
       backend.lm_head(op);
       // Logits decide: where inputs are rounded, those of this op keep 8 bits more.
-      const double rounding = backend.input_rounding(c.format) / 256;
+      const double rounding = backend.product_rounding(c.format, op.num_rows) / 256;
       EXPECT_LE(relative_error(logits, expected), 2 * sum_bound(c.hidden_size) + rounding);
     });
   }

@@ -24,7 +24,6 @@ class StagedBackend final : public Backend {
   std::string_view name() const override { return device_->name(); }
   std::string_view description() const override { return device_->description(); }
   std::string_view on_reference() const override { return device_->on_reference(); }
-  double input_rounding(Format format) const override { return device_->input_rounding(format); }
   bool same_bits_in_any_batch() const override { return device_->same_bits_in_any_batch(); }
   double product_rounding(Format weights, int num_tokens) const override {
     return device_->product_rounding(weights, num_tokens);

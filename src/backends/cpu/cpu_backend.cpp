@@ -52,7 +52,7 @@ DeviceMemory host_memory() {
   return {.total = static_cast<size_t>(total_memory()), .free = static_cast<size_t>(available_memory())};
 }
 
-double CpuBackend::input_rounding(Format format) const {
+double CpuBackend::product_rounding(Format format, int /*num_tokens*/) const {
   // A step of a block's 255 is at most (most - least) / 255, its error a 1 / sqrt(12) of that; 32 normal values spread
   // over 4.1 deviations: 0.005. Squared ones, which are never negative, over 4 of theirs.
   return reads_digits(*this, format, false) ? 0.01 : 0;

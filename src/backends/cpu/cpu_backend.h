@@ -73,7 +73,7 @@ class CpuBackend : public Backend {
   // That of the kernels. What a target has beyond it, kernels with names of their own use: linear_vnni.h.
   int64_t target() const { return target_ == kTargetVnni ? HWY_AVX3 : target_; }
   bool multiplies_bytes() const { return target_ == kTargetVnni; }
-  double input_rounding(Format format) const override;
+  double product_rounding(Format format, int num_tokens) const override;
   ThreadPool& threads() { return threads_; }
 
   // Uninitialised memory for one op, aligned to 64 bytes, valid until the next call: an op asks once, for all it needs
