@@ -32,7 +32,7 @@ Result<std::unique_ptr<Backend>> make_cpu(const BackendOptions& options) {
   if (options.cpu_target.empty()) return cpu(targets.front());
   std::string names;
   for (int64_t target : targets) {
-    const std::string name = hwy::TargetName(target);
+    const std::string name = CpuBackend::target_name(target);
     if (name == options.cpu_target) return cpu(target);
     names += (names.empty() ? "" : ", ") + name;
   }

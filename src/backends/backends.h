@@ -14,7 +14,7 @@ namespace proa {
 struct BackendOptions {
   int num_threads = 0;  // CPU threads; 0: one per core
   std::string
-      cpu_target;  // "", or an instruction set to force, named as Highway does: "AVX3", "AVX2", "NEON", "SCALAR"
+      cpu_target;  // "", or an instruction set to force, named as Highway does: "AVX3", "AVX2", "NEON", "SCALAR"; or AVX3_BF16
 };
 
 // `device` is "auto" (the first CUDA device that works, else the CPU), "cpu", "cuda:N", or "reference" (every op on the

@@ -15,6 +15,7 @@ std::vector<int64_t> CpuBackend::targets() {
   const int64_t available = hwy::SupportedTargets() & HWY_TARGETS;
 #if defined(__x86_64__)
   if ((available & HWY_AVX3) && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi")) {
+    if (__builtin_cpu_supports("avx512bf16")) result.push_back(kTargetBf16);
     result.push_back(kTargetVnni);
   }
 #endif
@@ -27,7 +28,7 @@ std::vector<int64_t> CpuBackend::targets() {
 CpuBackend::CpuBackend(int64_t target, int num_threads) : target_(target), threads_(num_threads) {
   const int threads = threads_.num_threads();
   description_ =
-      std::string(hwy::TargetName(target)) + ", " + std::to_string(threads) + (threads == 1 ? " thread" : " threads");
+      std::string(target_name(target)) + ", " + std::to_string(threads) + (threads == 1 ? " thread" : " threads");
 }
 
 Result<Buffer> allocate_host(size_t bytes) {
@@ -55,7 +56,10 @@ DeviceMemory host_memory() {
 double CpuBackend::product_rounding(Format format, int /*num_tokens*/) const {
   // A step of a block's 255 is at most (most - least) / 255, its error a 1 / sqrt(12) of that; 32 normal values spread
   // over 4.1 deviations: 0.005. Squared ones, which are never negative, over 4 of theirs.
-  return reads_digits(*this, format, false) ? 0.01 : 0;
+  const Weight weight{.rows = 1, .cols = 256, .format = format};
+  Forms forms = forms_of(*this, {weight});
+  if (format == Format::E2M1) forms.halves = multiplies_bf16();
+  return forms.digits ? 0.01 : forms.halves ? 0x1p-8 : 0;  // BF16 has eight bits: 2^-9 a value at most, and rows are short
 }
 
 DeviceMemory CpuBackend::memory() {

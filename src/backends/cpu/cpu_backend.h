@@ -42,6 +42,11 @@ class CpuBackend : public Backend {
 
   // AVX-512 with products of bytes (VNNI, VBMI), under the name that Highway has for it.
   static constexpr int64_t kTargetVnni = HWY_AVX3_DL;
+  // That with products of BF16; Highway has no name for it.
+  static constexpr int64_t kTargetBf16 = HWY_AVX3_DL >> 1;
+  static const char* target_name(int64_t target) {
+    return target == kTargetBf16 ? "AVX3_BF16" : hwy::TargetName(target);
+  }
   // Instruction sets that are compiled in and that this machine runs, as HWY_AVX3 and so on; the best first.
   static std::vector<int64_t> targets();
 
@@ -71,8 +76,9 @@ class CpuBackend : public Backend {
   double probe(Probe what, double seconds) override;
 
   // That of the kernels. What a target has beyond it, kernels with names of their own use: linear_vnni.h.
-  int64_t target() const { return target_ == kTargetVnni ? HWY_AVX3 : target_; }
-  bool multiplies_bytes() const { return target_ == kTargetVnni; }
+  int64_t target() const { return multiplies_bytes() ? HWY_AVX3 : target_; }
+  bool multiplies_bytes() const { return target_ == kTargetVnni || target_ == kTargetBf16; }
+  bool multiplies_bf16() const { return target_ == kTargetBf16; }
   double product_rounding(Format format, int num_tokens) const override;
   ThreadPool& threads() { return threads_; }
 

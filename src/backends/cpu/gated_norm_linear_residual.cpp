@@ -47,12 +47,12 @@ HWY_EXPORT(gated_norm);
 
 void CpuBackend::gated_norm_linear_residual(const GatedNormLinearResidual& op) {
   const int64_t rooms = room_floats(op.inner, op.num_tokens) * threads().num_threads();
-  const bool rounded = reads_digits(*this, op.weight);
-  const size_t bytes = Input::bytes(op.num_tokens, op.inner, rounded) + Arena::padded<float>(rooms);
+  const Forms forms = forms_of(*this, {op.weight});
+  const size_t bytes = Input::bytes(op.num_tokens, op.inner, forms) + Arena::padded<float>(rooms);
   std::byte* memory = scratch(bytes);
   if (counting()) return;
   Arena arena(memory, bytes);
-  const Input normed(arena, op.num_tokens, op.inner, rounded);
+  const Input normed(arena, op.num_tokens, op.inner, forms);
   float* room = arena.take<float>(rooms);
 
   const int width = op.inner / op.n_groups;
@@ -67,15 +67,12 @@ void CpuBackend::gated_norm_linear_residual(const GatedNormLinearResidual& op) {
       normed.round(t, 0, normed.stride, op.inner);
     }
   });
-  const Linear linears[] = {{.weight = op.weight,
-                             .num_tokens = op.num_tokens,
-                             .x = normed.x,
-                             .x_stride = normed.stride,
-                             .y = op.residual,
-                             .y_stride = op.weight.rows,
-                             .add = true,
-                             .digits = &normed.digits}};
-  linear(*this, linears, room);
+  const Linear down = normed.read_by({.weight = op.weight,
+                                      .num_tokens = op.num_tokens,
+                                      .y = op.residual,
+                                      .y_stride = op.weight.rows,
+                                      .add = true});
+  linear(*this, {&down, 1}, room);
 }
 
 }  // namespace proa

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "backends/cpu/linear_bf16.h"
 #include "backends/cpu/linear_vnni.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -286,29 +287,56 @@ HWY_EXPORT(linear_rows);
 // Rows of a panel: 256 KiB, a part of a core's own cache, and whole tiles.
 int64_t panel_rows(int64_t cols) { return std::clamp<int64_t>(65536 / std::max<int64_t>(cols, 1) / 4 * 4, 4, 64); }
 
+// The kernel of a weight: of digits, of halves, or neither.
+bool reads_digits(const CpuBackend& backend, const Weight& weight) {
+  return backend.multiplies_bytes() && weight.scales.group == 0 && vnni_multiplies(weight.format);
+}
+bool reads_halves(const CpuBackend& backend, const Weight& weight) {
+  return backend.multiplies_bf16() && bf16_multiplies(weight.format, weight.cols, weight.scales);
+}
+
 }  // namespace
 
 void Input::round(int64_t token, int64_t begin, int64_t end, int64_t cols) const {
-  if (digits.data) vnni_round(x + token * stride, begin, end, cols, digits.fine, digits.row(token));
+  const float* row = x + token * stride;
+  if (digits.data) vnni_round(row, begin, end, cols, digits.fine, digits.row(token));
+  if (halves.high) {
+    const Halves to = halves.from(token);
+    bf16_round(row + begin, end - begin, to.high + begin, to.low ? to.low + begin : nullptr);
+  }
 }
 
-bool reads_digits(const CpuBackend& backend, Format format, bool scaled) {
-  return backend.multiplies_bytes() && !scaled && vnni_multiplies(format);
+Linear Input::read_by(Linear linear, int64_t first_token) const {
+  linear.x = x + first_token * stride;
+  linear.x_stride = stride;
+  linear.digits = digits.from(first_token);
+  linear.halves = halves.from(first_token);
+  return linear;
+}
+
+Forms forms_of(const CpuBackend& backend, std::initializer_list<Weight> weights) {
+  Forms forms;
+  for (const Weight& weight : weights) {
+    forms.digits = forms.digits || (weight.rows > 0 && reads_digits(backend, weight));
+    forms.halves = forms.halves || (weight.rows > 0 && reads_halves(backend, weight));
+  }
+  return forms;
 }
 
 int64_t room_floats(int64_t cols, int64_t num_tokens) {
-  const auto digits = static_cast<int64_t>(vnni_room(num_tokens) / sizeof(float));
-  return std::max(panel_rows(cols) * padded_cols(cols), digits);
+  const auto rounded = static_cast<int64_t>(std::max(vnni_room(num_tokens), bf16_room(num_tokens)) / sizeof(float));
+  return std::max(panel_rows(cols) * padded_cols(cols), rounded);
 }
 
-int64_t row_unit(const CpuBackend& backend, Format format, int64_t num_tokens) {
-  return reads_digits(backend, format, false) ? vnni_row_unit(num_tokens) : 4;
+int64_t row_unit(const CpuBackend& backend, const Weight& weight, int64_t num_tokens) {
+  if (reads_digits(backend, weight)) return vnni_row_unit(num_tokens);
+  return reads_halves(backend, weight) ? bf16_row_unit(num_tokens) : 4;
 }
 
 void linear_rows(const CpuBackend& backend, const Linear& op, int64_t begin, int64_t end, float* room) {
-  if (op.digits && op.digits->data && reads_digits(backend, op.weight)) {
-    return vnni_rows(op, begin, end, reinterpret_cast<std::byte*>(room));
-  }
+  auto* bytes = reinterpret_cast<std::byte*>(room);
+  if (op.digits.data && reads_digits(backend, op.weight)) return vnni_rows(op, begin, end, bytes);
+  if (op.halves.high && reads_halves(backend, op.weight)) return bf16_rows(op, begin, end, bytes);
   PROA_DISPATCH(linear_rows, backend.target())(op, begin, end, panel_rows(op.weight.cols), room);
 }
 
@@ -317,7 +345,7 @@ void linear(CpuBackend& backend, std::span<const Linear> linears, float* rooms) 
   for (const Linear& op : linears) size = std::max(size, room_floats(op.weight.cols, op.num_tokens));
   backend.threads().parallel_for(kRowShares, 1, [&](int64_t begin, int64_t end, int thread) {
     for (const Linear& op : linears) {
-      const int64_t unit = row_unit(backend, op.weight.format, op.num_tokens);
+      const int64_t unit = row_unit(backend, op.weight, op.num_tokens);
       const RowRange range = shares_of(op.weight.rows, unit, begin, end);
       linear_rows(backend, op, range.begin, range.end, rooms + thread * size);
     }

@@ -8,12 +8,23 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 #include <span>
 
 #include "backends/cpu/cpu_backend.h"
 #include "backends/cpu/digits.h"
 
 namespace proa {
+
+// Tokens rounded to BF16, [num_tokens, stride]; `low`, if it is there, holds what that leaves of them.
+struct Halves {
+  uint16_t *high = nullptr, *low = nullptr;
+  int64_t stride = 0;
+
+  Halves from(int64_t token) const {
+    return {high ? high + token * stride : nullptr, low ? low + token * stride : nullptr, stride};
+  }
+};
 
 struct Linear {
   Weight weight;  // [rows, cols]
@@ -27,37 +38,50 @@ struct Linear {
   const int32_t* x_rows = nullptr;  // [num_tokens] row of x a token reads; null: its own number
   const int32_t* y_rows = nullptr;  // [num_tokens] row of y a token writes; null: its own number
   const float* scale = nullptr;     // [num_tokens] factor of a token's result; null: 1
-  const Digits* digits = nullptr;   // the rows of x once more; null or without data: there are none
+  Digits digits = {};               // the rows of x once more, where there is data
+  Halves halves = {};               // and once more
 };
 
 // Kernels read x in blocks of 32 columns.
 inline int64_t padded_cols(int64_t cols) { return (cols + 31) / 32 * 32; }
 
-// What products read: tokens in F32, and as digits where `rounded` is one of the weights they meet.
+// The forms beside F32 that products with some weights read.
+struct Forms {
+  bool digits = false, halves = false;
+  bool fine = false;  // twice the bits
+};
+Forms forms_of(const CpuBackend& backend, std::initializer_list<Weight> weights);
+// A matrix of the experts, but for its bytes.
+inline Weight any_of(const ExpertWeights& experts) {
+  return {.rows = experts.rows, .cols = experts.cols, .format = experts.format, .scales = experts.scales};
+}
+
+// What products read: tokens in F32, and in the forms that the weights they meet ask for.
 struct Input {
   float* x;        // [num_tokens, stride]
   int64_t stride;  // floats: padded_cols(cols)
   Digits digits;
+  Halves halves;
 
-  Input(Arena& arena, int64_t num_tokens, int64_t cols, bool rounded, bool fine = false)
+  Input(Arena& arena, int64_t num_tokens, int64_t cols, const Forms& forms)
       : x(arena.take<float>(num_tokens * padded_cols(cols))), stride(padded_cols(cols)) {
-    digits = {nullptr, Digits::groups_of(cols), fine};
-    if (rounded) digits.data = arena.take<std::byte>(num_tokens * static_cast<int64_t>(digits.row_bytes()));
+    digits = {nullptr, Digits::groups_of(cols), forms.fine};
+    if (forms.digits) digits.data = arena.take<std::byte>(num_tokens * static_cast<int64_t>(digits.row_bytes()));
+    halves.stride = stride;
+    if (forms.halves) halves.high = arena.take<uint16_t>(num_tokens * stride);
+    if (forms.halves && forms.fine) halves.low = arena.take<uint16_t>(num_tokens * stride);
   }
-  static size_t bytes(int64_t num_tokens, int64_t cols, bool rounded, bool fine = false) {
-    const Digits digits{nullptr, Digits::groups_of(cols), fine};
+  static size_t bytes(int64_t num_tokens, int64_t cols, const Forms& forms) {
+    const Digits digits{nullptr, Digits::groups_of(cols), forms.fine};
     return Arena::padded<float>(num_tokens * padded_cols(cols)) +
-           (rounded ? Arena::padded<std::byte>(num_tokens * static_cast<int64_t>(digits.row_bytes())) : 0);
+           (forms.digits ? Arena::padded<std::byte>(num_tokens * static_cast<int64_t>(digits.row_bytes())) : 0) +
+           (forms.halves ? (1 + forms.fine) * Arena::padded<uint16_t>(num_tokens * padded_cols(cols)) : 0);
   }
-  // Columns [begin, end) of a token to its digits, if there are any; as vnni_round().
+  // Columns [begin, end) of a token to its other forms; as vnni_round().
   void round(int64_t token, int64_t begin, int64_t end, int64_t cols) const;
+  // What a Linear reads: from a token on.
+  Linear read_by(Linear linear, int64_t first_token = 0) const;
 };
-
-// Whether products with a weight read digits: one of such a format, and `scaled` if it has scales beside it.
-bool reads_digits(const CpuBackend& backend, Format format, bool scaled);
-inline bool reads_digits(const CpuBackend& backend, const Weight& weight) {
-  return reads_digits(backend, weight.format, static_cast<bool>(weight.scales));
-}
 
 // Floats of room that one thread needs for weights of so many columns.
 int64_t room_floats(int64_t cols, int64_t num_tokens);
@@ -83,6 +107,6 @@ inline RowRange shares_of(int64_t rows, int64_t unit, int64_t begin, int64_t end
 // Where rows become the columns of a next product, they are cut where its blocks begin: a row tile rounds its own.
 constexpr int64_t kBlockRows = 64;
 // Rows that a kernel takes at once.
-int64_t row_unit(const CpuBackend& backend, Format format, int64_t num_tokens);
+int64_t row_unit(const CpuBackend& backend, const Weight& weight, int64_t num_tokens);
 
 }  // namespace proa

@@ -290,7 +290,7 @@ void few_tokens(const Linear& op, int first, int64_t begin, int64_t end) {
     const std::byte* rows[4];
     for (int r = 0; r < 4; ++r) rows[r] = op.weight.row(std::min(row + r, end - 1));
     const std::byte* x[T];
-    for (int t = 0; t < T; ++t) x[t] = op.digits->row(op.x_rows ? op.x_rows[first + t] : first + t);
+    for (int t = 0; t < T; ++t) x[t] = op.digits.row(op.x_rows ? op.x_rows[first + t] : first + t);
     __m512 sum[T];
     for (int t = 0; t < T; ++t) sum[t] = _mm512_setzero_ps();
     const int64_t whole = blocks / 4 * kGroupBytes;
@@ -512,7 +512,7 @@ void many_tokens(const Linear& op, int64_t begin, int64_t end, std::byte* room) 
   auto* panel = reinterpret_cast<PanelBlock*>(room);
   auto* sums = reinterpret_cast<float*>(room + 4 * kChunk * sizeof(PanelBlock));  // [tokens, 4, 64]
   const int64_t groups = Digits::groups_of(op.weight.cols);
-  const size_t digit_bytes = op.digits->group_bytes();
+  const size_t digit_bytes = op.digits.group_bytes();
   for (int first = 0; first < op.num_tokens; first += kTokensAtOnce) {
     for (int64_t row = begin; row < end; row += kTileRows) {
       const int count = std::min(kTokensAtOnce, op.num_tokens - first);
@@ -525,7 +525,7 @@ void many_tokens(const Linear& op, int64_t begin, int64_t end, std::byte* room) 
           const std::byte* x[kTokens];
           for (int t = from; t < to; ++t) {
             const int64_t x_row = op.x_rows ? op.x_rows[first + t] : first + t;
-            x[t - from] = op.digits->row(x_row) + static_cast<size_t>(g) * digit_bytes;
+            x[t - from] = op.digits.row(x_row) + static_cast<size_t>(g) * digit_bytes;
           }
           multiply_tokens<kFine, Integers<F>::kMin>(to - from, panel, chunk, x, sums + kSums * from, g == 0);
         }
@@ -640,7 +640,7 @@ void vnni_rows(const Linear& op, int64_t begin, int64_t end, std::byte* room) {
   if (begin >= end) return;
   const auto rows = [&](auto format) PROA_VNNI_ATTR {
     using F = decltype(format);
-    return op.digits->fine ? rows_of<F, true>(op, begin, end, room) : rows_of<F, false>(op, begin, end, room);
+    return op.digits.fine ? rows_of<F, true>(op, begin, end, room) : rows_of<F, false>(op, begin, end, room);
   };
   switch (op.weight.format) {
     case Format::Q4_0: return rows(Q4_0());

@@ -10,29 +10,22 @@ void CpuBackend::mlp(const Mlp& op) {
   const int num_threads = threads().num_threads();
   const int64_t room_size =
       std::max(room_floats(op.hidden_size, op.num_tokens), room_floats(intermediate, op.num_tokens));
-  const bool u_rounded = reads_digits(*this, op.up) || (op.gate && reads_digits(*this, op.gate));
-  const bool h_rounded = reads_digits(*this, op.down);
+  const Forms u_forms = forms_of(*this, {op.up, op.gate}), h_forms = forms_of(*this, {op.down});
   const int64_t gate_floats = op.gate ? op.num_tokens * padded_cols(intermediate) : 0;
-  const auto needed = Input::bytes(op.num_tokens, op.hidden_size, u_rounded) +
-                      Input::bytes(op.num_tokens, intermediate, h_rounded) + Arena::padded<float>(gate_floats) +
+  const auto needed = Input::bytes(op.num_tokens, op.hidden_size, u_forms) +
+                      Input::bytes(op.num_tokens, intermediate, h_forms) + Arena::padded<float>(gate_floats) +
                       Arena::padded<float>(num_threads * room_size);
   std::byte* memory = scratch(needed);
   if (counting()) return;
   Arena arena(memory, needed);
-  const Input u(arena, op.num_tokens, op.hidden_size, u_rounded);
-  const Input h(arena, op.num_tokens, intermediate, h_rounded);
+  const Input u(arena, op.num_tokens, op.hidden_size, u_forms);
+  const Input h(arena, op.num_tokens, intermediate, h_forms);
   float* gate = arena.take<float>(gate_floats);  // [num_tokens, h.stride]
   float* rooms = arena.take<float>(num_threads * room_size);
 
   rms_norm(*this, op.num_tokens, op.hidden_size, op.x, nullptr, op.norm, op.eps, u);
 
-  const Linear up{.weight = op.up,
-                  .num_tokens = op.num_tokens,
-                  .x = u.x,
-                  .x_stride = u.stride,
-                  .y = h.x,
-                  .y_stride = h.stride,
-                  .digits = &u.digits};
+  const Linear up = u.read_by({.weight = op.up, .num_tokens = op.num_tokens, .y = h.x, .y_stride = h.stride});
   Linear gated = up;
   gated.weight = op.gate;
   gated.y = gate;
@@ -49,14 +42,8 @@ void CpuBackend::mlp(const Mlp& op) {
     }
   });
 
-  const Linear down{.weight = op.down,
-                    .num_tokens = op.num_tokens,
-                    .x = h.x,
-                    .x_stride = h.stride,
-                    .y = op.x,
-                    .y_stride = op.hidden_size,
-                    .add = true,
-                    .digits = &h.digits};
+  const Linear down = h.read_by(
+      {.weight = op.down, .num_tokens = op.num_tokens, .y = op.x, .y_stride = op.hidden_size, .add = true});
   linear(*this, {&down, 1}, rooms);
 }
 

@@ -55,32 +55,30 @@ void CpuBackend::moe(const Moe& op) {
   const int64_t pairs = Plan::pairs(op);
   const int64_t latent = op.up.cols;  // hidden_size where there is no latent
   const int64_t width = op.up.rows, shared_width = op.shared_up.rows;
-  const bool up_rounded = reads_digits(*this, op.up.format, op.up.scales_data);
-  const bool down_rounded = reads_digits(*this, op.down.format, op.down.scales_data);
-  const bool u_rounded = (!op.latent_in && up_rounded) || (op.latent_in && reads_digits(*this, op.latent_in)) ||
-                         (op.shared_up && reads_digits(*this, op.shared_up));
-  const bool shared_rounded = op.shared_up && reads_digits(*this, op.shared_down);
-  const bool r_rounded = op.latent_out && reads_digits(*this, op.latent_out);
+  const Weight any_up = any_of(op.up), any_down = any_of(op.down);
+  const Forms u_forms = op.latent_in ? forms_of(*this, {op.latent_in, op.shared_up}) : forms_of(*this, {any_up, op.shared_up});
+  const Forms z_forms = forms_of(*this, {any_up}), h_forms = forms_of(*this, {any_down});
+  const Forms r_forms = forms_of(*this, {op.latent_out}), shared_forms = forms_of(*this, {op.shared_down});
   const int64_t latent_tokens = op.latent_in ? tokens : 0, shared_tokens = op.shared_up ? tokens : 0;
   int64_t room_size = 0;
   for (int64_t cols : {int64_t{op.hidden_size}, latent, width, shared_width}) {
     room_size = std::max(room_size, room_floats(cols, tokens));
   }
 
-  const auto needed = Plan::bytes(op) + Input::bytes(tokens, op.hidden_size, u_rounded) +
-                      Input::bytes(latent_tokens, latent, up_rounded) + Input::bytes(latent_tokens, latent, r_rounded) +
-                      Input::bytes(pairs, width, down_rounded) +
-                      Input::bytes(shared_tokens, shared_width, shared_rounded) +
+  const auto needed = Plan::bytes(op) + Input::bytes(tokens, op.hidden_size, u_forms) +
+                      Input::bytes(latent_tokens, latent, z_forms) + Input::bytes(latent_tokens, latent, r_forms) +
+                      Input::bytes(pairs, width, h_forms) +
+                      Input::bytes(shared_tokens, shared_width, shared_forms) +
                       Arena::padded<float>(num_threads * room_size);
   std::byte* memory = scratch(needed);
   if (counting()) return;
   Arena arena(memory, needed);
   Plan plan(arena, op);
-  const Input u(arena, tokens, op.hidden_size, u_rounded);
-  const Input z(arena, latent_tokens, latent, up_rounded);
-  const Input r(arena, latent_tokens, latent, r_rounded);
-  const Input h(arena, pairs, width, down_rounded);
-  const Input shared(arena, shared_tokens, shared_width, shared_rounded);
+  const Input u(arena, tokens, op.hidden_size, u_forms);
+  const Input z(arena, latent_tokens, latent, z_forms);
+  const Input r(arena, latent_tokens, latent, r_forms);
+  const Input h(arena, pairs, width, h_forms);
+  const Input shared(arena, shared_tokens, shared_width, shared_forms);
   float* rooms = arena.take<float>(num_threads * room_size);
 
   plan.sort(op);
@@ -92,13 +90,8 @@ void CpuBackend::moe(const Moe& op) {
     input.round(token, begin, end, cols);
   };
   if (op.latent_in) {
-    const Linear in{.weight = op.latent_in,
-                    .num_tokens = op.num_tokens,
-                    .x = u.x,
-                    .x_stride = u.stride,
-                    .y = z.x,
-                    .y_stride = z.stride,
-                    .digits = &u.digits};
+    const Linear in =
+        u.read_by({.weight = op.latent_in, .num_tokens = op.num_tokens, .y = z.x, .y_stride = z.stride});
     threads().parallel_for(z.stride, kBlockRows, [&](int64_t begin, int64_t end, int thread) {
       linear_rows(*this, in, begin, std::min(end, latent), rooms + thread * room_size);
       for (int64_t t = 0; t < tokens; ++t) finish(z, t, begin, end, latent);
@@ -138,26 +131,18 @@ void CpuBackend::moe(const Moe& op) {
       if (from >= to) continue;
       const int e = plan.used[i];
       const int32_t first = plan.start[e];
-      up_rows({.weight = op.up.expert(e),
-               .num_tokens = plan.start[e + 1] - first,
-               .x = routed.x,
-               .x_stride = routed.stride,
-               .y = h.x + first * h.stride,
-               .y_stride = h.stride,
-               .x_rows = plan.token + first,
-               .digits = &routed.digits},
-              h, first, from, to, thread);
+      const Linear up = routed.read_by({.weight = op.up.expert(e),
+                                        .num_tokens = plan.start[e + 1] - first,
+                                        .y = h.x + first * h.stride,
+                                        .y_stride = h.stride,
+                                        .x_rows = plan.token + first});
+      up_rows(up, h, first, from, to, thread);
     }
     const int64_t from = std::max<int64_t>(begin - plan.num_used * blocks, 0), to = end - plan.num_used * blocks;
     if (from >= to) return;
-    up_rows({.weight = op.shared_up,
-             .num_tokens = op.num_tokens,
-             .x = u.x,
-             .x_stride = u.stride,
-             .y = shared.x,
-             .y_stride = shared.stride,
-             .digits = &u.digits},
-            shared, 0, from, to, thread);
+    const Linear up = u.read_by(
+        {.weight = op.shared_up, .num_tokens = op.num_tokens, .y = shared.x, .y_stride = shared.stride});
+    up_rows(up, shared, 0, from, to, thread);
   });
 
   // Rows of all experts' sums, so that no two threads add to the same.
@@ -168,30 +153,21 @@ void CpuBackend::moe(const Moe& op) {
     for (int i = 0; i < plan.num_used; ++i) {
       const int e = plan.used[i];
       const int32_t first = plan.start[e];
-      const Digits digits = h.digits.from(first);
-      down_rows({.weight = op.down.expert(e),
-                 .num_tokens = plan.start[e + 1] - first,
-                 .x = h.x + first * h.stride,
-                 .x_stride = h.stride,
-                 .y = y,
-                 .y_stride = y_stride,
-                 .add = true,
-                 .y_rows = plan.token + first,
-                 .scale = plan.weight + first,
-                 .digits = &digits},
-                begin, end, thread);
+      const Linear down = h.read_by({.weight = op.down.expert(e),
+                                     .num_tokens = plan.start[e + 1] - first,
+                                     .y = y,
+                                     .y_stride = y_stride,
+                                     .add = true,
+                                     .y_rows = plan.token + first,
+                                     .scale = plan.weight + first},
+                                    first);
+      down_rows(down, begin, end, thread);
     }
   };
-  const Linear shared_down{.weight = op.shared_down,
-                           .num_tokens = op.num_tokens,
-                           .x = shared.x,
-                           .x_stride = shared.stride,
-                           .y = op.x,
-                           .y_stride = op.hidden_size,
-                           .add = true,
-                           .digits = &shared.digits};
+  const Linear shared_down = shared.read_by(
+      {.weight = op.shared_down, .num_tokens = op.num_tokens, .y = op.x, .y_stride = op.hidden_size, .add = true});
   if (!op.latent_in) {
-    threads().parallel_for(op.hidden_size, down_rounded ? row_unit(*this, op.down.format, op.num_tokens) : 4,
+    threads().parallel_for(op.hidden_size, row_unit(*this, any_down, op.num_tokens),
                            [&](int64_t begin, int64_t end, int thread) {
                              routed_down(op.x, op.hidden_size, begin, end, thread);
                              if (op.shared_up) down_rows(shared_down, begin, end, thread);
@@ -203,15 +179,9 @@ void CpuBackend::moe(const Moe& op) {
     routed_down(r.x, r.stride, begin, end, thread);
     for (int64_t t = 0; t < tokens; ++t) finish(r, t, begin, end, latent);
   });
-  const Linear out{.weight = op.latent_out,
-                   .num_tokens = op.num_tokens,
-                   .x = r.x,
-                   .x_stride = r.stride,
-                   .y = op.x,
-                   .y_stride = op.hidden_size,
-                   .add = true,
-                   .digits = &r.digits};
-  threads().parallel_for(op.hidden_size, row_unit(*this, op.latent_out.format, op.num_tokens),
+  const Linear out = r.read_by(
+      {.weight = op.latent_out, .num_tokens = op.num_tokens, .y = op.x, .y_stride = op.hidden_size, .add = true});
+  threads().parallel_for(op.hidden_size, row_unit(*this, op.latent_out, op.num_tokens),
                          [&](int64_t begin, int64_t end, int thread) {
                            if (op.shared_up) down_rows(shared_down, begin, end, thread);
                            down_rows(out, begin, end, thread);

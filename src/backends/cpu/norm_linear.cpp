@@ -7,27 +7,28 @@ namespace proa {
 
 void CpuBackend::norm_linear(const NormLinear& op) {
   const int64_t rooms = threads().num_threads() * room_floats(op.hidden_size, op.num_tokens);
-  const bool rounded = std::any_of(op.outputs.begin(), op.outputs.end(),
-                                   [&](const LinearOutput& output) { return reads_digits(*this, output.weight); });
-  const auto needed = Input::bytes(op.num_tokens, op.hidden_size, rounded) + Arena::padded<float>(rooms) +
+  Forms forms;
+  for (const LinearOutput& output : op.outputs) {
+    const Forms each = forms_of(*this, {output.weight});
+    forms.digits = forms.digits || each.digits;
+    forms.halves = forms.halves || each.halves;
+  }
+  const auto needed = Input::bytes(op.num_tokens, op.hidden_size, forms) + Arena::padded<float>(rooms) +
                       Arena::padded<Linear>(static_cast<int64_t>(op.outputs.size()));
   std::byte* memory = scratch(needed);
   if (counting()) return;
   Arena arena(memory, needed);
-  const Input u(arena, op.num_tokens, op.hidden_size, rounded);
+  const Input u(arena, op.num_tokens, op.hidden_size, forms);
   float* room = arena.take<float>(rooms);
   auto* linears = arena.take<Linear>(static_cast<int64_t>(op.outputs.size()));
 
   rms_norm(*this, op.num_tokens, op.hidden_size, op.x, nullptr, op.norm, op.eps, u);
   for (size_t i = 0; i < op.outputs.size(); ++i) {
     const LinearOutput& output = op.outputs[i];
-    new (&linears[i]) Linear{.weight = output.weight,
-                             .num_tokens = op.num_tokens,
-                             .x = u.x,
-                             .x_stride = u.stride,
-                             .y = output.y,
-                             .y_stride = output.weight.rows,
-                             .digits = &u.digits};
+    new (&linears[i]) Linear(u.read_by({.weight = output.weight,
+                                        .num_tokens = op.num_tokens,
+                                        .y = output.y,
+                                        .y_stride = output.weight.rows}));
   }
   linear(*this, {linears, op.outputs.size()}, room);
 }
@@ -35,12 +36,12 @@ void CpuBackend::norm_linear(const NormLinear& op) {
 void CpuBackend::linear_residual(const LinearResidual& op) {
   const int64_t cols = op.weight.cols;
   const int64_t rooms = threads().num_threads() * room_floats(cols, op.num_tokens);
-  const bool rounded = reads_digits(*this, op.weight);
-  const auto needed = Input::bytes(op.num_tokens, cols, rounded) + Arena::padded<float>(rooms);
+  const Forms forms = forms_of(*this, {op.weight});
+  const auto needed = Input::bytes(op.num_tokens, cols, forms) + Arena::padded<float>(rooms);
   std::byte* memory = scratch(needed);
   if (counting()) return;
   Arena arena(memory, needed);
-  Input padded(arena, op.num_tokens, cols, rounded);
+  Input padded(arena, op.num_tokens, cols, forms);
   float* room = arena.take<float>(rooms);
 
   float* const copy = padded.x;
@@ -54,14 +55,11 @@ void CpuBackend::linear_residual(const LinearResidual& op) {
       padded.round(t, 0, padded.stride, cols);
     }
   });
-  const Linear down{.weight = op.weight,
-                    .num_tokens = op.num_tokens,
-                    .x = padded.x,
-                    .x_stride = padded.stride,
-                    .y = op.residual,
-                    .y_stride = op.weight.rows,
-                    .add = true,
-                    .digits = &padded.digits};
+  const Linear down = padded.read_by({.weight = op.weight,
+                                      .num_tokens = op.num_tokens,
+                                      .y = op.residual,
+                                      .y_stride = op.weight.rows,
+                                      .add = true});
   linear(*this, {&down, 1}, room);
 }
 

@@ -70,13 +70,13 @@ void CpuBackend::route(const Route& op) {
   const int num_threads = threads().num_threads();
   const int64_t rooms_size = num_threads * room_floats(op.hidden_size, op.num_tokens);
   const int64_t room = n + op.n_group;  // floats per thread
-  const auto needed = Input::bytes(op.num_tokens, op.hidden_size, false) +
+  const auto needed = Input::bytes(op.num_tokens, op.hidden_size, {}) +
                       Arena::padded<float>(int64_t{op.num_tokens} * n) + Arena::padded<float>(rooms_size) +
                       Arena::padded<float>(num_threads * room);
   std::byte* memory = scratch(needed);
   if (counting()) return;
   Arena arena(memory, needed);
-  const Input u(arena, op.num_tokens, op.hidden_size, false);  // never rounded: two experts may all but tie
+  const Input u(arena, op.num_tokens, op.hidden_size, {});  // never rounded: two experts may all but tie
   float* score = arena.take<float>(int64_t{op.num_tokens} * n);  // [num_tokens, n]
   float* linear_rooms = arena.take<float>(rooms_size);
   float* rooms = arena.take<float>(num_threads * room);
