@@ -300,12 +300,7 @@ Result<void> Bench::check() {
     checkpoint = std::make_shared<const Checkpoint>(std::move(made).value());
   }
   PROA_ASSIGN(const auto reference_model, open_model(checkpoint, *reference));
-  AnswerConfig config{.num_tokens = options_.check_tokens, .kv_cache_dtype = opened_->config.kv_cache_dtype};
-  double rounding = 0;
-  for (const WeightUse& weight : opened_->model->weights()) {
-    rounding = std::max(rounding, opened_->backend->product_rounding(weight.format, 1));
-  }
-  config.relative_noise += rounding;
+  const AnswerConfig config{.num_tokens = options_.check_tokens, .kv_cache_dtype = opened_->config.kv_cache_dtype};
   PROA_ASSIGN(report_.answer, check_answer(*opened_->model, *opened_->backend, *reference_model, *reference, config));
   return {};
 }

@@ -185,9 +185,7 @@ TEST(DummyBehaviour, KernelsAgreeWithTheReference) {
     double rounding = 0;
     for (const char* device : {"cpu", "reference"}) {
       const Opened opened = open(model, layers, 32, precision, device);
-      for (const WeightUse& weight : opened.model->weights()) {
-        rounding = std::max(rounding, opened.backend->product_rounding(weight.format, 1));
-      }
+      rounding = std::max(rounding, product_rounding(*opened.model, *opened.backend));
       logits.push_back(must(forced_logits(*opened.model, *opened.backend, prompt, rows)));
     }
     double error = 0, square = 0;

@@ -136,6 +136,34 @@ inline double deviation(std::span<const float> a, std::span<const float> b, std:
   return std::isnan(result) ? INFINITY : result;
 }
 
+// Backend::product_rounding() of the weights that a model holds.
+inline double product_rounding(const Model& model, const Backend& backend) {
+  double rounding = 0;
+  for (const WeightUse& weight : model.weights()) rounding = std::max(rounding, backend.product_rounding(weight.format, 1));
+  return rounding;
+}
+
+// How far logits may be from right ones: rounded inputs of products add up over layers, and of two experts that all but
+// tie the other may be chosen.
+inline double tolerance(const Model& model, const Backend& backend) {
+  return kTolerance + 10 * product_rounding(model, backend);
+}
+
+// Mean KL(expected || actual) of rows, nats.
+inline double mean_kl(std::span<const float> actual, std::span<const float> expected, size_t num_rows) {
+  const size_t size = expected.size() / num_rows;
+  double sum = 0;
+  for (size_t r = 0; r < num_rows; ++r) {
+    const auto p = expected.subspan(r * size, size), q = actual.subspan(r * size, size);
+    double total_p = 0, total_q = 0;
+    for (size_t i = 0; i < size; ++i) total_p += std::exp(p[i]), total_q += std::exp(q[i]);
+    for (size_t i = 0; i < size; ++i) {
+      sum += std::exp(p[i]) / total_p * (p[i] - std::log(total_p) - (q[i] - std::log(total_q)));
+    }
+  }
+  return sum / static_cast<double>(num_rows);
+}
+
 inline double max_difference(std::span<const float> a, std::span<const float> b) {
   double result = a.size() == b.size() ? 0 : INFINITY;
   for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) {

@@ -28,12 +28,13 @@ TEST_P(NemotronHLogits, AreTheOfficialOnes) {
       const Sequence& sequence = golden_.sequences[i];
       const auto ours = logits(*model, *backend, sequence);
       const double off = deviation(ours, sequence.logits);
-      EXPECT_LE(off, kTolerance);
+      EXPECT_LE(off, tolerance(*model, *backend));
+      EXPECT_LT(mean_kl(ours, sequence.logits, sequence.rows.size()), 1e-3);
       f32 = std::max(f32, off);
       largest = std::max(largest, max_difference(ours, sequence.logits));
       if (!sequence.logits_bf16.empty()) {
         const double rounded = deviation(ours, sequence.logits_bf16, sequence.logits);
-        EXPECT_LE(rounded, sequence.bf16_bound);
+        EXPECT_LE(rounded, sequence.bf16_bound + 4 * product_rounding(*model, *backend));
         if (rounded > bf16) bf16 = rounded, bf16_bound = sequence.bf16_bound;
       }
     }
@@ -170,7 +171,7 @@ TEST(FullDevice, RefusesWhatDoesNotFitAndGoesOn) {
   const auto model = open(golden.folder, backend);
   const auto right = [&] {
     const Sequence& sequence = golden.sequences.front();
-    return deviation(logits(*model, backend, sequence), sequence.logits) <= kTolerance;
+    return deviation(logits(*model, backend, sequence), sequence.logits) <= tolerance(*model, backend);
   };
   ASSERT_TRUE(right());
   EngineConfig config{.max_num_seqs = 1, .max_num_batched_tokens = 16, .gpu_memory_utilization = 1};

@@ -13,8 +13,9 @@ struct AnswerConfig {
   uint64_t seed = 0;
   Format kv_cache_dtype = Format::BF16;
   // By how much logits may be off, relative to their spread over the vocabulary. F32 arithmetic stays below 1e-4 on the
-  // goldens; the rest is for a cached key that rounds to the other side, or two experts that all but tie. A backend
-  // that rounds the inputs of products adds its product_rounding().
+  // goldens; the rest is for a cached key that rounds to the other side, or two experts that all but tie. What the
+  // backend rounds away of the inputs of products (Backend::product_rounding) comes on top,
+  // four times since it adds up over layers.
   double relative_noise = 1e-3;
 };
 
