@@ -139,7 +139,8 @@ inline double deviation(std::span<const float> a, std::span<const float> b, std:
 // Backend::product_rounding() of the weights that a model holds.
 inline double product_rounding(const Model& model, const Backend& backend) {
   double rounding = 0;
-  for (const WeightUse& weight : model.weights()) rounding = std::max(rounding, backend.product_rounding(weight.format, 1));
+  for (const WeightUse& weight : model.weights())
+    rounding = std::max(rounding, backend.product_rounding(weight.format, 1));
   return rounding;
 }
 
@@ -254,8 +255,7 @@ inline std::vector<std::vector<float>> logits_together(const Model& model, Backe
     for (size_t i = 0; i < wanted.size(); ++i) {
       auto& [r, row] = wanted[i];
       r->logits.resize(r->sequence->rows.size() * vocab_size);
-      std::copy_n(logits + i * vocab_size, vocab_size,
-                  r->logits.begin() + static_cast<ptrdiff_t>(row * vocab_size));
+      std::copy_n(logits + i * vocab_size, vocab_size, r->logits.begin() + static_cast<ptrdiff_t>(row * vocab_size));
     }
   }
   EXPECT_EQ(backend.memory().scratch, reserved) << "a step allocates nothing";

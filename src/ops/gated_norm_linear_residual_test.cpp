@@ -31,7 +31,8 @@ TEST(GatedNormLinearResidual, EveryBackend) {
     on_all_backends(c.name, [&](Backend& backend) {
       Floats actual = residual;
       backend.gated_norm_linear_residual(op(actual));
-      EXPECT_LE(relative_error(actual, expected), gated_norm_bound(c) + backend.product_rounding(c.format, c.num_tokens));
+      EXPECT_LE(relative_error(actual, expected),
+                gated_norm_bound(c) + backend.product_rounding(c.format, c.num_tokens));
     });
   }
 }

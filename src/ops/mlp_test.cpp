@@ -76,7 +76,8 @@ struct Inputs {
 
 // The norm, the two first products and the last one each add a sum's error; squaring and gating double the first ones.
 double bound(const MlpCase& c, const Backend& backend) {
-  return 5 * sum_bound(c.hidden_size) + sum_bound(c.intermediate_size) + 3 * backend.product_rounding(c.format, c.num_tokens);
+  return 5 * sum_bound(c.hidden_size) + sum_bound(c.intermediate_size) +
+         3 * backend.product_rounding(c.format, c.num_tokens);
 }
 
 TEST(Mlp, Cases) {
