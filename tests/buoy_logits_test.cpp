@@ -17,12 +17,12 @@ TEST(BuoyLogits, AreTheOfficialOnes) {
       SCOPED_TRACE(std::string(backend->name()) + " " + what + ", sequence " + std::to_string(i));
       const auto ours = logits(*model, *backend, golden.sequences[i]);
       const double off = deviation(ours, golden.sequences[i].logits);
-      EXPECT_LE(off, kTolerance);
+      EXPECT_LE(off, tolerance(*model, *backend));
       std::printf("  %-26s %4zu tokens  rms %.1e  max %.1e\n", what.c_str(), golden.sequences[i].token_ids.size(), off,
                   max_difference(ours, golden.sequences[i].logits));
       // Chunks of a length that is no multiple of anything.
       const auto cut = logits(*model, *backend, golden.sequences[i], {.chunks = {97}});
-      EXPECT_LE(deviation(cut, ours), kSameFunction);
+      EXPECT_LE(deviation(cut, ours), kSameFunction + 10 * product_rounding(*model, *backend));
     }
   }
 }

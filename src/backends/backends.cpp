@@ -29,7 +29,7 @@ Result<std::unique_ptr<Backend>> make_cpu(const BackendOptions& options) {
   const auto cpu = [&](int64_t target) -> std::unique_ptr<Backend> {
     return std::make_unique<CpuBackend>(target, options.num_threads);
   };
-  if (options.cpu_target.empty()) return cpu(targets.front());
+  if (options.cpu_target.empty()) return cpu(CpuBackend::default_target());
   std::string names;
   for (int64_t target : targets) {
     const std::string name = CpuBackend::target_name(target);

@@ -13,8 +13,9 @@ namespace proa {
 
 struct BackendOptions {
   int num_threads = 0;  // CPU threads; 0: one per core
-  std::string
-      cpu_target;  // "", or an instruction set to force, named as Highway does: "AVX3", "AVX2", "NEON", "SCALAR"; or AVX3_BF16
+  // "", or an instruction set to force, named as Highway does: "AVX3", "AVX2", "NEON", "SCALAR". Two are faster and round
+  // what they multiply, to 8 bits or BF16: "AVX3_DL" (VNNI) and "AVX3_BF16". So they are taken only when asked for.
+  std::string cpu_target;
 };
 
 // `device` is "auto" (the first CUDA device that works, else the CPU), "cpu", "cuda:N", or "reference" (every op on the

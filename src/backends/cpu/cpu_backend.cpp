@@ -25,6 +25,13 @@ std::vector<int64_t> CpuBackend::targets() {
   return result;
 }
 
+int64_t CpuBackend::default_target() {
+  for (int64_t target : targets()) {
+    if (target != kTargetBf16 && target != kTargetVnni) return target;
+  }
+  return targets().back();
+}
+
 CpuBackend::CpuBackend(int64_t target, int num_threads) : target_(target), threads_(num_threads) {
   const int threads = threads_.num_threads();
   description_ =

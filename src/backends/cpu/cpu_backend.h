@@ -49,6 +49,7 @@ class CpuBackend : public Backend {
   }
   // Instruction sets that are compiled in and that this machine runs, as HWY_AVX3 and so on; the best first.
   static std::vector<int64_t> targets();
+  static int64_t default_target();  // the best that rounds nothing beside F32
 
   std::string_view name() const override { return "cpu"; }
   std::string_view description() const override { return description_; }
