@@ -36,6 +36,7 @@ if has logits; then
   check nemotron_h_logits_test
   check llama_logits_test
   check quantised_logits_test
+  check prefill_drift_test
   check prefix_cache_test
 fi
 if has sanitizer && command -v compute-sanitizer >/dev/null; then
