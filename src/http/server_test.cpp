@@ -218,6 +218,16 @@ TEST(HttpServer, AHandlerThatFailsIsSeen) {
   EXPECT_EQ(client.read().status, 0) << "the last chunk is missing";
 }
 
+// What has been written once all that lies between server and client is full.
+size_t when_full(const std::atomic<size_t>& written) {
+  size_t before = 0;
+  do {
+    before = written;
+    std::this_thread::sleep_for(milliseconds(50));
+  } while (written != before);
+  return before;
+}
+
 TEST(HttpServer, AStreamWaitsForItsClientAndEndsWithIt) {
   ServerConfig config;
   config.max_unsent_bytes = 1000;
@@ -235,12 +245,7 @@ TEST(HttpServer, AStreamWaitsForItsClientAndEndsWithIt) {
     TestClient client(server->port());
     client.get("/");
     client.fill();
-    size_t before = 0;
-    do {  // until what lies between server and client is full
-      before = written;
-      std::this_thread::sleep_for(milliseconds(50));
-    } while (written != before);
-    EXPECT_LT(written, size_t{64} << 20);
+    EXPECT_LT(when_full(written), size_t{64} << 20);
   }
   EXPECT_EQ(gave_up.get_future().wait_for(std::chrono::seconds(10)), std::future_status::ready);
 }
@@ -337,12 +342,8 @@ TEST(HttpServer, ADetachedStreamWaitsForItsClientAndEndsWithIt) {
     TestClient client(server->port());
     client.get("/");
     client.fill();
-    size_t before = 0;
-    do {  // until what lies between server and client is full
-      before = written;
-      std::this_thread::sleep_for(milliseconds(50));
-    } while (written != before);
-    EXPECT_LT(written, size_t{64} << 20);
+    const size_t before = when_full(written);
+    EXPECT_LT(before, size_t{64} << 20);
     client.fill();
     while (written == before && client.fill()) {
     }

@@ -155,38 +155,18 @@ void add_safetensors(const NemotronHConfig& c, bool lightning, const Precision& 
                      DummyCheckpoint& out) {
   const bool mixed = lightning && precision.name == "nvfp4";
   QuantisedModules modules;
-  std::vector<std::vector<HfTensor>> shards(1);
-  uint64_t in_shard = 0, total = 0;
+  Shards<HfTensor> shards(options.max_shard_bytes);
   for (const TensorSpec& spec : nemotron_h::tensor_table(c, nemotron_h::Names(Checkpoint::Kind::huggingface))) {
     if (spec.optional) continue;
     const HfScheme scheme = hf_scheme(precision, c, mixed, spec.name, spec.shape, layer_of(spec.name));
     modules.add(spec, scheme);
     std::vector<HfTensor> tensors;
     add_hf(spec, scheme, mixed, options.seed, tensors);
-    uint64_t bytes = 0;
-    for (const HfTensor& tensor : tensors) bytes += tensor.bytes;
-    if (in_shard > 0 && in_shard + bytes > options.max_shard_bytes) {
-      shards.emplace_back();
-      in_shard = 0;
-    }
-    in_shard += bytes;
-    total += bytes;
-    std::move(tensors.begin(), tensors.end(), std::back_inserter(shards.back()));
+    shards.add(std::move(tensors));
   }
-
-  std::string weight_map;
-  for (size_t i = 0; i < shards.size(); ++i) {
-    char name[64] = "model.safetensors";
-    if (shards.size() > 1) std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", i + 1, shards.size());
-    out.files.push_back(shard_file(name, shards[i]));
-    for (const DummyTensor& tensor : out.files.back().tensors) {
-      weight_map += (weight_map.empty() ? "\n    \"" : ",\n    \"") + tensor.name + "\": \"" + name + "\"";
-    }
-  }
-  if (shards.size() > 1) {
-    out.texts["model.safetensors.index.json"] = "{\n  \"metadata\": {\"total_size\": " + std::to_string(total) +
-                                                "},\n  \"weight_map\": {" + weight_map + "\n  }\n}\n";
-  }
+  const size_t count = shards.files.size();
+  for (size_t i = 0; i < count; ++i) out.files.push_back(shard_file(shard_name(i, count), shards.files[i]));
+  if (count > 1) out.texts["model.safetensors.index.json"] = shard_index(shards);
   if (precision.name != "bf16") out.texts["hf_quant_config.json"] = hf_quant_config(precision, mixed, modules);
 }
 

@@ -1,5 +1,6 @@
 #include "models/published.h"
 
+#include <cstdio>
 #include <nlohmann/json.hpp>
 
 namespace proa {
@@ -104,6 +105,22 @@ std::string hf_quant_config(const Precision& precision, bool mixed, const Quanti
   if (precision.name == "nvfp4") quantization["group_size"] = 16;
   quantization["exclude_modules"] = modules.excluded;
   return ordered_json{{"producer", {{"name", "modelopt"}}}, {"quantization", quantization}}.dump(2) + "\n";
+}
+
+std::string shard_name(size_t number, size_t count) {
+  if (count == 1) return "model.safetensors";
+  char name[64];
+  std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", number + 1, count);
+  return name;
+}
+
+std::string shard_index(const std::vector<std::pair<std::string, std::string>>& file_of_tensor, uint64_t total_bytes) {
+  std::string weight_map;
+  for (const auto& [tensor, file] : file_of_tensor) {
+    weight_map += (weight_map.empty() ? "\n    " : ",\n    ") + nlohmann::json(tensor).dump() + ": \"" + file + "\"";
+  }
+  return "{\n  \"metadata\": {\"total_size\": " + std::to_string(total_bytes) + "},\n  \"weight_map\": {" + weight_map +
+         "\n  }\n}\n";
 }
 
 }  // namespace proa

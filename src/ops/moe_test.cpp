@@ -121,7 +121,7 @@ struct Inputs {
 // Norm, latent in, up (squared), down, latent out; experts partly cancel, which the factor 2 covers.
 double bound(const MoeCase& c, const Backend& backend) {
   return 2 * (5 * sum_bound(c.hidden_size) + sum_bound(c.intermediate_size) + sum_bound(c.shared_intermediate_size) +
-              4 * backend.product_rounding(c.format, c.num_tokens));
+              2 * backend.product_rounding(c.format, c.num_tokens));
 }
 
 TEST(Moe, Cases) {

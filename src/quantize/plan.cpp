@@ -1,7 +1,6 @@
 #include "quantize/plan.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <numeric>
 
 #include "checkpoint/differences.h"
@@ -242,21 +241,12 @@ Result<void> plan_folder(const QuantizeSource& source, const std::vector<Part>& 
   const NemotronHConfig& c = source.model;
   const bool mixed = plan.precision->name == "nvfp4" && source.config.contains("mtp_layers_block_type");
   QuantisedModules modules;
-  std::vector<std::vector<HfTensor>> shards(1);
-  uint64_t in_shard = 0, total = 0;
+  Shards<HfTensor> shards(options.max_shard_bytes);
   const auto add = [&](QuantizeItem item, const std::string& name, const std::string& raw_dtype, uint64_t raw_bytes) {
     std::vector<HfTensor> tensors;
     add_hf(item, plan.items.size(), name, mixed, raw_dtype, raw_bytes, tensors);
     plan.items.push_back(std::move(item));
-    uint64_t bytes = 0;
-    for (const HfTensor& tensor : tensors) bytes += tensor.bytes;
-    if (in_shard > 0 && in_shard + bytes > options.max_shard_bytes) {
-      shards.emplace_back();
-      in_shard = 0;
-    }
-    in_shard += bytes;
-    total += bytes;
-    std::move(tensors.begin(), tensors.end(), std::back_inserter(shards.back()));
+    shards.add(std::move(tensors));
   };
   std::map<std::string, bool, std::less<>> used;
   for (const Part& part : parts) {
@@ -294,21 +284,10 @@ Result<void> plan_folder(const QuantizeSource& source, const std::vector<Part>& 
     add(std::move(item), name, entry.type, entry.bytes);
   }
 
-  std::string weight_map;
-  for (size_t i = 0; i < shards.size(); ++i) {
-    char name[64] = "model.safetensors";
-    if (shards.size() > 1) std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", i + 1, shards.size());
-    lay_out(name, shards[i], plan);
-    for (const HfTensor& tensor : shards[i]) {
-      weight_map +=
-          (weight_map.empty() ? "\n    " : ",\n    ") + nlohmann::json(tensor.name).dump() + ": \"" + name + "\"";
-    }
-  }
+  const size_t count = shards.files.size();
+  for (size_t i = 0; i < count; ++i) lay_out(shard_name(i, count), shards.files[i], plan);
   plan.texts = source.texts;
-  if (shards.size() > 1) {
-    plan.texts["model.safetensors.index.json"] = "{\n  \"metadata\": {\"total_size\": " + std::to_string(total) +
-                                                 "},\n  \"weight_map\": {" + weight_map + "\n  }\n}\n";
-  }
+  if (count > 1) plan.texts["model.safetensors.index.json"] = shard_index(shards);
   if (!options.input_scales && plan.precision->name == "nvfp4" && !mixed) {
     // One algorithm for all that is not excluded, whose name says that activations stay.
     std::string text = hf_quant_config(*plan.precision, false, modules);

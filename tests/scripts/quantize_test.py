@@ -1,36 +1,19 @@
 """proa quantize and proa eval from the outside, on the built-in model: files that answer, runs that were interrupted and
 go on, a disk that is full, one line for what cannot be."""
 import json
-import os
-import pathlib
 import resource
 import signal
 import subprocess
-import tempfile
 import time
 import unittest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-PROA = os.environ.get("PROA_BINARY", str(ROOT / "build/release/apps/proa"))
+from proa_case import PROA, ROOT, ProaCase, proa
+
 BUOY = ROOT / "models/proa-buoy"
 HELD_OUT = BUOY / "held_out.jsonl"
 
 
-def proa(*arguments, **options):
-    return subprocess.run([PROA, *map(str, arguments)], capture_output=True, text=True, timeout=120, **options)
-
-
-class Case(unittest.TestCase):
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = pathlib.Path(folder.name)
-
-    def ok(self, *arguments):
-        done = proa(*arguments)
-        self.assertEqual((done.returncode, done.stderr), (0, ""), arguments)
-        return done.stdout
-
+class Case(ProaCase):
     def quantize(self, precision, *flags):
         out = self.folder / (precision if precision in ("fp8", "nvfp4") else f"{precision}.gguf")
         self.ok("quantize", BUOY, out, "--to", precision, *flags)

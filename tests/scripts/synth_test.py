@@ -2,36 +2,20 @@
 or none, and one line for what cannot be."""
 import json
 import os
-import pathlib
 import resource
 import signal
 import subprocess
-import tempfile
 import time
 import unittest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-PROA = os.environ.get("PROA_BINARY", str(ROOT / "build/release/apps/proa"))
+from proa_case import PROA, ProaCase, proa
+
 NANO = "NVIDIA-Nemotron-3-Nano-30B-A3B"
 TINY = ["--layers", 7, "--scale-down", 32]
 ASK = ["--raw", "-p", " dabababi gadada", "--max-tokens", 6, "--temperature", 0, "--max-model-len", 64, "--json"]
 
 
-def proa(*arguments, **options):
-    return subprocess.run([PROA, *map(str, arguments)], capture_output=True, text=True, timeout=120, **options)
-
-
-class Case(unittest.TestCase):
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = pathlib.Path(folder.name)
-
-    def ok(self, *arguments):
-        done = proa(*arguments)
-        self.assertEqual((done.returncode, done.stderr), (0, ""), arguments)
-        return done.stdout
-
+class Case(ProaCase):
     def answer(self, *arguments):
         return json.loads(self.ok("run", *arguments, *ASK))["token_ids"]
 

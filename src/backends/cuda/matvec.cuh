@@ -371,7 +371,7 @@ class Producer {
 #else
     weights.copy(full);
     scales.copy(full);
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(full) : "memory");
+    arrive_after_copies(full);
 #endif
     at_.next();
     ++open_;
@@ -385,7 +385,7 @@ class Producer {
       end_in_ring_ = 0;
     }
     while (open_ > 0 && (open_ == kSlots || end_ + bytes - shared_.begin[tail_.slot] > ring_bytes_)) {
-      wait_barrier(&shared_.empty[tail_.slot], tail_.parity);
+      wait_barrier(shared_address(&shared_.empty[tail_.slot]), tail_.parity);
       tail_.next();
       --open_;
     }
@@ -423,7 +423,7 @@ struct Consumer {
     float sum[kMaxOctets] = {};
 #pragma unroll 1
     for (;;) {
-      wait_barrier(&shared.full[at.slot], at.parity);
+      wait_barrier(shared_address(&shared.full[at.slot]), at.parity);
       const Piece& piece = shared.pieces[at.slot];
       const int groups = piece.groups, rows = piece.rows, rows_to_write = piece.rows_to_write;
       const uint32_t flags = piece.flags;
@@ -441,7 +441,7 @@ struct Consumer {
       }
       if (flags & kLastPiece) leave(stage.plan.tile_rows, piece, rows, sum);
       __syncwarp();
-      if (lane_id() == 0) arrive(&shared.empty[at.slot]);
+      if (lane_id() == 0) arrive(shared_address(&shared.empty[at.slot]));
       at.next(kTeams);
       if (rows_to_write < 0) continue;
       consumers_sync();

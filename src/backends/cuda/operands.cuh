@@ -6,31 +6,12 @@
 // which carry all 24 bits.
 #pragma once
 
+#include "backends/cuda/barrier.cuh"
 #include "backends/cuda/codes.cuh"
 #include "backends/cuda/step.h"
 
 namespace proa::cuda {
 
-__device__ __forceinline__ void init_barrier(uint64_t* barrier, uint32_t count) {
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
-}
-__device__ __forceinline__ void arrive(uint64_t* barrier) {
-  asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(shared_address(barrier))
-               : "memory");
-}
-__device__ __forceinline__ void wait_barrier(uint64_t* barrier, uint32_t parity) {
-  uint32_t done = 0;
-  while (!done) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-#else
-    asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-#endif
-                 : "=r"(done)
-                 : "r"(shared_address(barrier)), "r"(parity)
-                 : "memory");
-  }
-}
 // A barrier among the consumers.
 __device__ __forceinline__ void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(kConsumerThreads) : "memory"); }
 

@@ -499,11 +499,11 @@ __global__ void __launch_bounds__(kStepThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < kSlots; ++i) {
 #if __CUDA_ARCH__ >= 900
-      init_barrier(&shared.full[i], 1);
+      init_barrier(shared_address(&shared.full[i]), 1);
 #else
-      init_barrier(&shared.full[i], kWarp);
+      init_barrier(shared_address(&shared.full[i]), kWarp);
 #endif
-      init_barrier(&shared.empty[i], kTeam);
+      init_barrier(shared_address(&shared.empty[i]), kTeam);
     }
 #if __CUDA_ARCH__ >= 900
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
