@@ -127,6 +127,7 @@ def main():
     parser.add_argument("--report", type=pathlib.Path)
     parser.add_argument("--per-cell", type=int, default=FILE_PER_CELL, help="single questions per kind and language")
     parser.add_argument("--chat-per-cell", type=int, default=0)
+    parser.add_argument("--fp8-cache", action="store_true", help="also with keys and values rounded to E4M3")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     if args.write:
@@ -158,13 +159,18 @@ def main():
                 continue
             jobs = [(str(args.model / "tokenizer.json"), mode, i) for i in range(6 * count)]
             sequences = [s for window in pool.imap(prepare, jobs, 32) for s in window]
-            report[mode] = table = summarise(score(model, device, sequences))
-            print(f"\n{mode}: {sum(c['questions'] for c in table.values())} questions, {time.time() - begin:.0f} s")
-            for key in ("exact", "exact_unseen_phrasing", "majority"):
-                show(table, key)
-            print(f"lowest cell {min(c['exact'] for c in table.values()):.4f}, "
-                  f"largest majority {max(c['majority'] for c in table.values()):.3f}, entropy "
-                  f"{min(c['entropy_bits'] for c in table.values()):.1f} bits or more", flush=True)  # fmt: skip
+            for fp8 in (False, True)[: 1 + args.fp8_cache]:
+                model.set_fp8_cache(fp8)
+                name = f"{mode}, FP8 cache" if fp8 else mode
+                report[name] = table = summarise(score(model, device, sequences))
+                asked = sum(c["questions"] for c in table.values())
+                right = sum(c["questions"] * c["exact"] for c in table.values())
+                print(f"\n{name}: {100 * right / asked:.2f} % of {asked} questions, {time.time() - begin:.0f} s")
+                for key in ("exact", "exact_unseen_phrasing", "majority"):
+                    show(table, key)
+                print(f"lowest cell {min(c['exact'] for c in table.values()):.4f}, "
+                      f"largest majority {max(c['majority'] for c in table.values()):.3f}, entropy "
+                      f"{min(c['entropy_bits'] for c in table.values()):.1f} bits or more", flush=True)  # fmt: skip
     if args.report:
         args.report.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -26,7 +26,7 @@ LIMITED = ((POS, ">=", 10), (HS, ">=", 5), (WIND, ">=", 10), (BARO, "<", 10), (B
 GRID = (10, 5, 10, 10, 10, 10, 10, 5)  # step of the thresholds people ask for
 KINDS = tuple("value last max min first count trend alarms fault summary json self scope".split())
 MIX = (0.16, 0.03, 0.12, 0.11, 0.13, 0.10, 0.04, 0.09, 0.08, 0.04, 0.07, 0.015, 0.015)  # how often training asks what
-MIX_LATE = (0.08, 0.03, 0.10, 0.09, 0.10, 0.13, 0.03, 0.13, 0.13, 0.06, 0.08, 0.015, 0.025)  # later
+MIX_LATE = (0.08, 0.03, 0.10, 0.08, 0.09, 0.15, 0.03, 0.09, 0.15, 0.08, 0.08, 0.015, 0.025)  # later
 TIDES = ((12.4206, 1.0), (12.0, 0.45), (23.9345, 0.5), (25.8193, 0.35))  # M2, S2, K1, O1: period in hours, amplitude
 
 SYLLABLES = tuple(c + v for c in "bdfghjklmnprstvz" for v in "aeiou")

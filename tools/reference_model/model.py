@@ -143,9 +143,21 @@ class Mamba2(nn.Module):
         return self.out_proj(self.norm(y.float() * F.silu(z.float())))
 
 
+def e4m3(x):
+    """The nearest E4M3 (ties to even, at most 448) of each F32, as F32: what a cache of FP8 with scale 1 keeps of x.
+
+    By arithmetic rather than by a cast, which a compiler may leave out.
+    """
+    power = (x.view(torch.int32) & 0x7F800000).view(torch.float32)  # 2^floor(log2 |x|)
+    step = power.clamp(min=2.0**-6) / 8
+    return ((x / step).round() * step).clamp(-448, 448)
+
+
 class Attention(nn.Module):
     def __init__(self, cfg):
         super().__init__()
+        # 1: keys and values are rounded to E4M3, and gradients pass as if they were not. A tensor, for one graph to do.
+        self.register_buffer("fp8_cache", torch.zeros(()), persistent=False)
         hidden, self.dim = cfg["hidden_size"], cfg["head_dim"]
         q, kv = cfg["num_attention_heads"] * self.dim, cfg["num_key_value_heads"] * self.dim
         self.q_proj, self.k_proj = nn.Linear(hidden, q, bias=False), nn.Linear(hidden, kv, bias=False)
@@ -153,6 +165,7 @@ class Attention(nn.Module):
 
     def forward(self, u):
         q, k, v = (p(u).unflatten(-1, (-1, self.dim)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        k, v = ((x + self.fp8_cache * (e4m3(x.float()) - x).detach()).to(x.dtype) for x in (k, v))
         share = q.shape[1] // k.shape[1]  # query head i uses kv head i / share
         k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -232,15 +245,26 @@ class NemotronH(nn.Module):
                 nn.init.normal_(p, std=std / math.sqrt(cfg["num_hidden_layers"]) if residual else std)
         nn.init.normal_(self.lm_head.weight, std=0.02)
 
-    def forward(self, ids):
-        """Logits [b, l, vocab] of ids [b, l]; l is a multiple of CHUNK or at most CHUNK."""
+    def forward(self, ids, tap=0):
+        """Logits [b, l, vocab] of ids [b, l]; l is a multiple of CHUNK or at most CHUNK.
+
+        With `tap` also the hidden states [b, l, hidden] after so many layers.
+        """
         h = self.backbone.embeddings(ids)
-        for layer in self.backbone.layers:
+        for i, layer in enumerate(self.backbone.layers):
             if layer.routed:
                 h, layer.mixer.load = layer(h)
             else:
                 h = layer(h)
-        return self.lm_head(self.backbone.norm_f(h))
+            if i + 1 == tap:
+                tapped = h
+        logits = self.lm_head(self.backbone.norm_f(h))
+        return (logits, tapped) if tap else logits
+
+    def set_fp8_cache(self, on):
+        for layer in self.backbone.layers:
+            if isinstance(layer.mixer, Attention):
+                layer.mixer.fp8_cache.fill_(float(on))
 
     @torch.no_grad()
     def balance(self, speed):

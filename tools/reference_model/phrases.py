@@ -536,7 +536,7 @@ ANSWERS = {
 }  # fmt: skip
 
 # Further phrasings for training alone: languages with three of their four to learn from did not generalise from them.
-# The held-out set is made as if these did not exist.
+# The held-out set is made as if these did not exist, and none of them is one of its phrasings.
 MORE = {
     "max": {
         "de": ("Wie hoch war {c} höchstens?", "Welches Maximum hatte {c}?", "Größter Wert von {c} mit Uhrzeit?",
@@ -558,13 +558,127 @@ MORE = {
         "fr": ("Quelle est la valeur la plus récente de {c} ?", "Combien vaut {c} en dernier ?"),
         "it": ("Qual è l'ultimo valore di {c}?", "Quanto vale {c} alla fine?"),
     },
-    "json": {
-        "en": ("Reply in JSON.", "As JSON, please.", "Output JSON."),
-        "ja": ("JSON形式で。", "JSONにしてください。"),
-        "de": ("Als JSON, bitte.", "Gib JSON aus.", "Ausgabe: JSON."),
-        "es": ("En JSON, por favor.", "Dame JSON.", "Salida: JSON."),
-        "fr": ("En JSON, s'il vous plaît.", "Donne du JSON.", "Sortie : JSON.", "Au format JSON, merci."),
-        "it": ("In JSON, grazie.", "Dammi JSON.", "Uscita: JSON."),
+    "count_limit": {
+        "ja": ("{c}が限界外だったのは何度ですか?", "{c}の警報は全部で何回?", "{c}は何回警報を出しましたか?",
+               "警報中の{c}はいくつ?", "{c}の限界超えを数えてください。"),
+        "de": ("Wie viele Messungen von {c} sind im Alarm?", "Anzahl der Grenzverletzungen von {c}?",
+               "Bei wie vielen Werten ist {c} über der Grenze?", "Wie häufig war {c} im Alarm?"),
+        "es": ("¿En cuántas lecturas está {c} en alarma?", "¿Número de lecturas de {c} fuera del límite?",
+               "¿Cuántas alarmas hubo de {c}?", "¿Cuántas veces estuvo {c} fuera del límite?"),
+        "fr": ("Combien de mesures de {c} sont en alarme ?", "Nombre de mesures de {c} hors limite ?",
+               "Combien d'alarmes pour {c} ?", "À combien de mesures {c} est hors limite ?"),
+        "it": ("In quante letture {c} è in allarme?", "Numero di letture di {c} oltre il limite?",
+               "Quante volte {c} era fuori limite?", "Quanti allarmi per {c}?", "Quante volte {c} è in allarme?"),
     },
-}
+    "count_missing": {
+        "ja": ("欠けた値は何個ですか?", "欠測は全部でいくつ?", "値がないところはいくつありますか?", "欠測数を数えてください。"),
+        "de": ("Wie viele Lücken gibt es?", "Wie viele Messwerte fehlen?", "Wie viel fehlt?"),
+        "es": ("¿Cuántos huecos hay?", "¿Cuántas lecturas faltan?", "Cuenta los datos que faltan."),
+        "fr": ("Combien de trous y a-t-il ?", "Combien de données manquent ?", "Compte les valeurs manquantes."),
+        "it": ("Quanti buchi ci sono?", "Quanti dati mancano?", "Conta i valori mancanti."),
+    },
+    "summary": {
+        "de": ("Fasse kurz zusammen.", "Gib einen Überblick.", "Was ist passiert, in Kürze?"),
+        "es": ("¿Me das un resumen?", "Resume las lecturas.", "Dame una vista general."),
+        "fr": ("Fais un résumé.", "Résume les mesures.", "Donne un aperçu.", "Un résumé, en quelques mots ?"),
+        "it": ("Fai un riassunto.", "Riassumi le letture.", "Dammi una panoramica."),
+    },
+    "fault": {
+        "de": ("Welche Sensoren sind gestört?", "Gibt es kaputte Messwerte?"),
+        "es": ("¿Qué sensores fallan?", "¿Hay lecturas malas?"),
+        "fr": ("Quels capteurs sont défaillants ?", "Y a-t-il des mesures fausses ?"),
+        "it": ("Quali sensori sono guasti?", "Ci sono letture sbagliate?"),
+    },
+    "json": {
+        "en": ("Reply in JSON.", "As JSON, please.", "Output JSON.", "I want JSON."),
+        "ja": ("JSON形式で。", "JSONにしてください。", "JSONを出して。"),
+        "de": ("Als JSON, bitte.", "Gib JSON aus.", "Ausgabe: JSON.", "Ich möchte JSON."),
+        "es": ("En JSON, por favor.", "Dame JSON.", "Salida: JSON.", "Quiero JSON."),
+        "fr": ("En JSON, s'il vous plaît.", "Donne du JSON.", "Sortie : JSON.", "Au format JSON, merci.", "Je veux du JSON.",
+               "JSON."),
+        "it": ("In JSON, grazie.", "Dammi JSON.", "Uscita: JSON.", "Voglio JSON."),
+    },
+}  # fmt: skip
+MORE_FIXED = {
+    "forecast": {
+        "en": ("Will it be windy tomorrow?", "How high will the waves be tonight?", "What comes next week?"),
+        "ja": ("明日の波は高くなりますか?", "来週の風は?", "今夜の天気を教えて。"),
+        "de": ("Wird es morgen windig?", "Wie hoch werden die Wellen heute Nacht?"),
+        "es": ("¿Habrá viento mañana?", "¿Qué olas habrá esta noche?"),
+        "fr": ("Y aura-t-il du vent demain ?", "Quelles vagues y aura-t-il cette nuit ?"),
+        "it": ("Ci sarà vento domani?", "Che onde ci saranno stanotte?"),
+    },
+    "safety": {
+        "en": ("Is swimming safe here?", "Is it dangerous to go out?", "Can my boat go out safely?"),
+        "ja": ("泳ぐのは危険ですか?", "船で出ても大丈夫ですか?", "安全に泳げますか?"),
+        "de": ("Ist Schwimmen hier gefährlich?", "Kann ich sicher hinausfahren?"),
+        "es": ("¿Es peligroso nadar aquí?", "¿Puedo salir sin peligro?"),
+        "fr": ("Est-ce dangereux de nager ici ?", "Puis-je sortir sans danger ?"),
+        "it": ("È pericoloso nuotare qui?", "Posso uscire senza pericolo?"),
+    },
+    "knowledge": {
+        "en": ("Who is the president of Italy?", "What is the highest mountain?", "What is 9 plus 8?", "Where is Berlin?"),
+        "ja": ("日本の首相は誰?", "一番高い山は?", "9足す8は?", "ベルリンはどこ?"),
+        "de": ("Wer ist Präsident von Italien?", "Wie hoch ist der höchste Berg?", "Was ist 9 plus 8?"),
+        "es": ("¿Quién es el presidente de Italia?", "¿Cuál es el monte más alto?", "¿Cuánto es 9 más 8?"),
+        "fr": ("Qui est le président de l'Italie ?", "Quel est le plus haut sommet ?", "Combien font 9 plus 8 ?"),
+        "it": ("Chi è il presidente della Francia?", "Qual è il monte più alto?", "Quanto fa 9 più 8?"),
+    },
+    "writing": {
+        "en": ("Write a story about a buoy.", "Tell me a tale of the sea.", "Sing a song.", "Translate that into Greek."),
+        "ja": ("ブイの物語を書いて。", "海の話をして。", "歌を歌って。", "ギリシャ語に訳して。"),
+        "de": ("Schreibe eine Geschichte über eine Boje.", "Singe ein Lied.", "Erzähle etwas Lustiges vom Meer."),
+        "es": ("Escribe un cuento sobre una boya.", "Canta una canción.", "Cuenta algo gracioso del mar."),
+        "fr": ("Écris une histoire de bouée.", "Chante une chanson.", "Raconte quelque chose de drôle sur la mer."),
+        "it": ("Scrivi una storia su una boa.", "Canta una canzone.", "Racconta qualcosa di buffo sul mare."),
+    },
+    "control": {
+        "en": ("Turn the station off.", "Reset the sensor.", "Switch the siren off.", "Set the limit to ten."),
+        "ja": ("観測所を止めて。", "センサーを直して。", "灯りを消して。", "限界を十にして。"),
+        "de": ("Schalte die Station aus.", "Setze den Sensor zurück.", "Schalte die Sirene ab."),
+        "es": ("Apaga la estación.", "Restablece el sensor.", "Apaga la sirena."),
+        "fr": ("Éteins la station.", "Réinitialise le capteur.", "Éteins la sirène."),
+        "it": ("Spegni la stazione.", "Ripristina il sensore.", "Spegni la sirena."),
+    },
+    "who": {
+        "en": ("What is your name?", "Are you a person?"), "ja": ("名前は?", "あなたは人間ですか?"),
+        "de": ("Wie heißt du?", "Bist du ein Mensch?"), "es": ("¿Cómo te llamas?", "¿Eres una persona?"),
+        "fr": ("Comment t'appelles-tu ?", "Es-tu une personne ?"), "it": ("Come ti chiami?", "Sei una persona?"),
+    },
+    "can": {
+        "en": ("What are you good for?", "What are you able to do?", "Help?"), "ja": ("何をしてくれますか?", "できることは?"),
+        "de": ("Wozu bist du gut?", "Was beherrschst du?", "Hilfe?"), "es": ("¿Para qué sirves?", "¿Qué sabes hacer?"),
+        "fr": ("À quoi sers-tu ?", "Que sais-tu faire ?"), "it": ("A che cosa servi?", "Che cosa sai fare?"),
+    },
+    "cannot": {
+        "en": ("What are you bad at?", "Is there anything you can't do?", "What are you unable to do?"),
+        "ja": ("できないことは?", "何が苦手ですか?", "答えられないことは?"),
+        "de": ("Was kannst du schlecht?", "Wozu bist du nicht fähig?", "Wo sind deine Grenzen?"),
+        "es": ("¿Qué se te da mal?", "¿De qué no eres capaz?"), "fr": ("Que fais-tu mal ?", "De quoi n'es-tu pas capable ?"),
+        "it": ("Che cosa fai male?", "Di che cosa non sei capace?"),
+    },
+    "size": {
+        "en": ("Are you large or small?", "How many weights do you have?"), "ja": ("あなたは大きいですか?", "パラメータ数を教えて。"),
+        "de": ("Bist du groß oder klein?", "Wie viele Gewichte hast du?"), "es": ("¿Eres grande o pequeño?", "¿Cuántos pesos tienes?"),
+        "fr": ("Es-tu grand ou petit ?", "Combien de poids as-tu ?"), "it": ("Sei grande o piccolo?", "Quanti pesi hai?"),
+    },
+    "data": {
+        "en": ("How were you trained?", "What did you learn from?"), "ja": ("どうやって学習しましたか?", "何から学びましたか?"),
+        "de": ("Wie wurdest du trainiert?", "Woraus hast du gelernt?"), "es": ("¿Cómo te entrenaron?", "¿De qué aprendiste?"),
+        "fr": ("Comment as-tu été entraîné ?", "De quoi as-tu appris ?"), "it": ("Come ti hanno addestrato?", "Da che cosa hai imparato?"),
+    },
+    "trust": {
+        "en": ("Are you ever wrong?", "Can I rely on you?", "How often are you wrong?"), "ja": ("信頼できますか?", "答えは正しいですか?"),
+        "de": ("Irrst du dich?", "Kann ich mich auf dich verlassen?"), "es": ("¿Te equivocas?", "¿Puedo contar contigo?"),
+        "fr": ("Te trompes-tu ?", "Puis-je compter sur toi ?"), "it": ("Sbagli?", "Posso contare su di te?"),
+    },
+    "tongues": {
+        "en": ("Do you understand German?", "In which languages do you answer?"), "ja": ("英語はわかりますか?", "何語で答えますか?"),
+        "de": ("Verstehst du Englisch?", "In welchen Sprachen antwortest du?"), "es": ("¿Entiendes inglés?", "¿Qué lenguas sabes?"),
+        "fr": ("Comprends-tu l'anglais ?", "Quelles langues sais-tu ?"), "it": ("Capisci l'inglese?", "Che lingue sai?"),
+    },
+}  # fmt: skip
 FURTHER = {QUESTIONS[kind][language]: items for kind, table in MORE.items() for language, items in table.items()}
+FURTHER |= {
+    (SELF | SCOPE)[topic][language][0]: items for topic, table in MORE_FIXED.items() for language, items in table.items()
+}
