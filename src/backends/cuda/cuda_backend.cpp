@@ -524,51 +524,7 @@ void CudaBackend::products(const cuda::Prepare& input, std::span<const Product> 
     if (counting_) this->products(first_of(input, cuda::kManyTokens - 1), products);
     return;
   }
-  for (int first = 0; first < input.slots; first += kMaxRows) {
-    cuda::Prepare some = input;
-    some.slots = std::min(kMaxRows, input.slots - first);
-    if (some.rows) {
-      some.rows += first;
-    } else {
-      some.x += first * some.x_stride;
-      if (some.z) some.z += first * some.z_stride;
-    }
-    const int groups = (some.cols + 31) / 32;
-    const int64_t fragments = static_cast<int64_t>(cuda::fragment_bytes(some.slots, some.cols, true));
-    const int64_t sums = int64_t{(some.slots + 7) / 8} * groups * 16;
-    const size_t bytes =
-        Arena::padded<std::byte>(fragments) + Arena::padded<float>(sums) + Arena::padded<float>(kMaxRows);
-    std::byte* memory = scratch(bytes);
-    if (!memory) return;
-    Arena arena(memory, bytes);
-    some.out.fragments = reinterpret_cast<uint4*>(arena.take<std::byte>(fragments));
-    some.out.group_sums = arena.take<float>(sums);
-    some.out.unscale = arena.take<float>(kMaxRows);
-    std::optional<cuda::OperandForm> prepared;
-    for (const Product& product : products) {
-      const cuda::OperandForm form = cuda::operand_form(product.weight.format);
-      if (!prepared || prepared->bf16 != form.bf16 || prepared->order != form.order) {
-        some.bf16 = form.bf16;
-        some.order = form.order;
-        cuda::prepare(some, launch());
-        prepared = form;
-      }
-      const auto m = matrix(product.weight);
-      if (!m) return;
-      const int64_t offset = static_cast<int64_t>(first) * m->rows;
-      cuda::MatMul op;
-      op.matrix = *m;
-      op.slots = some.slots;
-      op.x = some.out;
-      op.y = product.y + offset;
-      op.y_stride = m->rows;
-      op.output = product.output;
-      op.relu2 = product.relu2;
-      op.gate = product.gate ? product.gate + offset : nullptr;
-      cuda::multiply_matrix(product.weight.format, op, (some.slots + cuda::kTokenTile - 1) / cuda::kTokenTile,
-                            launch());
-    }
-  }
+  products_of_few(input, products);
 }
 
 void CudaBackend::products_of_one(const cuda::Prepare& input, std::span<const Product> products) {
@@ -700,12 +656,12 @@ void CudaBackend::moe(const Moe& op) {
   if (op.num_tokens == 0) return;
   if (op.num_tokens == 1 && op.num_experts_per_tok <= cuda::kMaxExperts) {
     moe_of_one(op);
-  } else if (!moe_of_many_tokens(op)) {
-    moe_of_many(op);
+  } else if (!moe_of_many(op)) {
+    moe_of_few(op);
   } else if (counting_) {  // as in products()
     Moe few = op;
     few.num_tokens = cuda::kManyTokens - 1;
-    moe_of_many(few);
+    moe_of_few(few);
   }
 }
 
@@ -798,112 +754,6 @@ void CudaBackend::moe_of_one(const Moe& op) {
   if (latent) {
     const Product back[] = {{op.latent_out, op.x, Output::add}};
     products_of_one({.slots = 1, .cols = static_cast<int>(op.down.rows), .x = r, .x_stride = op.down.rows}, back);
-  }
-}
-
-void CudaBackend::moe_of_many(const Moe& op) {
-  const auto up = experts(op.up), down = experts(op.down);
-  if (!up || !down) return;
-  const bool relu2 = op.activation == Activation::relu2, latent = static_cast<bool>(op.latent_in);
-  const int per_token = op.num_experts_per_tok;
-  const int64_t in = op.up.cols, width = op.up.rows, out = op.down.rows;
-  if (counting_) residual(op.hidden_size);
-  for (int first = 0; first < op.num_tokens; first += kMaxRows) {
-    const int tokens = std::min(kMaxRows, op.num_tokens - first);
-    const int choices = tokens * per_token;
-    const int tiles = std::min(choices, choices / cuda::kTokenTile + op.n_routed_experts);
-    const int slots = tiles * cuda::kTokenTile;
-    const int64_t shared_rows = op.shared_up ? op.shared_up.rows : 0;
-    const int64_t widest = std::max<int64_t>({op.hidden_size, in, width, out, shared_rows});
-    // products() of the parts outside the experts takes the front.
-    const size_t front = (2 * cuda::fragment_bytes(tokens, static_cast<int>(widest), true) + 65536) / 64 * 64;
-    const int64_t fragments =
-        static_cast<int64_t>(cuda::fragment_bytes(slots, static_cast<int>(std::max(in, width)), true));
-    const int64_t sums = int64_t{slots / 8} * ((std::max(in, width) + 31) / 32) * 16;
-    const size_t bytes = front + Arena::padded<std::byte>(fragments) + Arena::padded<float>(sums) +
-                         Arena::padded<float>(slots) + Arena::padded<int32_t>(slots) + Arena::padded<int32_t>(choices) +
-                         2 * Arena::padded<int32_t>(tiles) + Arena::padded<float>(slots * width) +
-                         Arena::padded<float>(slots * out) + Arena::padded<float>(tokens * in) +
-                         Arena::padded<float>(tokens * out) + Arena::padded<float>(tokens * shared_rows);
-    std::byte* memory = scratch(bytes);
-    if (!memory) return;
-    Arena arena(memory + front, bytes - front);
-    cuda::Operands operands;
-    operands.fragments = reinterpret_cast<uint4*>(arena.take<std::byte>(fragments));
-    operands.group_sums = arena.take<float>(sums);
-    operands.unscale = arena.take<float>(slots);
-    cuda::ExpertSlots sorted;
-    sorted.token = arena.take<int32_t>(slots);
-    sorted.slot = arena.take<int32_t>(choices);
-    sorted.tile_expert = arena.take<int32_t>(tiles);
-    sorted.tile_count = arena.take<int32_t>(tiles);
-    float* h = arena.take<float>(slots * width);
-    float* y = arena.take<float>(slots * out);
-    float* z = arena.take<float>(tokens * in);
-    float* r = arena.take<float>(tokens * out);
-    float* shared_h = arena.take<float>(tokens * shared_rows);
-
-    float* x = op.x + int64_t{first} * op.hidden_size;
-    const cuda::Prepare normed = {.slots = tokens,
-                                  .cols = op.hidden_size,
-                                  .input = Input::normed,
-                                  .x = x,
-                                  .x_stride = op.hidden_size,
-                                  .norm = op.norm,
-                                  .eps = op.eps};
-    if (latent) {
-      const Product to_latent[] = {{op.latent_in, z}};
-      products(normed, to_latent);
-    }
-    if (op.shared_up) {
-      const Product shared[] = {{op.shared_up, shared_h, Output::activate, relu2}};
-      products(normed, shared);
-    }
-    cuda::sort_choices(op.topk_ids + int64_t{first} * per_token, tokens, per_token, op.n_routed_experts, tiles, sorted,
-                       launch());
-    const auto multiply = [&](const ExpertWeights& weights, const cuda::Experts& which, cuda::Prepare input, float* to,
-                              Output output) {
-      const cuda::OperandForm form = cuda::operand_form(weights.format);
-      input.slots = slots;
-      input.bf16 = form.bf16;
-      input.order = form.order;
-      input.tile_count = sorted.tile_count;
-      input.out = operands;
-      cuda::prepare(input, launch());
-      cuda::MatMul product;
-      product.matrix = which.shape;
-      product.expert_data = which.data;
-      product.expert_scales = which.scales;
-      product.expert_scale = which.scale;
-      product.expert_row_scales = which.row_scales;
-      product.tile_expert = sorted.tile_expert;
-      product.tile_count = sorted.tile_count;
-      product.slots = slots;
-      product.x = operands;
-      product.y = to;
-      product.y_stride = weights.rows;
-      product.output = output;
-      product.relu2 = relu2;
-      cuda::multiply_matrix(weights.format, product, tiles, launch());
-    };
-    cuda::Prepare routed = normed;
-    routed.rows = sorted.token;
-    if (latent) {
-      routed = {.cols = static_cast<int>(in), .x = z, .x_stride = in, .rows = sorted.token};
-    }
-    multiply(op.up, *up, routed, h, Output::activate);
-    multiply(op.down, *down, {.cols = static_cast<int>(width), .x = h, .x_stride = width}, y, Output::store);
-    cuda::combine_experts(y, sorted.slot, op.topk_weights + int64_t{first} * per_token, tokens, per_token,
-                          static_cast<int>(out), !latent, latent ? r : x, launch());
-    if (latent) {
-      const Product back[] = {{op.latent_out, x, Output::add}};
-      products({.slots = tokens, .cols = static_cast<int>(out), .x = r, .x_stride = out}, back);
-    }
-    if (op.shared_down) {
-      const Product shared[] = {{op.shared_down, x, Output::add}};
-      products({.slots = tokens, .cols = static_cast<int>(shared_rows), .x = shared_h, .x_stride = shared_rows},
-               shared);
-    }
   }
 }
 

@@ -99,11 +99,14 @@ class CudaBackend final : public Backend {
   // gate move on by rows. `exact`: also where there are many.
   void products(const cuda::Prepare& input, std::span<const Product> products, bool exact = false);
   void products_of_one(const cuda::Prepare& input, std::span<const Product> products);
+  // batch.cpp. More than kManyTokens as well, where the device or a format has nothing better.
+  void products_of_few(const cuda::Prepare& input, std::span<const Product> products);
+  void moe_of_few(const Moe& op);
   // prefill.cpp. False: not for so few tokens, or not for these formats.
   bool takes_many(int tokens, std::initializer_list<Weight> weights) const;
   bool products_of_many(const cuda::Prepare& input, std::span<const Product> products);
   void multiply_many(const Product& product, int slots, const cuda::Halves& x, int64_t offset);
-  bool moe_of_many_tokens(const Moe& op);
+  bool moe_of_many(const Moe& op);
   // Ops of one token gather as stages, and become a kernel when anything else is asked for.
   void add(cuda::Stage stage);
   void route_alone(const Route& op);
@@ -113,7 +116,6 @@ class CudaBackend final : public Backend {
     return launch_;
   }
   void moe_of_one(const Moe& op);
-  void moe_of_many(const Moe& op);
 
   int ordinal_;
   bool integrated_;  // memory is the host's

@@ -13,6 +13,7 @@
 //   kScaleGroup   16 or 32: scale() belongs to so many columns; 0: nothing to apply but kFactor
 //   kMin          minimum() is added to each value of the group
 //   kFactor       of all values
+//   kLong         decoding a group takes so much code that loops over groups are better left as loops
 //   kGroupScales  scales of 16 columns lie in a tensor of their own (E4M3), see `scales`
 //   kOrder        column_of() says the column of value i of lane l with l % 4 == j; values 0-3 are of the first product
 //   decode(...)   the values of one group, packed in pairs
@@ -42,6 +43,10 @@ __device__ __forceinline__ uint32_t load_byte(uint32_t address) {
   return value;
 }
 
+// The same at even addresses.
+__device__ __forceinline__ uint32_t load_even4(uint32_t address) {
+  return load_short(address) | load_short(address + 2) << 16;
+}
 // 4 or 8 bytes at any address; reads the aligned words around them.
 __device__ __forceinline__ uint32_t load4(uint32_t address) {
   const uint32_t words = address & ~3u;
@@ -60,12 +65,17 @@ __device__ __forceinline__ float half_at(uint32_t address) {
 
 // (mask & word) with 1024 in the exponent, minus `offset`: two integers as halves. For bits 4-7 of either half, the
 // sum is 1024 + 16 q and a fused product gives q - offset.
+__device__ __forceinline__ uint32_t from_1024(uint32_t word, uint32_t mask) {
+  uint32_t both;  // as one instruction, which is not what the two operators become
+  asm("lop3.b32 %0, %1, %2, 0x64006400, 0xea;" : "=r"(both) : "r"(word), "r"(mask));
+  return both;
+}
 __device__ __forceinline__ uint32_t low_integers(uint32_t word, uint32_t mask, float offset) {
-  return bits_of(__hsub2(halves_of((word & mask) | 0x64006400u), __float2half2_rn(1024.0f + offset)));
+  return bits_of(__hsub2(halves_of(from_1024(word, mask)), __float2half2_rn(1024.0f + offset)));
 }
 __device__ __forceinline__ uint32_t high_nibbles(uint32_t word, float offset) {
-  return bits_of(__hfma2(halves_of((word & 0x00f000f0u) | 0x64006400u), __float2half2_rn(0.0625f),
-                         __float2half2_rn(-64.0f - offset)));
+  return bits_of(
+      __hfma2(halves_of(from_1024(word, 0x00f000f0u)), __float2half2_rn(0.0625f), __float2half2_rn(-64.0f - offset)));
 }
 
 // Two E2M1 whose lower bits begin at bit 0 of either half of `word` after a shift: the bits of 2^-14 of their value.
@@ -102,6 +112,7 @@ struct FragmentDefaults {
   static constexpr int kPasses = 1;
   static constexpr int kScaleGroup = 0;
   static constexpr bool kMin = false;
+  static constexpr bool kLong = false;
   static constexpr bool kGroupScales = false;
   static constexpr float kFactor = 1;
   __device__ static float scale(uint32_t, int, int) { return 1; }
@@ -126,7 +137,7 @@ struct NibbleOrder : FragmentDefaults {
 template <>
 struct Fragment<Q4_0> : NibbleOrder {
   __device__ static void decode(uint32_t row, uint32_t, int group, int j, int, int, uint32_t (&b)[4]) {
-    unpack(load4(row + group * 18 + 2 + 4 * j), 8, b);
+    unpack(load_even4(row + group * 18 + 2 + 4 * j), 8, b);
   }
   __device__ static float scale(uint32_t row, int group, int) { return half_at(row + group * 18); }
 };
@@ -158,7 +169,7 @@ template <>
 struct Fragment<Q5_0> : FiveBits {
   __device__ static void decode(uint32_t row, uint32_t, int group, int j, int, int, uint32_t (&b)[4]) {
     const uint32_t block = row + group * 22;
-    unpack(load4(block + 6 + 4 * j), load4(block + 2), j, 16, b);
+    unpack(load_even4(block + 6 + 4 * j), load_even4(block + 2), j, 16, b);
   }
   __device__ static float scale(uint32_t row, int group, int) { return half_at(row + group * 22); }
 };
@@ -183,8 +194,8 @@ struct Fragment<Q8_0> : FragmentDefaults {
   static constexpr int kScaleGroup = 32;
   static constexpr Order kOrder = Order::bytes;
   __device__ static void decode(uint32_t row, uint32_t, int group, int j, int, int, uint32_t (&b)[4]) {
-    uint32_t word[2];
-    load8(row + group * 34 + 2 + 8 * j, word[0], word[1]);
+    const uint32_t bytes = row + group * 34 + 2 + 8 * j;
+    const uint32_t word[2] = {load_even4(bytes), load_even4(bytes + 4)};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const uint32_t biased = word[i] ^ 0x80808080u;
@@ -302,6 +313,7 @@ struct Fragment<F16> : PlainOrder {
 
 template <>
 struct Fragment<F32> : PlainOrder {
+  static constexpr bool kLong = true;
   static constexpr bool kBf16 = true;
   static constexpr int kPasses = 3;
   __device__ static void decode(uint32_t row, uint32_t, int group, int j, int valid, int pass, uint32_t (&b)[4]) {
@@ -430,6 +442,7 @@ struct Integers<Q6_K> {
 
 template <class F>
 struct Fragment : FragmentDefaults {
+  static constexpr bool kLong = true;
   static constexpr int kScaleGroup = Integers<F>::kScaleGroup;
   static constexpr bool kMin = Integers<F>::kMin;
   static constexpr int kParts = F::block_elements / 32;

@@ -18,16 +18,8 @@ size_t route_many_floats(const Route& op);  // of `memory`; 0: not for this case
 void route_many(const Route& op, float* logits, float* memory, const Launch& launch);
 void choose_experts(const Route& op, const float* logits, const Launch& launch);  // from logits that are there
 
-// moe.cu. Sorts the choices of tokens by expert into slots, whole tiles of an expert each (matmul.h).
-struct ExpertSlots {
-  int32_t* token;        // [slots] -1: empty
-  int32_t* slot;         // [num_tokens, num_experts_per_tok] of each choice
-  int32_t* tile_expert;  // [tiles] -1: nobody's
-  int32_t* tile_count;   // [tiles]
-};
-void sort_choices(const int32_t* topk_ids, int num_tokens, int per_token, int n_experts, int tiles,
-                  const ExpertSlots& slots, const Launch& launch);
-// The same without gaps: an expert's slots follow one another, and tiles of up to `tile` of them are listed.
+// moe.cu. Sorts the choices of tokens by expert: an expert's slots follow one another, and tiles of up to `tile` of
+// them are listed.
 struct SortedChoices {
   int32_t* token;        // [choices] of each slot
   int32_t* slot;         // [choices] of each choice
@@ -35,8 +27,8 @@ struct SortedChoices {
   int32_t* tile_first;   // [tiles] first slot
   int32_t* tile_count;   // [tiles] slots
 };
-void sort_compactly(const int32_t* topk_ids, int choices, int per_token, int n_experts, int tile, int tiles,
-                    const SortedChoices& sorted, const Launch& launch);
+void sort_choices(const int32_t* topk_ids, int choices, int per_token, int n_experts, int tile, int tiles,
+                  const SortedChoices& sorted, const Launch& launch);
 // x[t] (+)= sum over k of weights[t, k] · y[slot of (t, k)]
 void combine_experts(const float* y, const int32_t* slot, const float* weights, int num_tokens, int per_token,
                      int width, bool add, float* x, const Launch& launch);

@@ -2,16 +2,17 @@
 
 #include "backends/cuda/linear.h"
 #include "backends/cuda/matmul.cuh"
+#include "backends/cuda/row.cuh"
 
 namespace proa::cuda {
 
 // Each format's kernels are compiled in a file of their own, so that builds run side by side: linear_formats_*.cu.
-#define PROA_FORMAT(F) extern template void matmul::launch<F>(const MatMul&, int tiles, const Launch&);
+#define PROA_FORMAT(F) extern template void matmul::launch<F>(std::span<const MatMul>, const Launch&);
 PROA_FORMATS(PROA_FORMAT)
 #undef PROA_FORMAT
 
-void multiply_matrix(Format format, const MatMul& op, int tiles, const Launch& launch) {
-  visit_format(format, [&](auto f) { matmul::launch<decltype(f)>(op, tiles, launch); });
+void multiply_matrices(Format format, std::span<const MatMul> ops, const Launch& launch) {
+  visit_format(format, [&](auto f) { matmul::launch<decltype(f)>(ops, launch); });
 }
 
 OperandForm operand_form(Format format) {
@@ -23,109 +24,72 @@ OperandForm operand_form(Format format) {
 
 namespace {
 
-// A block takes eight tokens, a warp one of them; then all put operands in order.
-__global__ void __launch_bounds__(256) prepare_kernel(const __grid_constant__ Prepare a) {
-  extern __shared__ float rms_of[];  // [8, n_groups]
-  __shared__ float factor_of[kTokenStep];
-  __shared__ int row_of[kTokenStep];
+constexpr int kPrepareThreads = 256;
+
+struct Prepares {
+  Prepare op[2];
+};
+
+// A block takes a vector.
+template <bool kFours>
+__global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_constant__ Prepares all) {
+  extern __shared__ float values[];
+  __shared__ float room[2 * kWarp];
+  const bool second = static_cast<int>(blockIdx.x) >= all.op[0].slots;
+  const Prepare& a = all.op[second];
+  const int slot = static_cast<int>(blockIdx.x) - (second ? all.op[0].slots : 0);
   wait_for_predecessor();
   start_successor();
-  const int lane = lane_id(), warp = warp_id(), step = static_cast<int>(blockIdx.x);
-  if (a.tile_count && step % (kTokenTile / kTokenStep) * kTokenStep >= __ldcg(a.tile_count + step / 4)) return;
-
-  const int slot = step * kTokenStep + warp;
-  int row = slot < a.slots ? slot : -1;
-  if (a.rows && row >= 0) row = __ldcg(a.rows + slot);
-  float squares = 0, largest = 0, norm_scale = 1;
-  const int width = a.cols / a.n_groups;
-  if (row >= 0) {
-    const float* x = a.x + row * a.x_stride;
-    if (a.input == Input::gated) {
-      const float* z = a.z + row * a.z_stride;
-      for (int group = 0; group < a.n_groups; ++group) {
-        float sum = 0, most = 0;
-        for (int i = lane; i < width; i += kWarp) {
-          const int k = group * width + i;
-          const float v = __ldcg(x + k) * silu(__ldcg(z + k));
-          sum += v * v;
-          most = fmaxf(most, fabsf(v * a.norm[k]));
-        }
-        const float r = 1.0f / sqrtf(warp_sum(sum) / static_cast<float>(width) + a.eps);
-        if (lane == 0) rms_of[warp * a.n_groups + group] = r;
-        largest = fmaxf(largest, most * r);
-      }
+  const RowInShared row = load_row<kFours>(a, slot, values, room);
+  const float power = a.bf16 ? 1.0f : half_scale(row.largest), factor = row.norm * power;
+  if (threadIdx.x == 0) a.out.unscale[slot] = 1.0f / power;
+  const int groups = (a.cols + 31) / 32, units = a.bf16 ? 4 : 2;
+  uint4* out = a.out.fragments + static_cast<int64_t>(slot / 8) * groups * units * kWarp + slot % 8 * 4;
+  // All four lanes of a group's half do the same number of turns.
+  for (int i = static_cast<int>(threadIdx.x); i < 8 * groups; i += kPrepareThreads) {
+    const int group = i / 8, half = i / 4 % 2, j = i % 4;
+    float v[4], total = 0;
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const int k = 32 * group + column_of(static_cast<Order>(a.order), j, 4 * half + n);
+      v[n] = k < a.cols ? values[place_of(k)] * factor : 0.0f;
+      total += v[n];
+    }
+    uint4* to = out + (group * units + half) * kWarp + j;
+    if (a.bf16) {
+      uint32_t low[3], high[3];
+      split_pair<true>(v[0], v[1], low);
+      split_pair<true>(v[2], v[3], high);
+      to[0] = {low[0], low[1], high[0], high[1]};
+      to[2 * kWarp] = {low[2], 0, high[2], 0};
     } else {
-      for (int k = lane; k < a.cols; k += kWarp) {
-        const float v = __ldcg(x + k);
-        squares += v * v;
-        largest = fmaxf(largest, fabsf(a.input == Input::normed ? v * a.norm[k] : v));
-      }
+      uint32_t low[2], high[2];
+      split_pair<false>(v[0], v[1], low);
+      split_pair<false>(v[2], v[3], high);
+      to[0] = {low[0], low[1], high[0], high[1]};
     }
-  }
-  squares = warp_sum(squares);
-  largest = warp_max(largest);
-  if (a.input == Input::normed) norm_scale = 1.0f / sqrtf(squares / static_cast<float>(a.cols) + a.eps);
-  const float power = a.bf16 ? 1.0f : half_scale(largest * norm_scale);
-  if (lane == 0) {
-    row_of[warp] = row;
-    factor_of[warp] = norm_scale * power;
-    if (slot < a.slots) a.out.unscale[slot] = 1.0f / power;
-  }
-  __syncthreads();
-
-  const int token = lane / 4, j = lane % 4;
-  const int groups = (a.cols + 31) / 32;
-  const int my_row = row_of[token];
-  const float* x = a.x + (my_row < 0 ? 0 : my_row * a.x_stride);
-  const float* z = a.z + (my_row < 0 ? 0 : my_row * a.z_stride);
-  for (int group = warp; group < groups; group += kTokenStep) {
-    float v[8];
-    float halves[2] = {};
-#pragma unroll
-    for (int n = 0; n < 8; ++n) {
-      const int k = 32 * group + column_of(static_cast<Order>(a.order), j, n);
-      v[n] = 0;
-      if (my_row >= 0 && k < a.cols) {
-        v[n] = __ldcg(x + k);
-        if (a.input == Input::normed) v[n] *= a.norm[k];
-        if (a.input == Input::gated) {
-          v[n] = v[n] * silu(__ldcg(z + k)) * rms_of[token * a.n_groups + k / width] * a.norm[k];
-        }
-        v[n] *= factor_of[token];
-      }
-      halves[n / 4] += v[n];
-    }
-    uint4* out = a.out.fragments + (static_cast<int64_t>(step) * groups + group) * (a.bf16 ? 4 : 2) * kWarp + lane;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if (a.bf16) {
-        uint32_t first[3], second[3];
-        split_pair<true>(v[4 * half], v[4 * half + 1], first);
-        split_pair<true>(v[4 * half + 2], v[4 * half + 3], second);
-        out[half * kWarp] = {first[0], first[1], second[0], second[1]};
-        out[(2 + half) * kWarp] = {first[2], 0, second[2], 0};
-      } else {
-        uint32_t first[2], second[2];
-        split_pair<false>(v[4 * half], v[4 * half + 1], first);
-        split_pair<false>(v[4 * half + 2], v[4 * half + 3], second);
-        out[half * kWarp] = {first[0], first[1], second[0], second[1]};
-      }
-      halves[half] += __shfl_xor_sync(~0u, halves[half], 1);
-      halves[half] += __shfl_xor_sync(~0u, halves[half], 2);
-      if (j == 0) {
-        a.out.group_sums[((static_cast<int64_t>(step) * groups + group) * 2 + half) * kTokenStep + token] =
-            halves[half];
-      }
-    }
+    const uint32_t quad = 0xfu << (lane_id() & ~3);
+    total += __shfl_xor_sync(quad, total, 1);
+    total += __shfl_xor_sync(quad, total, 2);
+    if (j == 0) a.out.group_sums[(static_cast<int64_t>(slot) * groups + group) * 2 + half] = total;
   }
 }
 
 }  // namespace
 
-void prepare(const Prepare& op, const Launch& launch) {
-  if (op.slots == 0) return;
-  const size_t shared = op.input == Input::gated ? sizeof(float) * kTokenStep * static_cast<size_t>(op.n_groups) : 0;
-  launch(prepare_kernel, dim3((op.slots + kTokenStep - 1) / kTokenStep), dim3(256), shared, op);
+void prepare(std::span<const Prepare> ops, const Launch& launch) {
+  Prepares all = {};
+  size_t shared = 0;
+  int slots = 0;
+  for (size_t i = 0; i < ops.size() && i < 2; ++i) {
+    all.op[i] = ops[i];
+    slots += ops[i].slots;
+    shared = std::max(shared, row_bytes(ops[i].cols));
+  }
+  if (slots == 0) return;
+  if (shared > static_cast<size_t>(launch.shared_limit())) return launch.keep(cudaErrorInvalidValue);
+  const bool fours = std::ranges::all_of(ops, reads_by_fours);
+  launch(fours ? prepare_kernel<true> : prepare_kernel<false>, dim3(slots), dim3(kPrepareThreads), shared, all);
 }
 
 }  // namespace proa::cuda

@@ -1,13 +1,16 @@
 // Products of a weight of any format with several vectors, and what they need before. One vector: step.h.
 #pragma once
 
+#include <span>
+
 #include "backends/cuda/launch.h"
 #include "backends/cuda/matmul.h"
 
 namespace proa::cuda {
 
-void multiply_matrix(Format format, const MatMul& op, int tiles, const Launch& launch);
-void prepare(const Prepare& op, const Launch& launch);
+// At most kMaxMatMuls of one format, side by side: none reads what another writes.
+void multiply_matrices(Format format, std::span<const MatMul> ops, const Launch& launch);
+void prepare(std::span<const Prepare> ops, const Launch& launch);  // at most two
 
 // What Prepare and Operands of a format's product are.
 struct OperandForm {

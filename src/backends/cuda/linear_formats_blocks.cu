@@ -2,12 +2,12 @@
 
 namespace proa::cuda {
 
-template void matmul::launch<IQ4_NL>(const MatMul&, int tiles, const Launch&);
-template void matmul::launch<IQ4_XS>(const MatMul&, int tiles, const Launch&);
-template void matmul::launch<Q2_K>(const MatMul&, int tiles, const Launch&);
-template void matmul::launch<Q3_K>(const MatMul&, int tiles, const Launch&);
-template void matmul::launch<Q4_K>(const MatMul&, int tiles, const Launch&);
-template void matmul::launch<Q5_K>(const MatMul&, int tiles, const Launch&);
-template void matmul::launch<Q6_K>(const MatMul&, int tiles, const Launch&);
+template void matmul::launch<IQ4_NL>(std::span<const MatMul>, const Launch&);
+template void matmul::launch<IQ4_XS>(std::span<const MatMul>, const Launch&);
+template void matmul::launch<Q2_K>(std::span<const MatMul>, const Launch&);
+template void matmul::launch<Q3_K>(std::span<const MatMul>, const Launch&);
+template void matmul::launch<Q4_K>(std::span<const MatMul>, const Launch&);
+template void matmul::launch<Q5_K>(std::span<const MatMul>, const Launch&);
+template void matmul::launch<Q6_K>(std::span<const MatMul>, const Launch&);
 
 }  // namespace proa::cuda

@@ -2,12 +2,12 @@
 
 namespace proa::cuda {
 
-template void matmul::launch<E2M1>(const MatMul&, int tiles, const Launch&);
-template void matmul::launch<MXFP4>(const MatMul&, int tiles, const Launch&);
-template void matmul::launch<NVFP4>(const MatMul&, int tiles, const Launch&);
-template void matmul::launch<F16>(const MatMul&, int tiles, const Launch&);
-template void matmul::launch<F32>(const MatMul&, int tiles, const Launch&);
-template void matmul::launch<Q4_1>(const MatMul&, int tiles, const Launch&);
-template void matmul::launch<Q5_1>(const MatMul&, int tiles, const Launch&);
+template void matmul::launch<E2M1>(std::span<const MatMul>, const Launch&);
+template void matmul::launch<MXFP4>(std::span<const MatMul>, const Launch&);
+template void matmul::launch<NVFP4>(std::span<const MatMul>, const Launch&);
+template void matmul::launch<F16>(std::span<const MatMul>, const Launch&);
+template void matmul::launch<F32>(std::span<const MatMul>, const Launch&);
+template void matmul::launch<Q4_1>(std::span<const MatMul>, const Launch&);
+template void matmul::launch<Q5_1>(std::span<const MatMul>, const Launch&);
 
 }  // namespace proa::cuda

@@ -2,10 +2,10 @@
 
 namespace proa::cuda {
 
-template void matmul::launch<Q4_0>(const MatMul&, int tiles, const Launch&);
-template void matmul::launch<Q8_0>(const MatMul&, int tiles, const Launch&);
-template void matmul::launch<BF16>(const MatMul&, int tiles, const Launch&);
-template void matmul::launch<Q5_0>(const MatMul&, int tiles, const Launch&);
-template void matmul::launch<F8_E4M3>(const MatMul&, int tiles, const Launch&);
+template void matmul::launch<Q4_0>(std::span<const MatMul>, const Launch&);
+template void matmul::launch<Q8_0>(std::span<const MatMul>, const Launch&);
+template void matmul::launch<BF16>(std::span<const MatMul>, const Launch&);
+template void matmul::launch<Q5_0>(std::span<const MatMul>, const Launch&);
+template void matmul::launch<F8_E4M3>(std::span<const MatMul>, const Launch&);
 
 }  // namespace proa::cuda

@@ -1,6 +1,11 @@
-// The kernel of matmul.h. A warp owns eight rows and multiplies them with up to 32 tokens: it fetches its rows piece by
-// piece into shared memory of its own, decodes each group of 32 columns once, and takes the tokens' operands from L1.
+// The kernel of matmul.h. A warp multiplies sixteen rows, or a part of their columns, with up to 32 vectors: it fetches
+// its rows piece by piece into shared memory, where the block's vectors are as well, decodes each group of 32 columns
+// once and multiplies it with eight vectors at a time. Where there are few rows, warps take parts of the same rows'
+// columns, and their sums are added at the end.
 #pragma once
+
+#include <algorithm>
+#include <span>
 
 #include "backends/cuda/fragment.cuh"
 #include "backends/cuda/launch.h"
@@ -9,50 +14,118 @@
 namespace proa::cuda::matmul {
 
 constexpr int kWarps = 8;
-constexpr int kStages = 3;
-constexpr int kSteps = kTokenTile / kTokenStep;
+constexpr int kWarpRows = 16;
+constexpr int kMaxStages = 4;
 
-// 16-byte chunks that a run of bytes at any address may touch.
-constexpr int chunks_of(int bytes) { return bytes < 2 ? 2 : (bytes + 30) / 16; }
+struct Plan {
+  int row_groups;    // warps side by side, 16 rows each
+  int splits;        // of the columns: kWarps / row_groups
+  int piece_groups;  // groups of 32 columns that a warp takes a stage
+  int pitch, scales_pitch;
+  int stages;
+  int stage_bytes;
+  int first_block, row_blocks;
+};
+struct Work {
+  MatMul op[kMaxMatMuls];
+  Plan plan[kMaxMatMuls];
+  int count;
+};
+
+// 16-byte chunks that a run of bytes at any address may touch; an odd number of them between rows meets no bank twice.
+__host__ __device__ constexpr int chunks_of(int bytes) { return bytes < 2 ? 2 : (bytes + 30) / 16; }
 
 template <class F>
-constexpr int kPieceCols = kUnit<F> > 128 ? kUnit<F> : 128;
-template <class F>
-constexpr int kPieceBytes = kPieceCols<F> / F::block_elements * static_cast<int>(sizeof(typename F::Block));
-template <class F>
-constexpr int kPitch = (chunks_of(kPieceBytes<F>) | 1) * 16;
-template <class F>
-constexpr int kScalesPitch = Fragment<F>::kGroupScales ? chunks_of(kPieceCols<F> / 16) * 16 : 0;
-template <class F>
-constexpr int kStageBytes = 8 * (kPitch<F> + kScalesPitch<F>);
-
-// Copies of one warp: eight runs of bytes, a row each.
-__device__ __forceinline__ void copy_rows(const uint8_t* first, int64_t stride, int last_row, int bytes, int pitch,
-                                          uint8_t* to) {
-  const int r = lane_id() / 4;
-  const uint8_t* row = first + min(r, last_row) * stride;
-  const int shift = static_cast<int>(reinterpret_cast<uintptr_t>(row) & 15);
-  for (int c = lane_id() % 4; 16 * c < shift + bytes; c += 4) copy_async(to + r * pitch + 16 * c, row - shift + 16 * c);
+__host__ __device__ constexpr int bytes_of(int cols) {
+  return (cols + F::block_elements - 1) / F::block_elements * static_cast<int>(sizeof(typename F::Block));
 }
 
+// Columns of a piece: at most 256 bytes of a row where the format's blocks let it.
 template <class F>
-__global__ void __launch_bounds__(kWarps* kWarp) kernel(const __grid_constant__ MatMul a) {
-  using Frag = Fragment<F>;
-  constexpr int kS = Frag::kBf16 ? 2 : 1;  // operand fragments of a token step
-  extern __shared__ uint4 memory[];
-  wait_for_predecessor();
-  start_successor();
+constexpr int kShortPiece = bytes_of<F>(kUnit<F> > 128 ? kUnit<F> : 128) <= 300 ? (kUnit<F> > 128 ? kUnit<F> : 128)
+                                                                                : kUnit<F>;
+template <class F>
+constexpr int kLongPiece = bytes_of<F>(2 * kShortPiece<F>) <= 200 ? 2 * kShortPiece<F> : kShortPiece<F>;
 
+// Copies 16 bytes where `there`.
+__device__ __forceinline__ void copy_if(bool there, uint32_t shared, const void* global) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %2, 0;\n@p cp.async.cg.shared.global.L2::256B [%0], [%1], 16;\n}" ::"r"(shared),
+      "l"(global), "r"(static_cast<int>(there))
+      : "memory");
+}
+
+// Copies of one warp: sixteen runs of bytes, a row each, eight lanes to a row. `rows`: of this lane's first row, which
+// is lane / 8; the next is `step` bytes on. kChunks: at most, of 16 bytes that a run touches.
+template <int kChunks>
+__device__ __forceinline__ void copy_rows(const uint8_t* row, int64_t step, int last_row, int bytes, int pitch,
+                                          uint32_t to) {
+  const int c = lane_id() % 8;
+  to += lane_id() / 8 * pitch + 16 * c;
+#pragma unroll
+  for (int i = 0; i < kWarpRows / 4; ++i) {
+    const auto address = reinterpret_cast<uintptr_t>(row);
+    const int end = static_cast<int>(address & 15) + bytes - 16 * c;
+    const auto* from = reinterpret_cast<const uint8_t*>(address & ~uintptr_t{15}) + 16 * c;
+    const bool there = lane_id() / 8 + 4 * i <= last_row;
+#pragma unroll
+    for (int t = 0; t < (kChunks + 7) / 8; ++t) copy_if(there && 128 * t < end, to + 128 * t, from + 128 * t);
+    row += step;
+    to += 4 * pitch;
+  }
+}
+
+// c += a · b, or c = a · b.
+template <bool kBf16>
+__device__ __forceinline__ void multiply_or_add(bool first, float (&c)[4], const uint4& a, uint32_t b0, uint32_t b1) {
+  if (first) c[0] = c[1] = c[2] = c[3] = 0;
+  multiply<kBf16>(c, a.x, a.y, a.z, a.w, b0, b1);
+}
+
+// A function where the code is long: inlined twice it takes the compiler minutes.
+template <class F>
+__device__ __noinline__ uint4 decode_apart(uint32_t row, uint32_t scales, int group, int j, int valid, int pass) {
+  uint32_t b[4];
+  Fragment<F>::decode(row, scales, group, j, valid, pass, b);
+  return {b[0], b[1], b[2], b[3]};
+}
+
+template <class F, int kSteps>
+__global__ void __launch_bounds__(kWarps* kWarp, 2) kernel(const __grid_constant__ Work work) {
+  using Frag = Fragment<F>;
+  constexpr int kS = Frag::kBf16 ? 2 : 1;
+  constexpr int kUnits = 2 * kS;  // 512 bytes each: operands of eight vectors for a group
+  extern __shared__ uint4 memory[];
+  // Of a warp's rows and a stage's groups, as lanes need them: [group][16 columns][lane % 4] of rows 2 j, 2 j + 1, 2 j
+  // + 8, 2 j + 9.
+  constexpr int kScales = Frag::kScaleGroup == 0 ? 0 : 32 / Frag::kScaleGroup;
+  constexpr int kTable = kScales * kLongPiece<F> / 32;
+  __shared__ float4 scale_tables[kScales ? kWarps : 1][(Frag::kMin ? 2 : 1)][kScales ? kTable * 4 : 1];
+  __shared__ float factors[8 * kSteps];
+  int index = 0;
+  while (index + 1 < work.count && static_cast<int>(blockIdx.x) >= work.plan[index + 1].first_block) ++index;
+  const MatMul& a = work.op[index];
+  const Plan& p = work.plan[index];
   const Matrix& m = a.matrix;
-  const int tile = static_cast<int>(blockIdx.y), lane = lane_id(), j = lane % 4;
-  int count = min(kTokenTile, a.slots - tile * kTokenTile);
+  const int local = static_cast<int>(blockIdx.x) - p.first_block;
+  const int tile = local / p.row_blocks, row_block = local % p.row_blocks;
+  const int lane = lane_id(), warp = warp_id(), j = lane % 4;
+  const int row_group = warp & (p.row_groups - 1), slice = warp / p.row_groups;
+  const int first_row = (row_block * p.row_groups + row_group) * kWarpRows;
+  const int last_row = m.rows - 1 - first_row;  // negative: nothing to do
+  const int groups = (m.cols + 31) / 32, pieces = (groups + p.piece_groups - 1) / p.piece_groups;
+  const int stages = (pieces + p.splits - 1) / p.splits;
+
+  int first_slot = tile * 8 * kSteps, count = min(8 * kSteps, a.slots - first_slot);
   const auto* data = m.data;
   const auto* group_scales = m.group_scales;
   const float* row_scales = m.row_scales;
   float scale = m.scale;
   if (a.tile_expert) {
+    wait_for_predecessor();
     const int expert = __ldcg(a.tile_expert + tile);
     if (expert < 0) return;
+    first_slot = __ldcg(a.tile_first + tile);
     count = __ldcg(a.tile_count + tile);
     data = reinterpret_cast<const uint8_t*>(a.expert_data[expert]);
     if (a.expert_scales && a.expert_row_scales) row_scales = reinterpret_cast<const float*>(a.expert_scales[expert]);
@@ -61,99 +134,184 @@ __global__ void __launch_bounds__(kWarps* kWarp) kernel(const __grid_constant__ 
     }
     if (a.expert_scale) scale = a.expert_scale[expert];
   }
-  const int steps = (count + kTokenStep - 1) / kTokenStep;
-  const int first_row = (static_cast<int>(blockIdx.x) * kWarps + warp_id()) * 8;
-  if (first_row >= m.rows) return;
-  const int last_row = m.rows - 1 - first_row;
-  const int groups = (m.cols + 31) / 32;
-  const int pieces = (m.cols + kPieceCols<F> - 1) / kPieceCols<F>;
-  uint8_t* ring = reinterpret_cast<uint8_t*>(memory) + warp_id() * kStages * kStageBytes<F>;
+
+  const uint32_t ring = shared_address(memory);
+  const uint32_t my_rows = static_cast<uint32_t>(warp * kWarpRows * (p.pitch + p.scales_pitch));
+  const uint32_t vectors = static_cast<uint32_t>(kWarps * kWarpRows * (p.pitch + p.scales_pitch));
+  const int stage_units = p.splits * p.piece_groups * kUnits;
   const uint8_t* rows = data + first_row * m.stride;
   const uint8_t* scales = Frag::kGroupScales ? group_scales + first_row * m.scales_stride : nullptr;
+  const uint8_t* fetched_rows = rows + lane / 8 * m.stride;
+  const int piece_bytes = p.piece_groups * 32 / F::block_elements * static_cast<int>(sizeof(typename F::Block));
 
-  const auto fetch = [&](int piece) {
-    if (piece < pieces) {
-      uint8_t* to = ring + piece % kStages * kStageBytes<F>;
-      const int cols = min(kPieceCols<F>, m.cols - piece * kPieceCols<F>);
-      const int bytes =
-          (cols + F::block_elements - 1) / F::block_elements * static_cast<int>(sizeof(typename F::Block));
-      copy_rows(rows + piece * kPieceBytes<F>, m.stride, last_row, bytes, kPitch<F>, to);
-      if constexpr (Frag::kGroupScales) {
-        copy_rows(scales + piece * (kPieceCols<F> / 16), m.scales_stride, last_row, (cols + 15) / 16, kScalesPitch<F>,
-                  to + 8 * kPitch<F>);
+  const auto fetch_rows = [&](int stage, uint32_t slot) {
+    const int piece = stage * p.splits + slice;
+    if (piece >= pieces || last_row < 0) return;
+    const int cols = min(32 * p.piece_groups, m.cols - 32 * piece * p.piece_groups);
+    const uint32_t to = ring + slot * p.stage_bytes + my_rows;
+    copy_rows<chunks_of(bytes_of<F>(kLongPiece<F>))>(fetched_rows + piece * piece_bytes, 4 * m.stride, last_row,
+                                                     bytes_of<F>(cols), p.pitch, to);
+    if constexpr (Frag::kGroupScales) {
+      copy_rows<chunks_of(kLongPiece<F> / 16)>(scales + lane / 8 * m.scales_stride + piece * p.piece_groups * 2,
+                                               4 * m.scales_stride, last_row, (cols + 15) / 16, p.scales_pitch,
+                                               to + kWarpRows * p.pitch);
+    }
+  };
+  for (int s = 0; s + 1 < p.stages; ++s) fetch_rows(s, s);
+  if (!a.tile_expert) wait_for_predecessor();
+  start_successor();
+
+  const int steps = (count + 7) / 8;
+  const uint4* from[kSteps];
+#pragma unroll
+  for (int s = 0; s < kSteps; ++s) {
+    const int in_tile = 8 * s + lane / 4;
+    from[s] = a.x.fragments;
+    if (in_tile >= count) continue;
+    const int slot = first_slot + in_tile, vector = a.rows ? __ldcg(a.rows + slot) : slot;
+    from[s] = a.x.fragments + static_cast<int64_t>(vector / 8) * groups * kUnits * kWarp + vector % 8 * 4 + j;
+    if (warp == 0 && j == 0) factors[in_tile] = __ldcg(a.x.unscale + vector) * Frag::kFactor * scale;
+  }
+  const auto fetch_vectors = [&](int stage, uint32_t slot) {
+    const int begin = stage * stage_units, end = min(stage_units, groups * kUnits - begin);
+    const uint32_t to = ring + slot * p.stage_bytes + vectors + (warp * kWarp + lane) * 16;
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      if (s > 0 && s >= steps) continue;
+      const uint4* unit = from[s] + static_cast<int64_t>(begin + warp) * kWarp;
+      uint32_t place = to + s * stage_units * 512;
+      for (int u = warp; u < end; u += kWarps) {
+        copy_if(8 * s + lane / 4 < count, place, unit);
+        unit += kWarps * kWarp;
+        place += kWarps * 512;
       }
     }
-    close_copies();
   };
+  for (int s = 0; s + 1 < p.stages; ++s) {
+    if (s < stages) fetch_vectors(s, s);
+    close_copies();
+  }
+
   const auto shift_of = [](const uint8_t* first, int64_t stride, int row, int offset) {
     return static_cast<int>((reinterpret_cast<uintptr_t>(first) + row * stride + offset) & 15);
   };
-
-  float sum[kSteps][2] = {};
-  const uint4* x = a.x.fragments + static_cast<int64_t>(tile) * kSteps * groups * kS * 2 * kWarp + lane;
-  const int64_t step_stride = static_cast<int64_t>(groups) * kS * 2 * kWarp;
-  const float* group_sums = a.x.group_sums + static_cast<int64_t>(tile) * kSteps * groups * 16;
-#pragma unroll
-  for (int i = 0; i + 1 < kStages; ++i) fetch(i);
-  for (int piece = 0; piece < pieces; ++piece) {
-    wait_for_copies<kStages - 2>();
-    __syncwarp();
-    fetch(piece + kStages - 1);
-    const uint32_t stage = shared_address(ring + piece % kStages * kStageBytes<F>);
-    const auto row_in_stage = [&](int r) {
-      return stage + r * kPitch<F> + shift_of(rows, m.stride, min(r, last_row), piece * kPieceBytes<F>);
-    };
-    const uint32_t row = row_in_stage(lane / 4);
-    const uint32_t row0 = Frag::kScaleGroup ? row_in_stage(2 * j) : 0;
-    const uint32_t row1 = Frag::kScaleGroup ? row_in_stage(2 * j + 1) : 0;
-    uint32_t row_group_scales = 0;
-    if constexpr (Frag::kGroupScales) {
-      row_group_scales = stage + 8 * kPitch<F> + lane / 4 * kScalesPitch<F> +
-                         shift_of(scales, m.scales_stride, min(lane / 4, last_row), piece * (kPieceCols<F> / 16));
+  float sum[kSteps][2][2] = {};
+  uint32_t slot = 0, next_slot = static_cast<uint32_t>(p.stages - 1);
+  for (int stage = 0; stage < stages; ++stage) {
+    if (p.stages == 4) wait_for_copies<2>();
+    if (p.stages == 3) wait_for_copies<1>();
+    if (p.stages == 2) wait_for_copies<0>();
+    __syncthreads();
+    if (stage + p.stages - 1 < stages) {
+      fetch_rows(stage + p.stages - 1, next_slot);
+      fetch_vectors(stage + p.stages - 1, next_slot);
     }
-    float running[kSteps][4] = {};
-    const int piece_groups = min(kPieceCols<F> / 32, groups - piece * (kPieceCols<F> / 32));
-    for (int g = 0; g < piece_groups; ++g) {
-      const int group = piece * (kPieceCols<F> / 32) + g;
-      float scale_of[2][2] = {}, min_of[2][2] = {};
-      if constexpr (Frag::kScaleGroup != 0) {
+    close_copies();
+    next_slot = next_slot + 1 == p.stages ? 0 : next_slot + 1;
+    const uint32_t base = ring + slot * p.stage_bytes;
+    slot = slot + 1 == p.stages ? 0 : slot + 1;
+    const int piece = stage * p.splits + slice;
+    if (piece >= pieces || last_row < 0) continue;
+
+    const int64_t offset = static_cast<int64_t>(piece) * piece_bytes;
+    const auto row_in_stage = [&](int r) {
+      return base + my_rows + r * p.pitch + shift_of(rows, m.stride, min(r, last_row), static_cast<int>(offset));
+    };
+    const int piece_groups = min(p.piece_groups, groups - piece * p.piece_groups);
+    uint32_t row[2], row_group_scales[2] = {};
 #pragma unroll
-        for (int h = 0; h < (Frag::kScaleGroup == 16 ? 2 : 1); ++h) {
-          scale_of[h][0] = Frag::scale(row0, g, h), scale_of[h][1] = Frag::scale(row1, g, h);
-          if constexpr (Frag::kMin) {
-            min_of[h][0] = Frag::minimum(row0, g, h), min_of[h][1] = Frag::minimum(row1, g, h);
-          }
-        }
-        if constexpr (Frag::kScaleGroup == 32) {
-          scale_of[1][0] = scale_of[0][0], scale_of[1][1] = scale_of[0][1];
-          min_of[1][0] = min_of[0][0], min_of[1][1] = min_of[0][1];
+    for (int h = 0; h < 2; ++h) {
+      row[h] = row_in_stage(8 * h + lane / 4);
+      if constexpr (Frag::kGroupScales) {
+        const int r = 8 * h + lane / 4;
+        row_group_scales[h] = base + my_rows + kWarpRows * p.pitch + r * p.scales_pitch +
+                              shift_of(scales, m.scales_stride, min(r, last_row), piece * p.piece_groups * 2);
+      }
+    }
+    if constexpr (kScales > 0) {
+      __syncwarp();
+      const int r = lane % 16, at = r / 2 % 4 * 4 + r / 8 * 2 + r % 2;
+      const uint32_t scaled_row = row_in_stage(r);
+#pragma unroll 1
+      for (int i = lane / 16; i < piece_groups * kScales; i += 2) {
+        reinterpret_cast<float*>(scale_tables[warp][0])[16 * i + at] =
+            Frag::scale(scaled_row, i / kScales, i % kScales);
+        if constexpr (Frag::kMin) {
+          reinterpret_cast<float*>(scale_tables[warp][1])[16 * i + at] =
+              Frag::minimum(scaled_row, i / kScales, i % kScales);
         }
       }
+      __syncwarp();
+    }
+    const uint32_t operands = base + vectors + slice * p.piece_groups * kUnits * 512 + lane * 16;
+    float running[kSteps][2][4] = {};
+#pragma unroll(Frag::kLong ? 1 : 4)
+    for (int g = 0; g < piece_groups; ++g) {
+      const int group = piece * p.piece_groups + g;
+      float4 scale_of[2] = {}, min_of[2] = {};  // [16 columns]
+#pragma unroll
+      for (int half = 0; half < kScales; ++half) {
+        scale_of[half] = scale_tables[warp][0][(g * kScales + half) * 4 + j];
+        if constexpr (Frag::kMin) min_of[half] = scale_tables[warp][1][(g * kScales + half) * 4 + j];
+      }
+      const auto add_scaled = [&](float(&to)[2][2], const float4& by, const float(&c)[2][4]) {
+        to[0][0] += by.x * (c[0][0] + c[0][2]);
+        to[0][1] += by.y * (c[0][1] + c[0][3]);
+        to[1][0] += by.z * (c[1][0] + c[1][2]);
+        to[1][1] += by.w * (c[1][1] + c[1][3]);
+      };
+      const auto add_minimum = [&](float(&to)[2][2], const float4& by, float total) {
+        to[0][0] += by.x * total;
+        to[0][1] += by.y * total;
+        to[1][0] += by.z * total;
+        to[1][1] += by.w * total;
+      };
 #pragma unroll
       for (int pass = 0; pass < Frag::kPasses; ++pass) {
-        uint32_t b[4];
-        Frag::decode(row, row_group_scales, g, j, m.cols - 32 * group, pass, b);
+        uint32_t b[2][4];
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          if constexpr (Frag::kLong) {
+            const uint4 v = decode_apart<F>(row[h], row_group_scales[h], g, j, m.cols - 32 * group, pass);
+            b[h][0] = v.x, b[h][1] = v.y, b[h][2] = v.z, b[h][3] = v.w;
+          } else {
+            Frag::decode(row[h], row_group_scales[h], g, j, m.cols - 32 * group, pass, b[h]);
+          }
+        }
 #pragma unroll
         for (int s = 0; s < kSteps; ++s) {
-          if (s >= steps) continue;
-          const uint4* operand = x + s * step_stride + group * kS * 2 * kWarp;
+          if (s > 0 && s >= steps) continue;
+          const uint32_t operand = operands + (s * stage_units + g * kUnits) * 512;
+          float c[2][4];
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            float c[4] = {};
-            float(&target)[4] = Frag::kScaleGroup == 0 ? running[s] : c;
 #pragma unroll
             for (int f = 0; f < kS; ++f) {
-              const uint4 o = __ldcg(operand + (f * 2 + half) * kWarp);
-              multiply<Frag::kBf16>(target, o.x, o.y, o.z, o.w, b[2 * half], b[2 * half + 1]);
+              const uint4 o = load_shared(operand + (f * 2 + half) * 512);
+#pragma unroll
+              for (int h = 0; h < 2; ++h) {
+                if constexpr (Frag::kScaleGroup == 0) {
+                  multiply<Frag::kBf16>(running[s][h], o.x, o.y, o.z, o.w, b[h][2 * half], b[h][2 * half + 1]);
+                } else {
+                  multiply_or_add<Frag::kBf16>(f == 0 && (half == 0 || Frag::kScaleGroup == 16), c[h], o,
+                                               b[h][2 * half], b[h][2 * half + 1]);
+                }
+              }
             }
-            if constexpr (Frag::kScaleGroup != 0) {
-              sum[s][0] += scale_of[half][0] * (c[0] + c[2]);
-              sum[s][1] += scale_of[half][1] * (c[1] + c[3]);
-              if constexpr (Frag::kMin) {
-                const float total =
-                    __ldcg(group_sums + (static_cast<int64_t>(s) * groups + group) * 16 + half * 8 + lane / 4);
-                sum[s][0] += min_of[half][0] * total;
-                sum[s][1] += min_of[half][1] * total;
+            if constexpr (Frag::kScaleGroup == 16) add_scaled(sum[s], scale_of[half], c);
+          }
+          if constexpr (Frag::kScaleGroup == 32) add_scaled(sum[s], scale_of[0], c);
+          if constexpr (Frag::kMin) {
+            const int in_tile = 8 * s + lane / 4;
+            if (pass == 0 && in_tile < count) {
+              const int at = first_slot + in_tile, vector = a.rows ? __ldcg(a.rows + at) : at;
+              const float2 total = __ldcg(reinterpret_cast<const float2*>(a.x.group_sums) +
+                                          static_cast<int64_t>(vector) * groups + group);
+              if constexpr (Frag::kScaleGroup == 16) {
+                add_minimum(sum[s], min_of[0], total.x);
+                add_minimum(sum[s], min_of[1], total.y);
+              } else {
+                add_minimum(sum[s], min_of[0], total.x + total.y);
               }
             }
           }
@@ -162,37 +320,92 @@ __global__ void __launch_bounds__(kWarps* kWarp) kernel(const __grid_constant__ 
     }
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
-      sum[s][0] += running[s][0] + running[s][2];
-      sum[s][1] += running[s][1] + running[s][3];
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        sum[s][h][0] += running[s][h][0] + running[s][h][2];
+        sum[s][h][1] += running[s][h][1] + running[s][h][3];
+      }
     }
   }
 
+  // Sums to shared memory, where parts of the same rows meet: [slice, vector, row].
+  wait_for_copies<0>();
+  __syncthreads();
+  const int block_rows = p.row_groups * kWarpRows, pitch = block_rows + 8;
+  auto* sums = reinterpret_cast<float*>(memory);
 #pragma unroll
   for (int s = 0; s < kSteps; ++s) {
-    const int in_tile = s * kTokenStep + lane / 4;
-    if (in_tile >= count) continue;
-    const int64_t slot = static_cast<int64_t>(tile) * kTokenTile + in_tile;
-    const float factor = __ldcg(a.x.unscale + slot) * Frag::kFactor * scale;
+    float* to = sums + ((slice * kSteps + s) * 8 + lane / 4) * pitch + row_group * kWarpRows + 2 * j;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int row_number = first_row + 2 * j + i;
-      if (row_number >= m.rows) continue;
-      float value = sum[s][i] * factor;
-      if (row_scales) value *= row_scales[row_number];
-      float* y = a.y + slot * a.y_stride + row_number;
-      if (a.output == Output::add) value += __ldcg(y);
-      if (a.output == Output::activate) value = activated(a.relu2, value);
-      if (a.output == Output::gate) value *= activated(a.relu2, __ldcg(a.gate + slot * a.y_stride + row_number));
-      *y = value;
-    }
+    for (int h = 0; h < 2; ++h) *reinterpret_cast<float2*>(to + 8 * h) = {sum[s][h][0], sum[s][h][1]};
+  }
+  __syncthreads();
+  const int rows_here = min(block_rows, m.rows - row_block * block_rows);
+  for (int i = static_cast<int>(threadIdx.x); i < count * block_rows; i += kWarps * kWarp) {
+    const int in_tile = i / block_rows, r = i & (block_rows - 1);
+    if (r >= rows_here) continue;
+    float value = 0;
+    for (int k = 0; k < p.splits; ++k) value += sums[(k * kSteps * 8 + in_tile) * pitch + r];
+    value *= factors[in_tile];
+    const int row_number = row_block * block_rows + r;
+    if (row_scales) value *= row_scales[row_number];
+    const int64_t at = (first_slot + in_tile) * a.y_stride + row_number;
+    if (a.output == Output::add) value += __ldcg(a.y + at);
+    if (a.output == Output::activate) value = activated(a.relu2, value);
+    if (a.output == Output::gate) value *= activated(a.relu2, __ldcg(a.gate + at));
+    a.y[at] = value;
   }
 }
 
+// `row_groups`: of a block.
 template <class F>
-void launch(const MatMul& op, int tiles, const Launch& launch) {
-  if (op.matrix.rows == 0 || tiles == 0) return;
-  const dim3 blocks((op.matrix.rows + 8 * kWarps - 1) / (8 * kWarps), tiles);
-  launch(kernel<F>, blocks, dim3(kWarps * kWarp), kWarps * kStages * kStageBytes<F> + 16, op);
+Plan plan_of(const MatMul& op, int steps, int row_groups, const Launch& launch) {
+  constexpr int kUnits = Fragment<F>::kBf16 ? 4 : 2;
+  const int piece = row_groups == kWarps && steps == 1 ? kLongPiece<F> : kShortPiece<F>;
+  Plan p = {};
+  p.row_groups = row_groups;
+  p.splits = kWarps / row_groups;
+  p.piece_groups = piece / 32;
+  p.pitch = (chunks_of(bytes_of<F>(piece)) | 1) * 16;
+  p.scales_pitch = Fragment<F>::kGroupScales ? chunks_of(piece / 16) * 16 : 0;
+  p.stage_bytes = kWarps * kWarpRows * (p.pitch + p.scales_pitch) + steps * p.splits * p.piece_groups * kUnits * 512;
+  p.stages = std::clamp(launch.shared_limit() / 2 / p.stage_bytes, 2, kMaxStages);
+  p.row_blocks = (op.matrix.rows + row_groups * kWarpRows - 1) / (row_groups * kWarpRows);
+  return p;
+}
+
+template <class F>
+void launch(std::span<const MatMul> ops, const Launch& launch) {
+  int steps = 1;
+  for (const MatMul& op : ops) {
+    const int most = op.tile_expert ? op.token_tile : op.slots;
+    steps = std::max(steps, most > 16 ? 4 : most > 8 ? 2 : 1);
+  }
+  Work work = {};
+  int blocks = 0;
+  size_t shared = 0;
+  // Where there are too few rows to keep all SMs busy, more warps share them.
+  for (int row_groups = kWarps; row_groups >= 2; row_groups /= 2) {
+    Work fewer = {};
+    int more_blocks = 0;
+    size_t more_shared = sizeof(float) * 8 * static_cast<size_t>(steps) * (kWarps * kWarpRows + 8 * kWarps);
+    for (const MatMul& op : ops) {
+      if (op.matrix.rows == 0 || op.slots == 0) continue;
+      Plan& p = fewer.plan[fewer.count];
+      fewer.op[fewer.count++] = op;
+      p = plan_of<F>(op, op.tile_expert ? op.token_tile / 8 : steps, row_groups, launch);
+      p.first_block = more_blocks;
+      more_blocks += p.row_blocks * (op.tile_expert ? op.tiles : (op.slots + 8 * steps - 1) / (8 * steps));
+      more_shared = std::max(more_shared, static_cast<size_t>(p.stages) * static_cast<size_t>(p.stage_bytes));
+    }
+    if (row_groups < kWarps && more_shared > static_cast<size_t>(launch.shared_limit())) break;
+    work = fewer, blocks = more_blocks, shared = more_shared;
+    if (blocks >= launch.num_sms()) break;
+  }
+  if (blocks == 0) return;
+  if (steps == 1) launch(kernel<F, 1>, dim3(blocks), dim3(kWarps * kWarp), shared, work);
+  if (steps == 2) launch(kernel<F, 2>, dim3(blocks), dim3(kWarps * kWarp), shared, work);
+  if (steps == 4) launch(kernel<F, 4>, dim3(blocks), dim3(kWarps * kWarp), shared, work);
 }
 
 }  // namespace proa::cuda::matmul

@@ -1,5 +1,6 @@
-// Matrix times several vectors: prepare() splits activations into operands once, the product reads them for every row.
-// For experts, the tokens are sorted: each expert owns whole tiles of 32 slots, a slot is one (token, chosen expert).
+// Matrix times several vectors: prepare() splits activations into operands once, every block of the product copies
+// those it needs. Of experts: the choices of tokens are sorted, so that an expert's slots follow one another; a slot is
+// one (token, chosen expert).
 #pragma once
 
 #include <vector_types.h>
@@ -8,14 +9,14 @@
 
 namespace proa::cuda {
 
-constexpr int kTokenTile = 32;  // slots that one block multiplies
-constexpr int kTokenStep = 8;   // tokens of one product
+constexpr int kTokenStep = 8;      // vectors of one product of the tensor cores
+constexpr int kMaxTokenTile = 32;  // vectors that one block multiplies: 8, 16 or 32
 
-// Activations as operands of one Order (fragment.cuh).
+// Vectors as operands of one Order (fragment.cuh).
 struct Operands {
-  uint4* fragments = nullptr;   // [ceil(slots / 8), groups, 2 or 4, 32 lanes]
-  float* unscale = nullptr;     // [slots] undoes the power of two of a vector
-  float* group_sums = nullptr;  // [ceil(slots / 8), groups, 2, 8]
+  uint4* fragments = nullptr;   // [ceil(vectors / 8), groups, 2 or 4, 32 lanes]: lanes 4 t to 4 t + 3 are vector t's
+  float* unscale = nullptr;     // [vectors] undoes the power of two of a vector
+  float* group_sums = nullptr;  // [vectors, groups, 2]
 };
 
 struct Prepare {
@@ -26,9 +27,8 @@ struct Prepare {
   uint8_t order = 0;
   const float* x = nullptr;  // [.., x_stride]
   int64_t x_stride = 0;
-  const int32_t* rows = nullptr;        // [slots] row of x, -1: an empty slot; null: its own number
-  const int32_t* tile_count = nullptr;  // [tiles] slots in use of each 32; null: all
-  const float* z = nullptr;             // [.., z_stride]
+  const int32_t* rows = nullptr;  // [slots] row of x; null: its own number
+  const float* z = nullptr;       // [.., z_stride]
   int64_t z_stride = 0;
   const float* norm = nullptr;
   float eps = 0;
@@ -42,16 +42,22 @@ struct MatMul {
   const std::byte* const* expert_scales = nullptr;
   const float* expert_scale = nullptr;
   bool expert_row_scales = false;
-  const int32_t* tile_expert = nullptr;  // [tiles] -1: nobody; null: no experts
+  // Of experts: tiles of slots that one expert multiplies; null: no experts.
+  const int32_t* tile_expert = nullptr;  // [tiles] -1: nobody
+  const int32_t* tile_first = nullptr;   // [tiles] first slot
   const int32_t* tile_count = nullptr;   // [tiles]
+  int tiles = 0;
+  int token_tile = kMaxTokenTile;  // slots of a tile
 
   int slots = 0;
   Operands x;
-  float* y = nullptr;  // [slots, y_stride]
+  const int32_t* rows = nullptr;  // [slots] vector of x; null: its own number
+  float* y = nullptr;             // [slots, y_stride]
   int64_t y_stride = 0;
   Output output = Output::store;
   bool relu2 = false;
   const float* gate = nullptr;  // [slots, y_stride]
 };
+constexpr int kMaxMatMuls = 4;  // side by side in one kernel
 
 }  // namespace proa::cuda

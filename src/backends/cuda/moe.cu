@@ -7,66 +7,10 @@ namespace {
 
 constexpr int kSortThreads = 1024;
 
-// A thread per expert counts and places its choices in order of token, so that the order never changes.
-__global__ void __launch_bounds__(kSortThreads)
-    sort_kernel(const int32_t* topk_ids, int choices, int per_token, int n_experts, int tiles, ExpertSlots slots) {
-  __shared__ int32_t first_tile[kSortThreads];
-  __shared__ int32_t some_ids[kSortThreads];
-  __shared__ int32_t next_tile;
-  wait_for_predecessor();
-  start_successor();
-  const int tid = static_cast<int>(threadIdx.x);
-  for (int i = tid; i < tiles * kTokenTile; i += kSortThreads) slots.token[i] = -1;
-  for (int i = tid; i < tiles; i += kSortThreads) slots.tile_expert[i] = -1, slots.tile_count[i] = 0;
-  if (tid == 0) next_tile = 0;
-  __syncthreads();
-  for (int first = 0; first < n_experts; first += kSortThreads) {
-    const int e = first + tid;
-    int count = 0;
-    for (int base = 0; base < choices; base += kSortThreads) {
-      __syncthreads();
-      some_ids[tid] = base + tid < choices ? __ldcg(topk_ids + base + tid) : -1;
-      __syncthreads();
-      const int end = min(kSortThreads, choices - base);
-      for (int i = 0; i < end; ++i) count += some_ids[i] == e;
-    }
-    __syncthreads();
-    first_tile[tid] = e < n_experts ? (count + kTokenTile - 1) / kTokenTile : 0;
-    __syncthreads();
-    if (tid == 0) {
-      for (int i = 0; i < kSortThreads && first + i < n_experts; ++i) {
-        const int mine = first_tile[i];
-        first_tile[i] = next_tile;
-        next_tile += mine;
-      }
-    }
-    __syncthreads();
-    const int start = first_tile[tid];
-    for (int i = 0; i * kTokenTile < count && e < n_experts; ++i) {
-      slots.tile_expert[start + i] = e;
-      slots.tile_count[start + i] = min(kTokenTile, count - i * kTokenTile);
-    }
-    int placed = 0;
-    for (int base = 0; base < choices; base += kSortThreads) {
-      __syncthreads();
-      some_ids[tid] = base + tid < choices ? __ldcg(topk_ids + base + tid) : -1;
-      __syncthreads();
-      const int end = min(kSortThreads, choices - base);
-      for (int i = 0; i < end; ++i) {
-        if (some_ids[i] != e) continue;
-        const int slot = start * kTokenTile + placed++;
-        slots.token[slot] = (base + i) / per_token;
-        slots.slot[base + i] = slot;
-      }
-    }
-    __syncthreads();
-  }
-}
-
 // Which slot of its expert a choice gets is left to chance: a product does not depend on it.
 __global__ void __launch_bounds__(kSortThreads)
-    sort_compactly_kernel(const int32_t* topk_ids, int choices, int per_token, int n_experts, int tile, int tiles,
-                          const SortedChoices out) {
+    sort_kernel(const int32_t* topk_ids, int choices, int per_token, int n_experts, int tile, int tiles,
+                const SortedChoices out) {
   extern __shared__ int32_t next[];  // [n_experts] choices of an expert, then its next slot; behind them its first tile
   __shared__ int32_t used_tiles;
   int32_t* first_tile = next + n_experts;
@@ -147,16 +91,10 @@ __global__ void __launch_bounds__(kCombineThreads)
 
 }  // namespace
 
-void sort_choices(const int32_t* topk_ids, int num_tokens, int per_token, int n_experts, int tiles,
-                  const ExpertSlots& slots, const Launch& launch) {
-  launch(sort_kernel, dim3(1), dim3(kSortThreads), 0, topk_ids, num_tokens * per_token, per_token, n_experts, tiles,
-         slots);
-}
-
-void sort_compactly(const int32_t* topk_ids, int choices, int per_token, int n_experts, int tile, int tiles,
-                    const SortedChoices& sorted, const Launch& launch) {
-  launch(sort_compactly_kernel, dim3(1), dim3(kSortThreads), 2 * sizeof(int32_t) * static_cast<size_t>(n_experts),
-         topk_ids, choices, per_token, n_experts, tile, tiles, sorted);
+void sort_choices(const int32_t* topk_ids, int choices, int per_token, int n_experts, int tile, int tiles,
+                  const SortedChoices& sorted, const Launch& launch) {
+  launch(sort_kernel, dim3(1), dim3(kSortThreads), 2 * sizeof(int32_t) * static_cast<size_t>(n_experts), topk_ids,
+         choices, per_token, n_experts, tile, tiles, sorted);
 }
 
 void combine_experts(const float* y, const int32_t* slot, const float* weights, int num_tokens, int per_token,

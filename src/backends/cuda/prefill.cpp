@@ -84,7 +84,7 @@ void CudaBackend::multiply_many(const Product& product, int slots, const cuda::H
   cuda::multiply_many(product.weight.format, op, 0, launch());
 }
 
-bool CudaBackend::moe_of_many_tokens(const Moe& op) {
+bool CudaBackend::moe_of_many(const Moe& op) {
   Weight up_shape, down_shape;
   up_shape.data = down_shape.data = reinterpret_cast<const std::byte*>(op.up.data);
   up_shape.format = op.up.format, down_shape.format = op.down.format;
@@ -161,8 +161,8 @@ bool CudaBackend::moe_of_many_tokens(const Moe& op) {
     } else {
       prepare(normed, op.up.format);
     }
-    cuda::sort_compactly(op.topk_ids + int64_t{first} * per_token, static_cast<int>(choices), per_token,
-                         op.n_routed_experts, tile, tiles, sorted, launch());
+    cuda::sort_choices(op.topk_ids + int64_t{first} * per_token, static_cast<int>(choices), per_token,
+                       op.n_routed_experts, tile, tiles, sorted, launch());
     const auto multiply = [&](const ExpertWeights& weights, const cuda::Experts& which, const cuda::Halves& halves,
                               const int32_t* rows, float* to, Output output) {
       cuda::Gemm product;
