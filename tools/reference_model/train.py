@@ -315,7 +315,7 @@ def main():
         if args.state:
             # The place in the data is the step: batch i is made from (seed, i).
             state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state(), "after": after}
-            state |= {"head": head.state_dict(), "plan": plan}
+            state |= {"head": head.state_dict(), "plan": plan, "tokens": tokens}
             state |= {"arguments": what, "rng": torch.get_rng_state()}
             if device == "cuda":
                 state["cuda_rng"] = torch.cuda.get_rng_state()
@@ -331,7 +331,7 @@ def main():
         log.writerow(
             "step tokens answer_loss rest_loss tally_loss learning_rate seconds tokens_per_second waited".split()
         )
-    step, tokens, window_tokens, window_start, waited = first, 0, 0, time.time(), 0.0
+    step, tokens, window_tokens, window_start, waited = first, saved["tokens"] if saved else 0, 0, time.time(), 0.0
     saved_at = measured_from = time.time()
     check = {}
     stop_at = None
