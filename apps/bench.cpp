@@ -29,6 +29,7 @@
 #include "bench/report.h"
 #include "checkpoint/checkpoint.h"
 #include "core/checksum.h"
+#include "core/output_path.h"
 #include "core/text.h"
 #include "models/step_cost.h"
 

@@ -15,6 +15,7 @@
 #include "bench/report.h"
 #include "checkpoint/printable.h"
 #include "core/mapped_file.h"
+#include "core/output_path.h"
 #include "eval/long_context.h"
 #include "eval/report.h"
 #include "eval/rounding_backend.h"

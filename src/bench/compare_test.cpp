@@ -6,6 +6,8 @@
 #include <filesystem>
 #include <functional>
 
+#include "core/output_path.h"
+
 namespace proa {
 namespace {
 

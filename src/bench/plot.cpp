@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <map>
 
+#include "core/output_path.h"
 #include "core/text.h"
 
 namespace proa {

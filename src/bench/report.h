@@ -113,7 +113,4 @@ std::string to_csv(const BenchReport& report);
 // header, or cannot be written.
 Result<void> append_csv(const BenchReport& report, const std::string& path);
 
-// Writes text so that `path` holds either all of it or what it held before.
-Result<void> write_file(const std::string& path, std::string_view text);
-
 }  // namespace proa

@@ -145,17 +145,4 @@ Result<void> append_csv(const BenchReport& report, const std::string& path) {
   return written;
 }
 
-Result<void> write_file(const std::string& path, std::string_view text) {
-  PROA_TRY(make_folder_of(path));
-  const std::string temporary = path + ".part" + std::to_string(getpid());
-  const int file = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (file < 0) return write_error(path, std::strerror(errno));
-  auto written = write_all(file, text, path);
-  if (close(file) != 0 && written.ok()) written = write_error(path, std::strerror(errno));
-  if (written.ok() && std::rename(temporary.c_str(), path.c_str()) != 0)
-    written = write_error(path, std::strerror(errno));
-  if (!written.ok()) unlink(temporary.c_str());
-  return written;
-}
-
 }  // namespace proa

@@ -281,11 +281,6 @@ TEST_F(ReportFiles, WritingFailsWithTheName) {
     ASSERT_FALSE(written.ok()) << path;
     EXPECT_NE(written.error().message().find("/"), std::string::npos);
   }
-  const std::string path = (folder_ / "a.json").string();
-  ASSERT_TRUE(write_file(path, "new").ok());
-  ASSERT_TRUE(write_file(path, "newer").ok());
-  EXPECT_EQ(content(path), "newer");
-  EXPECT_EQ(std::distance(fs::directory_iterator(folder_), fs::directory_iterator()), 2);  // no half file is left
 }
 
 TEST(Machine, IsDescribed) {

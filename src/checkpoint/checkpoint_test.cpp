@@ -10,6 +10,7 @@
 
 #include "checkpoint/gguf_writer.h"
 #include "checkpoint/safetensors_writer.h"
+#include "core/output_path.h"
 #include "quant/formats.h"
 
 namespace proa {
@@ -38,9 +39,7 @@ class CheckpointTest : public testing::Test {
 
   std::string path(const std::string& name) const { return (folder_ / name).string(); }
 
-  void write(const std::string& name, std::string_view text) const {
-    ASSERT_TRUE(write_file(path(name), std::as_bytes(std::span(text))).ok());
-  }
+  void write(const std::string& name, std::string_view text) const { ASSERT_TRUE(write_file(path(name), text).ok()); }
 
   void write_shard(const std::string& name, const std::vector<std::string>& tensors) const {
     SafetensorsWriter writer;

@@ -1,12 +1,10 @@
 #include "checkpoint/gguf_writer.h"
 
 #include <cassert>
-#include <cerrno>
-#include <cstdio>
 #include <cstring>
-#include <system_error>
 
 #include "checkpoint/gguf.h"
+#include "core/output_path.h"
 #include "quant/formats.h"
 
 namespace proa {
@@ -165,7 +163,10 @@ std::vector<std::byte> GgufWriter::bytes() const {
   return out;
 }
 
-Result<void> GgufWriter::write(const std::string& path) const { return write_file(path, bytes()); }
+Result<void> GgufWriter::write(const std::string& path) const {
+  const std::vector<std::byte> all = bytes();
+  return write_file(path, {reinterpret_cast<const char*>(all.data()), all.size()});
+}
 
 std::vector<std::byte> encode_tensor(Format format, int64_t cols, std::span<const float> values) {
   if (cols == 0) return {};
@@ -177,19 +178,6 @@ std::vector<std::byte> encode_tensor(Format format, int64_t cols, std::span<cons
     encode_row(format, values.data() + row * static_cast<size_t>(cols), cols, out.data() + row * stride);
   }
   return out;
-}
-
-Result<void> write_file(const std::string& path, std::span<const std::byte> bytes) {
-  std::FILE* file = std::fopen(path.c_str(), "wb");
-  bool good = file != nullptr;
-  if (good) {
-    good = std::fwrite(bytes.data(), 1, bytes.size(), file) == bytes.size();
-    int number = errno;
-    good = std::fclose(file) == 0 && good;
-    if (!good && errno == 0) errno = number;
-  }
-  if (good) return {};
-  return Error{.doing = "write file", .where = path, .actual = std::generic_category().message(errno)};
 }
 
 }  // namespace proa

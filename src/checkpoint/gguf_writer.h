@@ -69,7 +69,4 @@ class GgufWriter {
 // Values in row order, encoded row by row; values.size() is a multiple of cols, cols of whole blocks.
 std::vector<std::byte> encode_tensor(Format format, int64_t cols, std::span<const float> values);
 
-// Writes a whole file; errors name the path and what the system said.
-Result<void> write_file(const std::string& path, std::span<const std::byte> bytes);
-
 }  // namespace proa

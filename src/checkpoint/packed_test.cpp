@@ -10,6 +10,7 @@
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/gguf_writer.h"
 #include "checkpoint/safetensors_writer.h"
+#include "core/output_path.h"
 
 namespace proa {
 namespace {
@@ -32,9 +33,7 @@ class PackedTest : public testing::Test {
   }
   ~PackedTest() override { fs::remove_all(folder_); }
 
-  static void put(const std::string& path, std::string_view text) {
-    ASSERT_TRUE(write_file(path, std::as_bytes(std::span(text))).ok());
-  }
+  static void put(const std::string& path, std::string_view text) { ASSERT_TRUE(write_file(path, text).ok()); }
   static std::string text(const std::string& path) {
     std::ifstream file(path, std::ios::binary);
     return std::string((std::istreambuf_iterator<char>(file)), {});

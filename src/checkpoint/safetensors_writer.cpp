@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "checkpoint/gguf_writer.h"
+#include "core/output_path.h"
 #include "quant/formats.h"
 
 namespace proa {
@@ -69,6 +70,9 @@ std::vector<std::byte> SafetensorsWriter::bytes() const {
   return out;
 }
 
-Result<void> SafetensorsWriter::write(const std::string& path) const { return write_file(path, bytes()); }
+Result<void> SafetensorsWriter::write(const std::string& path) const {
+  const std::vector<std::byte> all = bytes();
+  return write_file(path, {reinterpret_cast<const char*>(all.data()), all.size()});
+}
 
 }  // namespace proa

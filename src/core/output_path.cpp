@@ -176,6 +176,18 @@ Result<void> OutputFile::close() {
   return {};
 }
 
+Result<void> write_file(const std::string& path, std::string_view bytes) {
+  std::error_code code;
+  const fs::path folder = folder_of(path);
+  fs::create_directories(folder, code);
+  if (code) return Error{"create folder", folder.string(), "", code.message(), ""};
+  PROA_ASSIGN(OutputPath whole, OutputPath::create(path, false, true));
+  PROA_ASSIGN(OutputFile file, OutputFile::create(whole.partial()));
+  PROA_TRY(file.write(std::as_bytes(std::span(bytes))));
+  PROA_TRY(file.close());
+  return whole.commit();
+}
+
 Result<uint64_t> free_disk_space(const std::string& path) {
   std::error_code code;
   const fs::space_info space = fs::space(folder_of(path), code);

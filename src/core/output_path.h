@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "core/result.h"
 
@@ -55,6 +56,9 @@ class OutputFile {
   std::string path_;
   int fd_;
 };
+
+// Writes a file so that `path` holds either all of it or what it held before; its folder is made.
+Result<void> write_file(const std::string& path, std::string_view bytes);
 
 // Bytes free for this user on the disk that holds the folder of `path`. Error: there is no such folder.
 Result<uint64_t> free_disk_space(const std::string& path);

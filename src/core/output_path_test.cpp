@@ -103,6 +103,19 @@ TEST_F(OutputPathTest, TwoRunsDoNotShareAName) {
   EXPECT_TRUE(fs::is_empty(folder_));
 }
 
+TEST_F(OutputPathTest, AFileInOneCall) {
+  const std::string path = folder_ + "/made/a";
+  ASSERT_TRUE(write_file(path, "new").ok());
+  ASSERT_TRUE(write_file(path, "newer").ok());
+  EXPECT_EQ(text(path), "newer");
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder_ + "/made"), fs::directory_iterator()), 1);  // no half file
+  for (const std::string& wrong : {path + "/b", folder_ + "/made"}) {  // a file in the way, a folder
+    const auto written = write_file(wrong, "x");
+    ASSERT_FALSE(written.ok()) << wrong;
+    EXPECT_NE(written.error().message().find(path.substr(0, path.size() - 2)), std::string::npos);
+  }
+}
+
 TEST_F(OutputPathTest, SaysWhatIsWrong) {
   EXPECT_NE(OutputPath::create(folder_ + "/none/a", false, false).error().message().find("/none"), std::string::npos);
   EXPECT_FALSE(free_disk_space(folder_ + "/none/a").ok());
