@@ -1,5 +1,7 @@
 #include "http/server.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -139,9 +141,9 @@ struct Server::Impl : std::enable_shared_from_this<Impl> {
 
   // Of the thread of io alone.
   std::unordered_set<std::shared_ptr<Connection>> connections;
-  size_t body_bytes = 0;  // reserved by requests that are being received
   bool draining = false;
 
+  std::atomic<size_t> body_bytes{0};  // of requests that are being received, wait, or are being read by their handlers
   std::atomic<size_t> num_requests{0};
   std::mutex mutex;  // guards the two below
   std::condition_variable closed;
@@ -233,11 +235,19 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
 class ServerExchange final : public Exchange, public std::enable_shared_from_this<ServerExchange> {
  public:
-  ServerExchange(std::shared_ptr<Connection> connection, Request request, bool keep_alive)
+  // `body_bytes`: what the server counts for the body, until drop_body().
+  ServerExchange(std::shared_ptr<Connection> connection, Request request, size_t body_bytes, bool keep_alive)
       : connection_(std::move(connection)),
         server_(connection_->server().shared_from_this()),
         request_(std::move(request)),
+        body_bytes_(body_bytes),
         keep_alive_(keep_alive) {}
+  ~ServerExchange() override { drop_body(); }
+
+  void drop_body() {
+    request_.body = {};
+    server_->body_bytes -= std::exchange(body_bytes_, 0);
+  }
 
   const Request& request() const override { return request_; }
   bool client_gone() const override { return connection_->gone(); }
@@ -340,6 +350,7 @@ class ServerExchange final : public Exchange, public std::enable_shared_from_thi
   std::shared_ptr<Connection> connection_;
   const std::shared_ptr<Server::Impl> server_;  // a waker may come when the server is no more
   Request request_;
+  size_t body_bytes_;
   bool keep_alive_;
   bool detached_ = false;
   std::atomic<bool> scheduled_{false};
@@ -467,7 +478,6 @@ void Connection::release_body() {
 void Connection::dispatch() {
   const bool keep_alive = parser_->keep_alive() && !server_.draining;
   auto message = parser_->release();
-  release_body();
   Request request;
   request.method = std::string(message.method_string());
   request.target = std::string(message.target());
@@ -483,7 +493,8 @@ void Connection::dispatch() {
   ++read_deadline_;  // none: a handler takes the time it takes
   read_timer_.cancel();
   const bool quick = server_.config.is_quick && server_.config.is_quick(request);
-  auto exchange = std::make_shared<ServerExchange>(shared_from_this(), std::move(request), keep_alive);
+  auto exchange = std::make_shared<ServerExchange>(shared_from_this(), std::move(request),
+                                                   std::exchange(reserved_body_, 0), keep_alive);
   const bool accepted = (quick ? server_.quick : server_.handlers).submit([exchange, quick, &server = server_] {
     if (!quick) ++server.num_requests;
     try {
@@ -491,6 +502,7 @@ void Connection::dispatch() {
     } catch (
         const std::exception&) {  // of libraries, and of memory that is short: this request fails, the rest goes on
     }
+    exchange->drop_body();
     if (exchange->detached()) {
       if (quick) ++server.num_requests;
       return exchange->wake();
@@ -732,7 +744,11 @@ Result<void> Server::Impl::listen_local() {
   error_code error;
   LocalProtocol::socket probe(io);
   if (!probe.connect(endpoint, error)) return failed("another server listens there");
-  if (error == asio::error::connection_refused) ::unlink(config.uds.c_str());  // left by a server that is no more
+  // Left by a server that is no more. Files that are no sockets refuse connections too, and are somebody's.
+  struct stat there = {};
+  if (error == asio::error::connection_refused && ::lstat(config.uds.c_str(), &there) == 0 && S_ISSOCK(there.st_mode)) {
+    ::unlink(config.uds.c_str());
+  }
   local_acceptor.emplace(io);
   if (local_acceptor->open(endpoint.protocol(), error) || local_acceptor->bind(endpoint, error) ||
       local_acceptor->listen(2048, error)) {

@@ -48,7 +48,7 @@ class Exchange {
   // An answer that comes by and by without a thread that waits for it: the handler returns after detach(), and `resume`
   // is called, by one thread at a time, once then, after each call of a waker, when the client has left, and when there
   // is room again after has_room() said no. It must not block; true: the answer is complete, and it is not called
-  // again. What `resume` holds is let go then.
+  // again. What `resume` holds is let go then. request().body is empty by then: it goes with the handler's return.
   virtual void detach(std::function<bool()> resume) = 0;
   // May be called from any thread, at any time, also when the exchange is over. Costs little.
   virtual std::function<void()> waker() = 0;
@@ -81,7 +81,7 @@ struct ServerConfig {
   size_t max_header_bytes = size_t{64} << 10;
   size_t max_headers = 256;
   size_t max_body_bytes = size_t{64} << 20;            // of one request
-  size_t max_body_bytes_in_all = size_t{512} << 20;    // of requests that are being received
+  size_t max_body_bytes_in_all = size_t{512} << 20;    // of requests being received, waiting, or in a handler
   size_t max_unsent_bytes = size_t{256} << 10;         // of one stream
   size_t max_handlers = 512;                           // requests in work at a time
   size_t max_waiting = 512;                            // requests that wait for a thread

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cstdio>
+#include <fstream>
 #include <future>
 #include <mutex>
 #include <thread>
@@ -450,6 +452,36 @@ TEST(HttpServer, BodiesShareABound) {
   EXPECT_EQ(third.read().status, 200);
 }
 
+// A body counts as long as it is there: a client that sends and leaves cannot fill the memory with what waits.
+TEST(HttpServer, BodiesThatWaitShareTheBound) {
+  Gate gate;
+  ServerConfig config;
+  config.max_body_bytes_in_all = 2500;
+  config.max_handlers = 1;
+  config.handler = [&](Exchange& exchange) {
+    gate.pass(exchange);
+    EXPECT_EQ(exchange.request().body.size(), 1000u);
+  };
+  const auto server = start(std::move(config));
+  TestClient working(server->port()), last(server->port());
+  working.post("/", std::string(1000, 'x'));
+  gate.wait_for(1);
+  {
+    TestClient leaves(server->port());
+    leaves.post("/", std::string(1000, 'x'));
+    leaves.shutdown_send();
+    while (leaves.fill()) {
+    }
+  }
+  last.post("/", std::string(1000, 'x'));
+  EXPECT_EQ(last.read().status, 503);
+  gate.opened.set_value();
+  EXPECT_EQ(working.read().status, 200);
+  gate.wait_for(2);  // the first body is gone
+  working.post("/", std::string(1000, 'x'));
+  EXPECT_EQ(working.read().status, 200);
+}
+
 TEST(HttpServer, DrainsWhatIsInWork) {
   Gate gate;
   ServerConfig config;
@@ -522,6 +554,20 @@ TEST(HttpServer, ListensOnAUnixSocket) {
     EXPECT_FALSE(Server::start(std::move(again)).ok());
   }
   EXPECT_NE(::access(path.c_str(), F_OK), 0);
+}
+
+TEST(HttpServer, TakesNoNameOfAFile) {
+  const std::string path = testing::TempDir() + "proa_http_test_" + std::to_string(::getpid()) + ".txt";
+  std::ofstream(path) << "precious";
+  ServerConfig config;
+  config.uds = path;
+  const auto server = Server::start(std::move(config));
+  ASSERT_FALSE(server.ok());
+  EXPECT_NE(server.error().message().find("--uds " + path), std::string::npos);
+  std::string kept;
+  std::ifstream(path) >> kept;
+  EXPECT_EQ(kept, "precious");
+  std::remove(path.c_str());
 }
 
 TEST(HttpServer, SaysWhyItCannotStart) {

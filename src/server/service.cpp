@@ -136,7 +136,7 @@ void Service::Call::count() const {
                  .method = exchange.request().method,
                  .status = status,
                  .seconds = std::chrono::duration<double>(Clock::now() - arrived).count(),
-                 .request_bytes = exchange.request().body.size(),
+                 .request_bytes = request_bytes,
                  .response_bytes = response_bytes});
 }
 

@@ -78,6 +78,7 @@ class Service {
     ServerMetrics* metrics = nullptr;  // where the answer is counted, before its end is sent; null: nowhere
     size_t route = 0;
     int status = 0;
+    size_t request_bytes = exchange.request().body.size();
     size_t response_bytes = 0;
 
     void respond(http::Response response);
