@@ -56,10 +56,10 @@ std::optional<ApiError> normalise_messages(const RequestPolicy& policy, FieldRea
     if (const auto calls = message.find("tool_calls"); calls != message.end() && (calls->is_null() || calls->empty())) {
       message.erase("tool_calls");
     }
-    const auto content = message.find("content");
-    if (content == message.end() || !content->is_array()) continue;
-    for (size_t part = 0; part < content->size(); ++part) {
-      if (auto error = normalise_part(policy, where + ".content[" + std::to_string(part) + "]", (*content)[part]))
+    if (!member(message, "content")) message["content"] = "";  // as vLLM: templates add it to text
+    Json& content = message["content"];
+    for (size_t part = 0; content.is_array() && part < content.size(); ++part) {
+      if (auto error = normalise_part(policy, where + ".content[" + std::to_string(part) + "]", content[part]))
         return error;
     }
   }

@@ -581,6 +581,14 @@ TEST(Service, MessagesOfEveryShape) {
       }) {
     EXPECT_EQ(server.post(kChat, R"({"messages":)" + std::string(messages) + "}").status, 200) << messages;
   }
+  // Without content, as history with tool calls has it, templates see the empty text.
+  for (const char* content : {"", R"(,"content":null)", R"(,"content":"")"}) {
+    const std::string messages = R"({"messages":[{"role":"user")" + std::string(content) + "}]";
+    EXPECT_EQ(server.post("/tokenize", messages + "}").body,
+              server.post("/tokenize", R"({"messages":[{"role":"user","content":[]}]})").body)
+        << content;
+    EXPECT_EQ(server.post(kChat, messages + "}").status, 200) << content;
+  }
   const Json echo = Json::parse(
       server
           .post(kChat,
