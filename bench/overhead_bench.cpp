@@ -1,5 +1,6 @@
 // What the bench adds to a step: decode of a model that does nothing but take one millisecond, measured as `proa bench`
 // measures. All that is not the model counts: the engine's loop, the sampler, the reader of the replies, the clocks.
+// And what a known history of 32,768 tokens takes before its next first token, beside its two steps.
 //   overhead_bench [passes]
 // Exit code 1 only where something is very wrong; the number is for people.
 #include <algorithm>
@@ -30,8 +31,14 @@ class PacedModel : public Model {
   explicit PacedModel(int vocab_size) {
     info_.architecture = "PacedForCausalLM";
     info_.vocab_size = vocab_size;
-    info_.max_position_embeddings = 4096;
-    cache_specs_ = {CacheSpec{.kind = CacheSpec::Kind::kv, .num_kv_heads = 1, .head_dim = 8}};
+    info_.max_position_embeddings = 65536;
+    cache_specs_ = {CacheSpec{.kind = CacheSpec::Kind::kv, .num_kv_heads = 1, .head_dim = 8},
+                    CacheSpec{.kind = CacheSpec::Kind::state,
+                              .conv_dim = 8,
+                              .conv_kernel = 4,
+                              .num_heads = 1,
+                              .ssm_head_dim = 8,
+                              .ssm_state_size = 8}};
     set_weights({{.name = "lm_head", .kind = WeightKind::lm_head, .parameters = vocab_size, .bytes = vocab_size}});
   }
 
@@ -84,6 +91,7 @@ Tokenizer make_tokenizer(int vocab_size) {
   Vocabulary vocabulary;
   vocabulary.tokens.assign(texts.begin(), texts.end());
   vocabulary.types.assign(texts.size(), TokenType::normal);
+  vocabulary.eos_ids = {0};
   auto tokenizer = Tokenizer::create(vocabulary);
   if (!tokenizer.ok()) {
     std::fprintf(stderr, "%s\n", tokenizer.error().message().c_str());
@@ -114,6 +122,27 @@ double overhead(int vocab_size, int passes) {
   return gap / kStepSeconds;
 }
 
+// Of each turn, what is not one of its steps.
+void known_history(int num_tokens, int passes) {
+  constexpr int kSteps = 2;  // to the end of the turn, where a snapshot is due, and to the prompt's end
+  const auto model = std::make_shared<PacedModel>(131072);
+  const std::shared_ptr<Backend> backend = *make_backend("cpu", {.num_threads = 1});
+  MeasureConfig config;
+  config.num_iters = passes;
+  config.probe_seconds = 0;
+  config.max_num_batched_tokens = 8192;
+  const auto rows = measure_history(model, backend, make_tokenizer(131072), config, num_tokens);
+  if (!rows.ok()) {
+    std::fprintf(stderr, "%s\n", rows.error().message().c_str());
+    std::exit(1);
+  }
+  for (const BenchRow& row : *rows) {
+    if (row.depth == 0) continue;
+    std::printf("known history of %d tokens, %s: %.2f ms beside %d steps\n", num_tokens, row.part.c_str(),
+                (median(row.seconds) - kSteps * kStepSeconds) * 1e3, kSteps);
+  }
+}
+
 }  // namespace
 }  // namespace proa
 
@@ -121,5 +150,6 @@ int main(int argc, char** argv) {
   const int passes = argc > 1 ? std::max(1, std::atoi(argv[1])) : 5;
   const double small = proa::overhead(1024, passes);
   proa::overhead(131072, passes);  // with the sampler's pass over the logits of Nemotron-3
+  proa::known_history(32768, passes);
   return small < 0.05 ? 0 : 1;
 }
