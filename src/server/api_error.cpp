@@ -43,10 +43,14 @@ ApiError submit_error(const Error& error) {
 ApiError internal_error(const Error& error) { return {500, "InternalServerError", without_paths(error.message())}; }
 
 std::string error_json(const ApiError& error) {
+  // What a client sent may be in either; it need not all come back.
+  const auto bounded = [](const std::string& text, size_t most) {
+    return text.size() <= most ? text : text.substr(0, most) + "...";
+  };
   JsonText json;
   json.begin_object().key("error").begin_object();
-  json.member("message", error.message).member("type", error.type).key("param");
-  error.param.empty() ? json.null() : json.string(error.param);
+  json.member("message", bounded(error.message, 8192)).member("type", error.type).key("param");
+  error.param.empty() ? json.null() : json.string(bounded(error.param, 256));
   json.member("code", error.status).end_object().end_object();
   return json.take();
 }

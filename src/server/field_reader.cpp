@@ -9,6 +9,8 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+constexpr size_t kMaxListed = 32;  // problems of one body: a million must not become an answer of a hundred megabytes
+
 std::string_view trim(std::string_view text) {
   while (!text.empty() && std::string_view(" \t\r\n").find(text.front()) != std::string_view::npos)
     text.remove_prefix(1);
@@ -61,7 +63,7 @@ const Json* FieldReader::find(const char* name) const {
 }
 
 void FieldReader::problem(const std::string& field, const char* kind, std::string message) {
-  problems_.push_back({field, kind, std::move(message)});
+  if (num_problems_++ < kMaxListed) problems_.push_back({field, kind, std::move(message)});
 }
 
 void FieldReader::require(const char* name) {
@@ -104,9 +106,9 @@ void FieldReader::read(const char* name, int64_t& value) {
 
 void FieldReader::read(const char* name, int& value, int64_t low, int64_t high) {
   int64_t number = value;
-  const size_t before = problems_.size();
+  const size_t before = num_problems_;
   read(name, number);
-  if (problems_.size() != before) return;
+  if (num_problems_ != before) return;
   if (number < low) {
     problem(name, "greater_than_equal", "Input should be greater than or equal to " + std::to_string(low));
   } else if (number > high) {
@@ -189,11 +191,12 @@ const Json* FieldReader::array(const char* name) {
 std::optional<ApiError> FieldReader::error() const {
   if (problems_.empty()) return std::nullopt;
   std::string message =
-      std::to_string(problems_.size()) + (problems_.size() == 1 ? " validation error:" : " validation errors:");
+      std::to_string(num_problems_) + (num_problems_ == 1 ? " validation error:" : " validation errors:");
   for (const Problem& problem : problems_) {
     message += "\n  {'type': '" + std::string(problem.kind) + "', 'loc': ('" + where_ + "', '" + problem.field +
                "'), 'msg': '" + problem.message + "'}";
   }
+  if (num_problems_ > problems_.size()) message += "\n  ...";
   ApiError error = http_error(400, std::move(message));
   error.param = where_ + "." + problems_.front().field;
   return error;

@@ -37,9 +37,9 @@ class FieldReader {
   void read(const char* name, std::optional<T>& value) {
     if (!find(name)) return;
     T read_value{};
-    const size_t before = problems_.size();
+    const size_t before = num_problems_;
     read(name, read_value);
-    if (problems_.size() == before) value = std::move(read_value);
+    if (num_problems_ == before) value = std::move(read_value);
   }
   void read(const char* name, int64_t& value);
   void read(const char* name, std::vector<int32_t>& value);      // integers
@@ -63,7 +63,8 @@ class FieldReader {
   };
   const Json& object_;
   const std::string where_;
-  std::vector<Problem> problems_;
+  std::vector<Problem> problems_;  // the first ones
+  size_t num_problems_ = 0;
 };
 
 // As the tolerant reader sees them; none where the value is no such thing.

@@ -792,6 +792,24 @@ TEST(Service, AMillionTools) {
   EXPECT_EQ(server.post(kChat, kHi + "}").status, 200);
 }
 
+TEST(Service, ErrorsAreShortWhateverWasSent) {
+  ScriptedServer server;
+  const std::string huge(1 << 20, 'x');
+  std::string many = R"({"messages":[0)";
+  for (int i = 0; i < 500'000; ++i) many += ",0";
+  for (const std::string& body : {kHi + R"(,"model":")" + huge + "\"}", kHi + R"(,"logit_bias":{")" + huge + "\":1}}",
+                                  kHi + R"(,"tool_choice":")" + huge + R"(","tools":[{"function":{"name":"f"}}]})",
+                                  R"({"messages":[{"role":"user","content":[{"type":")" + huge + "\"}]}]}",
+                                  kHi + R"(,"logit_bias":{")" + std::string(8000, '1') + "\":[]}}", many + "]}"}) {
+    const http::Response response = server.post(kChat, body);
+    EXPECT_GE(response.status, 400) << body.substr(0, 200);
+    EXPECT_LT(response.body.size(), 10'000u) << body.substr(0, 200);
+    EXPECT_TRUE(Json::accept(response.body));
+  }
+  const Json all = Json::parse(server.post(kChat, many + "]}").body);
+  EXPECT_TRUE(all["error"]["message"].get<std::string>().starts_with("500001 validation errors:"));
+}
+
 TEST(Service, RoutesThatAreNone) {
   ScriptedServer server;
   http::TestClient client(server.port());
