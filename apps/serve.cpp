@@ -204,7 +204,13 @@ void add_serve_command(CLI::App& app, int& exit_code) {
       "Example: proa serve MODEL --port 8000 --reasoning-parser nemotron_v3 --enable-auto-tool-choice "
       "--tool-call-parser "
       "qwen3_coder");
-  command->callback([flags, &exit_code] { exit_code = serve(*flags); });
+  command->callback([command, flags, &exit_code] {
+    for (const CLI::Option* option : command->get_options()) {
+      const bool one = option->get_multi_option_policy() == CLI::MultiOptionPolicy::TakeLast;
+      if (one && option->count() > 1) flags->again.push_back(option->get_name());
+    }
+    exit_code = serve(*flags);
+  });
 }
 
 }  // namespace proa

@@ -345,6 +345,7 @@ Result<void> settle_model(const ServeFlags& flags, ServeOptions& options) {
                                ": keys and values are kept in bfloat16, which takes twice the memory");
     open.kv_cache_dtype = "bfloat16";
   }
+  PROA_TRY(parse_kv_cache_dtype(open.kv_cache_dtype));
   const auto state_types = {"auto", "float32", "float16", "bfloat16"};
   if (std::find(state_types.begin(), state_types.end(), flags.ssm_cache_dtype) == state_types.end()) {
     return refused("--mamba-ssm-cache-dtype", "auto, float32, float16 or bfloat16", flags.ssm_cache_dtype);
@@ -484,11 +485,12 @@ Result<ServeOptions> settle(const ServeFlags& flags) {
   std::vector<std::string> ignored = flags.ignored;
   std::sort(ignored.begin(), ignored.end());
   ignored.erase(std::unique(ignored.begin(), ignored.end()), ignored.end());
-  if (!ignored.empty()) {
-    std::string line = "without effect here:";
-    for (const std::string& flag : ignored) line += " " + flag;
-    options.warnings.push_back(std::move(line));
-  }
+  const auto warn = [&](std::string line, const std::vector<std::string>& about) {
+    for (const std::string& flag : about) line += " " + flag;
+    if (!about.empty()) options.warnings.push_back(std::move(line));
+  };
+  warn("without effect here:", ignored);
+  warn("given more than once, the last one counts:", flags.again);
   return options;
 }
 

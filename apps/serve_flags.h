@@ -51,6 +51,7 @@ struct ServeFlags {
   int tensor_parallel = 1, pipeline_parallel = 1, data_parallel = 1;
   std::vector<std::string> ignored;  // flags without effect that were given
   std::vector<std::string> refused;  // flags that cannot be honoured and were given
+  std::vector<std::string> again;    // flags with one value that were given more than once
 };
 
 void add_serve_flags(CLI::App& command, ServeFlags& flags);

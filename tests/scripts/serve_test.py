@@ -148,6 +148,7 @@ class CommandLine(unittest.TestCase):
             [model, "--mamba_ssm_cache_dtype=float32", "--max_model_len=128k", "--no-enable-prefix-caching",
              "--speculative-config", '{"method":"mtp","num_speculative_tokens":3}', "--moe-backend", "auto"],
             [model, "-tp", "1", "-pp=1", "-O3", "-cc", "{}", "--compilation_config.mode", "3", "--port=1", "--port=2"],
+            [model, "--dtype", "auto", "--dtype", "half", "--served-model-name", "a", "b", "--served-model-name", "c"],
             [model, "--max-model-len", "auto", "--default_chat_template_kwargs.enable_thinking", "false",
              "--override-generation-config", '{"temperature": 0.6}', "--allowed-origins", '["http://a"]'],
         ]
@@ -160,6 +161,11 @@ class CommandLine(unittest.TestCase):
                         warns=["without effect here: --dtype --trust-remote-code",
                                "--kv-cache-dtype fp8_e4m3: keys and values are kept in bfloat16, which takes twice the memory"])
 
+    def test_of_two_values_the_last_counts(self):
+        self.understood("/nowhere/model", "--port=2", "--port", "1", "--max-num-seqs=2", "--max_num_seqs", "3",
+                        "--served-model-name", "a", "--served-model-name", "b",
+                        warns=["given more than once, the last one counts: --max-num-seqs --port\n"])
+
     def test_what_cannot_be_honoured_is_refused(self):
         for says, row in [
             ("--no-such-flag", ["--no-such-flag"]),
@@ -170,8 +176,8 @@ class CommandLine(unittest.TestCase):
             ("--tool-call-parser", ["m", "--tool-call-parser", "mistral"]),
             ("--tool-call-parser", ["m", "--enable-auto-tool-choice"]),
             ("--quantization", ["m", "--quantization", "int1"]),
+            ("--kv-cache-dtype", ["m", "--kv-cache-dtype", "int8"]),
             ("--mamba-ssm-cache-dtype", ["m", "--mamba-ssm-cache-dtype", "int8"]),
-            ("Q4_0", ["m", "--quantization", "bitsandbytes", "--load-format", "bitsandbytes"]),
             ("--max-model-len", ["m", "--max-model-len", "12.5"]),
             ("--max-model-len", ["m", "--max-model-len", "many"]),
             ("--middleware", ["m", "--middleware", "x.y"]),
