@@ -213,6 +213,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool reading_ = false;
   bool request_begun_ = false;
   bool header_seen_ = false;
+  std::vector<Header> headers_;  // as they were before the body: what comes behind it must not count as one of them
   Clock::time_point request_started_;
   size_t reserved_body_ = 0;
 
@@ -377,7 +378,7 @@ void Connection::next_request() {
   if (server_.draining) return linger();
   state_ = State::reading;
   parser_.emplace();
-  parser_->eager(true);
+  parser_->eager(false);  // it stops behind the headers, before trailers join them
   parser_->header_limit(static_cast<uint32_t>(std::min<size_t>(server_.config.max_header_bytes, UINT32_MAX)));
   parser_->body_limit(server_.config.max_body_bytes);
   request_begun_ = header_seen_ = answered_ = returned_ = close_after_ = false;
@@ -397,6 +398,10 @@ void Connection::process_input() {
     const size_t taken = parser_->put(asio::buffer(in_.data() + consumed, in_.size() - consumed), error);
     consumed += taken;
     if (error) break;
+    if (parser_->is_header_done() && !header_seen_) {
+      if (!check_header()) return;
+      parser_->eager(true);
+    }
   }
   in_.erase(0, consumed);
   if (error && error != beast::http::error::need_more) {
@@ -406,7 +411,6 @@ void Connection::process_input() {
     }
     return reject(400, "Invalid HTTP request received.");
   }
-  if (parser_->is_header_done() && !header_seen_ && !check_header()) return;
   if (parser_->is_done()) return dispatch();
   // A line of the body's framing that does not end: the parser waits for it and takes nothing meanwhile.
   if (in_.size() > server_.config.max_header_bytes) return reject(400, "Invalid HTTP request received.");
@@ -439,7 +443,11 @@ bool framing_is_plain(const beast::http::fields& fields, int version) {
 bool Connection::check_header() {
   header_seen_ = true;
   const auto& message = parser_->get();
-  if (static_cast<size_t>(std::distance(message.begin(), message.end())) > server_.config.max_headers) {
+  headers_.clear();
+  for (const auto& field : message) {
+    headers_.push_back({std::string(field.name_string()), std::string(field.value())});
+  }
+  if (headers_.size() > server_.config.max_headers) {
     reject(431, "Too many request headers");
     return false;
   }
@@ -483,9 +491,7 @@ void Connection::dispatch() {
   request.target = std::string(message.target());
   request.version = static_cast<int>(message.version());
   request.peer = peer_;
-  for (const auto& field : message) {
-    request.headers.push_back({std::string(field.name_string()), std::string(field.value())});
-  }
+  request.headers = std::move(headers_);
   request.body = std::move(message.body());
   if (!split_target(request)) return reject(400, "Invalid HTTP request received.");
 

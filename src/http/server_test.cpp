@@ -150,6 +150,26 @@ TEST(HttpServer, RefusesAndCloses) {
   EXPECT_EQ(client.read().status, 200) << "after all that";
 }
 
+// A proxy that checks headers never saw what a client adds behind a chunked body.
+TEST(HttpServer, TrailersAreNoHeaders) {
+  ServerConfig config;
+  config.handler = [](Exchange& exchange) {
+    const Request& request = exchange.request();
+    exchange.respond({.body = std::string(request.header("X-Kept")) + "|" +
+                              std::string(request.header("Authorization")) + "|" + request.body});
+  };
+  const auto server = start(std::move(config));
+  const std::string head = "POST / HTTP/1.1\r\nHost: t\r\nX-Kept: 1\r\nTransfer-Encoding: chunked\r\n\r\n";
+  const std::string rest = "3;a=b\r\nabc\r\n0\r\nAuthorization: Bearer k\r\nX-Kept: 2\r\n\r\n";
+  TestClient client(server->port());
+  client.send(head + rest);
+  EXPECT_EQ(client.read().body, "1||abc");
+  client.send(head);  // in two parts, on the same connection
+  std::this_thread::sleep_for(milliseconds(20));
+  client.send(rest);
+  EXPECT_EQ(client.read().body, "1||abc");
+}
+
 // Who has said all it will looks like one who leaves: the answer or the end of the connection, at once.
 TEST(HttpServer, HalfClosedConnections) {
   const auto server = start({});
