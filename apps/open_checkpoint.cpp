@@ -2,10 +2,12 @@
 
 #include <filesystem>
 
+#include "apps/interrupt.h"
 #include "core/anonymous_memory.h"
 #include "core/mapped_file.h"
 #include "core/text.h"
 #include "models/family.h"
+#include "quantize/write.h"
 #include "registry/hub_cache.h"
 
 namespace proa {
@@ -70,7 +72,36 @@ Result<DummyRequest> find_dummy(const std::string& model, const std::string& qua
   return request;
 }
 
+namespace {
+
+// The weights of a BF16 folder in another precision; or only what they will be.
+Result<Checkpoint> quantize(const std::string& path, const OpenOptions& options, bool headers_alone) {
+  PROA_ASSIGN(const Precision* precision, find_quantize_precision(options.quantize_to));
+  PROA_ASSIGN(const QuantizeSource source, open_quantize_source(path, false));
+  const std::string name = std::filesystem::path(path).filename().string();
+  PROA_ASSIGN(const QuantizePlan plan, plan_quantize(source, *precision, {.name = name, .input_scales = false}));
+  return quantized_in_memory(source, plan, headers_alone, options.threads, [](uint64_t) -> Result<void> {
+    if (InterruptFlag::interrupted()) return Error{"quantise", "", "", "interrupted", ""};
+    return {};
+  });
+}
+
+Result<Checkpoint> open_files(const OpenOptions& options, bool headers_alone) {
+  auto path = resolve_model(options.model, {.cache = options.download_dir, .revision = options.revision});
+  if (!path.ok()) {
+    Error error = std::move(path).error();
+    if (find_known_model(options.model).ok()) {
+      error.hint += (error.hint.empty() ? "" : "; ") + std::string("--load-format dummy runs it on random weights");
+    }
+    return error;
+  }
+  return options.quantize_to.empty() ? Checkpoint::open(*path) : quantize(*path, options, headers_alone);
+}
+
+}  // namespace
+
 Result<Checkpoint> open_headers(const OpenOptions& options) {
+  if (options.load_format == "auto" && !options.quantize_to.empty()) return open_files(options, true);
   if (options.load_format != "dummy") return open_checkpoint(options);
   PROA_ASSIGN(const DummyRequest request, find_dummy(options.model, options.quantization));
   PROA_ASSIGN(const DummyCheckpoint dummy,
@@ -94,15 +125,7 @@ Result<Checkpoint> open_checkpoint(const OpenOptions& options, bool for_device) 
       return Error{"open model", "--quantization " + options.quantization, "--load-format dummy beside it",
                    "a checkpoint, whose precision is in its files", ""};
     }
-    auto path = resolve_model(options.model, {.cache = options.download_dir, .revision = options.revision});
-    if (!path.ok()) {
-      Error error = std::move(path).error();
-      if (find_known_model(options.model).ok()) {
-        error.hint += (error.hint.empty() ? "" : "; ") + std::string("--load-format dummy runs it on random weights");
-      }
-      return error;
-    }
-    return Checkpoint::open(*path);
+    return open_files(options, false);
   }
   PROA_ASSIGN(const DummyRequest request, find_dummy(options.model, options.quantization));
   PROA_ASSIGN(const DummyCheckpoint dummy,

@@ -159,7 +159,8 @@ Result<PreparedModel> prepare_model(const OpenOptions& options) {
   PreparedModel prepared{.backend = std::move(made)};
   PROA_ASSIGN(auto headers, open_headers(options));
   prepared.checkpoint = std::make_shared<const Checkpoint>(std::move(headers));
-  prepared.loaded = prepared.backend->memory().maps_files && !prepared.checkpoint->dummy();
+  prepared.loaded =
+      prepared.backend->memory().maps_files && !prepared.checkpoint->dummy() && options.quantize_to.empty();
   std::unique_ptr<Backend> host;
   if (!prepared.loaded) {
     PROA_ASSIGN(host, make_backend("reference"));
@@ -181,7 +182,8 @@ Result<MemoryPlan> plan_memory(const OpenOptions& options, const PreparedModel& 
                                bool weights_stay) {
   auto plan = Engine::plan(*prepared.model, *prepared.backend, config);
   const bool dummy = prepared.checkpoint->dummy() != nullptr;
-  if (plan.ok() && (plan->weights_stay || !(weights_stay || dummy))) return plan;
+  const bool must_stay = weights_stay || dummy || !options.quantize_to.empty();  // in memory, where no file has them
+  if (plan.ok() && (plan->weights_stay || !must_stay)) return plan;
   Error error;
   if (!plan.ok()) {
     error = std::move(plan).error();
@@ -211,7 +213,7 @@ Result<OpenedModel> load_model(const OpenOptions& options, PreparedModel prepare
   const std::shared_ptr<Backend> backend = prepared.backend;
   EngineConfig config = prepared.config;
   if (!prepared.loaded) {
-    if (checkpoint->dummy()) {
+    if (checkpoint->dummy() || !options.quantize_to.empty()) {
       prepared = {};
       PROA_ASSIGN(auto opened, open_checkpoint(options, !backend->shares_memory()));
       checkpoint = std::make_shared<const Checkpoint>(std::move(opened));

@@ -27,6 +27,7 @@ struct OpenOptions {                 // flags, named as vLLM's
   std::string download_dir;          // the cache; empty: as the environment says
   std::string load_format = "auto";  // auto, or dummy: random weights at full size
   std::string quantization;          // precision of dummy weights, see models/precision.h
+  std::string quantize_to;           // of a BF16 folder: what its weights become while they are loaded
   std::optional<uint64_t> seed;      // of dummy weights, and of sampling where a command samples
   std::string device = "auto";
   std::string kv_cache_dtype = "auto";  // auto, bfloat16, float16, float32

@@ -16,6 +16,7 @@
 #include "apps/commands.h"
 #include "apps/interrupt.h"
 #include "apps/log_writer.h"
+#include "apps/open_checkpoint.h"
 #include "apps/serve_flags.h"
 #include "checkpoint/printable.h"
 #include "core/text.h"
@@ -90,6 +91,12 @@ Result<void> override_defaults(const nlohmann::ordered_json& overrides, Sampling
 }
 
 Result<OpenedEngine> open(ServeOptions& options, LogWriter& log) {
+  if (!options.quantization.empty()) {
+    PROA_ASSIGN(const Checkpoint asked_of, open_checkpoint(options.open));
+    PROA_ASSIGN(const Quantization quantization, check_quantization(options.quantization, asked_of));
+    if (!quantization.remark.empty()) log.warning("WARNING:  " + quantization.remark);
+    options.open.quantize_to = quantization.quantize_to;
+  }
   PROA_ASSIGN(PreparedModel prepared, prepare_model(options.open));
   prepared.config.max_queue = options.max_queue;
   prepared.config.max_prompt_logits = kPromptLogits;
@@ -97,9 +104,6 @@ Result<OpenedEngine> open(ServeOptions& options, LogWriter& log) {
   prepared.config.kv_cache_bytes = options.kv_cache_bytes;
   prepared.config.priority_scheduling = options.service.policy.priority_scheduling;
   PROA_ASSIGN(const MemoryPlan plan, plan_memory(options.open, prepared, prepared.config));
-  PROA_ASSIGN(const std::string remark,
-              check_quantization(options.quantization, *prepared.checkpoint, plan.weight_bytes));
-  if (!remark.empty()) log.warning("WARNING:  " + remark);
   log.info(stamp("engine") + plan.text());
   PROA_ASSIGN(OpenedModel opened, load_model(options.open, std::move(prepared)));
   SamplingParams& defaults = options.service.policy.defaults;
@@ -132,8 +136,8 @@ int serve(const ServeFlags& flags) {
 
   const auto loading = Clock::now();
   auto opened = open(options, log);
-  if (!opened.ok()) return fail(opened.error());
   if (InterruptFlag::interrupted()) return 0;
+  if (!opened.ok()) return fail(opened.error());
   Engine& engine = *opened->engine;
   const EngineConfig& config = engine.config();
   const double load_seconds = std::chrono::duration<double>(Clock::now() - loading).count();

@@ -19,27 +19,14 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 // Flags of vLLM that change nothing here: what they tune does not exist, or is always so.
-constexpr const char* kIgnoredSwitches[] = {"trust-remote-code",
-                                            "enable-chunked-prefill",
-                                            "enforce-eager",
-                                            "async-scheduling",
-                                            "enable-expert-parallel",
-                                            "enable-mamba-cache-stochastic-rounding",
-                                            "language-model-only",
-                                            "enable-sleep-mode",
-                                            "enable-prompt-tokens-details",
-                                            "enable-per-request-metrics",
-                                            "enable-log-outputs",
-                                            "enable-log-deltas",
-                                            "enable-log-requests",
-                                            "disable-log-requests",
-                                            "kv-cache-metrics",
-                                            "enable-mfu-metrics",
-                                            "disable-custom-all-reduce",
-                                            "disable-frontend-multiprocessing",
-                                            "skip-tokenizer-init",
-                                            "disable-cascade-attn",
-                                            "calculate-kv-scales"};
+constexpr const char* kIgnoredSwitches[] = {
+    "trust-remote-code",          "enable-chunked-prefill",    "enforce-eager",
+    "async-scheduling",           "enable-expert-parallel",    "enable-mamba-cache-stochastic-rounding",
+    "language-model-only",        "enable-sleep-mode",         "enable-prompt-tokens-details",
+    "enable-per-request-metrics", "enable-log-outputs",        "enable-log-deltas",
+    "enable-log-requests",        "disable-log-requests",      "kv-cache-metrics",
+    "enable-mfu-metrics",         "disable-custom-all-reduce", "disable-frontend-multiprocessing",
+    "skip-tokenizer-init",        "disable-cascade-attn",      "calculate-kv-scales"};
 constexpr const char* kIgnoredOptions[] = {"dtype",
                                            "mamba-cache-dtype",
                                            "mamba-cache-mode",
@@ -78,7 +65,9 @@ constexpr const char* kIgnoredOptions[] = {"dtype",
                                            "guided-decoding-backend",
                                            "max-parallel-loading-workers"};
 // Values of --quantization in vLLM.
-constexpr const char* kQuantizations[] = {"awq",
+constexpr const char* kBitsAndBytes = "bitsandbytes";
+constexpr const char* kQuantizations[] = {kBitsAndBytes,
+                                          "awq",
                                           "awq_marlin",
                                           "gptq",
                                           "gptq_marlin",
@@ -183,7 +172,8 @@ void add_model_flags(CLI::App& command, ServeFlags& flags) {
       ->capture_default_str();
   command.add_option(
       "--quantization,-q", flags.quantization,
-      "of dummy weights: bf16, fp8, nvfp4, q8_0, q4_k_m, q4_0, ...; of a checkpoint: what it is, fp8 beside that");
+      "of dummy weights: bf16, fp8, nvfp4, q8_0, q4_k_m, q4_0, ...; of a BF16 checkpoint: fp8, or bitsandbytes (as "
+      "Q4_0), made while loading; of others: what they are");
   command.add_option("--device", open.device, "auto, cpu, cuda:N, or reference")->capture_default_str();
   command.add_option("--threads", open.threads, "CPU threads; 0: one per core")
       ->check(CLI::Range(0, 1024))
@@ -358,11 +348,7 @@ Result<void> settle_model(const ServeFlags& flags, ServeOptions& options) {
     open.load_format = "dummy";
     open.quantization = flags.quantization;
   } else {
-    if (flags.load_format == "bitsandbytes" || flags.quantization == "bitsandbytes") {
-      return refused("--quantization bitsandbytes", "a precision that a file has", "one that is made while loading",
-                     "a GGUF file of the model in Q4_0 or Q4_K_M takes as little memory");
-    }
-    const auto known = {"auto", "safetensors", "gguf", "hf", "fastsafetensors", "pt", "runai_streamer"};
+    const auto known = {"auto", "safetensors", "gguf", "hf", "fastsafetensors", "pt", "runai_streamer", kBitsAndBytes};
     if (std::find(known.begin(), known.end(), flags.load_format) == known.end()) {
       return refused("--load-format", "auto, safetensors, gguf or dummy", flags.load_format);
     }
@@ -371,7 +357,7 @@ Result<void> settle_model(const ServeFlags& flags, ServeOptions& options) {
       return refused("--quantization", "a name that vLLM knows: fp8, modelopt, modelopt_fp4, gguf ...",
                      flags.quantization);
     }
-    options.quantization = flags.quantization;
+    options.quantization = flags.load_format == kBitsAndBytes ? kBitsAndBytes : flags.quantization;
   }
   if (flags.scheduling_policy != "fcfs" && flags.scheduling_policy != "priority") {
     return refused("--scheduling-policy", "fcfs or priority", flags.scheduling_policy);
@@ -441,20 +427,34 @@ Result<void> settle_service(const ServeFlags& flags, ServeOptions& options) {
 
 }  // namespace
 
-Result<std::string> check_quantization(const std::string& name, const Checkpoint& checkpoint, size_t weight_bytes) {
-  if (name.empty()) return std::string();
+Result<Quantization> check_quantization(const std::string& name, const Checkpoint& checkpoint) {
   const bool gguf = checkpoint.kind() == Checkpoint::Kind::gguf;
   const bool modelopt = checkpoint.config().contains("quantization_config");  // others are not opened
   const std::string is = gguf ? "gguf" : modelopt ? "modelopt" : "";
-  if (!is.empty() && name.starts_with(is)) return std::string();
-  if (modelopt && name.starts_with("fp8")) {
-    return "--quantization " + name + ": the checkpoint says how its weights are (modelopt), and they stay so";
+  if (!is.empty() && name.starts_with(is)) return Quantization{};
+  const bool fp8 = name.starts_with("fp8") || name == "ptpc_fp8";
+  if (modelopt && fp8) {
+    return Quantization{.remark = "--quantization " + name +
+                                  ": the checkpoint says how its weights are (modelopt), and they stay so"};
   }
-  if (is.empty() && (name.starts_with("fp8") || name == "ptpc_fp8")) {
-    return "--quantization " + name +
-           ": weights are not made smaller while they are loaded; this checkpoint is served "
-           "as it is and takes " +
-           bytes_text(static_cast<double>(weight_bytes));
+  const auto type = checkpoint.config().find("model_type");
+  const bool can_be_made = is.empty() && type != checkpoint.config().end() && *type == "nemotron_h";
+  if (can_be_made && fp8) return Quantization{.quantize_to = "fp8"};
+  if (can_be_made && name == kBitsAndBytes) {
+    return Quantization{.quantize_to = "q4_0",
+                        .remark =
+                            "--quantization bitsandbytes: weights become Q4_0 while they are loaded, which is "
+                            "another format of 4 bits"};
+  }
+  if (is.empty() && fp8) {
+    return Quantization{.remark = "--quantization " + name +
+                                  ": only weights of Nemotron-H are made smaller while they are loaded; this "
+                                  "checkpoint is served as it is"};
+  }
+  if (name == kBitsAndBytes) {
+    return refused("--quantization bitsandbytes", "a BF16 checkpoint of Nemotron-H, which becomes Q4_0",
+                   is.empty() ? "another model" : "one that is quantized: " + is,
+                   "a GGUF file of the model in Q4_0 or Q4_K_M takes as little memory");
   }
   return refused("--quantization " + name,
                  "what the checkpoint is: " + (is.empty() ? "not quantized, which needs no such flag" : is), name,

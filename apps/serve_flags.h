@@ -56,9 +56,13 @@ struct ServeFlags {
 
 void add_serve_flags(CLI::App& command, ServeFlags& flags);
 
-// What --quantization NAME means for a checkpoint: nothing to say (""), or a line for people. Error: a name that
-// contradicts the checkpoint. As vLLM, ModelOpt's checkpoints are what they are whatever was asked for.
-Result<std::string> check_quantization(const std::string& name, const Checkpoint& checkpoint, size_t weight_bytes);
+// What --quantization NAME means for a checkpoint. Error: a name that contradicts it. As in vLLM, ModelOpt's
+// checkpoints are what they are whatever was asked for, and fp8 of a BF16 one is made while loading.
+struct Quantization {
+  std::string quantize_to;  // OpenOptions::quantize_to
+  std::string remark;       // for people; empty: there is nothing to say
+};
+Result<Quantization> check_quantization(const std::string& name, const Checkpoint& checkpoint);
 
 // Errors: a value that cannot be honoured, naming the flag and what would work.
 Result<ServeOptions> settle(const ServeFlags& flags);

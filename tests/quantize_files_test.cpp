@@ -214,6 +214,30 @@ std::set<std::string> listing(const Checkpoint& checkpoint) {
 }
 
 // Dummy checkpoints are checked against the published lists, at full size (dummy_test); so are these by way of them.
+TEST_F(QuantizeFiles, InMemoryTheyAreTheSame) {
+  const QuantizeSource source = must(open_quantize_source(write_source(folder_), false));
+  for (const char* precision : {"fp8", "nvfp4", "q4_0"}) {
+    const QuantizePlan plan =
+        must(plan_quantize(source, *must(find_quantize_precision(precision)),
+                           {.max_shard_bytes = 2'000'000, .name = "small", .input_scales = false}));
+    const std::string output = folder_ / (std::string(precision) + (plan.gguf ? ".gguf" : ""));
+    must(write_quantized(source, plan, {}, output, {.threads = 1}, kGoOn));
+    const Checkpoint written = must(Checkpoint::open(output));
+    const Checkpoint held = must(quantized_in_memory(source, plan, false, 2, kGoOn));
+    const Checkpoint headers = must(quantized_in_memory(source, plan, true, 2, kGoOn));
+    EXPECT_EQ(held.config(), written.config());
+    EXPECT_EQ(held.has_file("tokenizer.json"), written.has_file("tokenizer.json"));
+    ASSERT_EQ(held.tensors().size(), written.tensors().size());
+    for (const auto& [name, entry] : written.tensors()) {
+      const TensorEntry *same = held.find(name), *bare = headers.find(name);
+      ASSERT_TRUE(same && bare) << name;
+      EXPECT_EQ(bare->bytes, entry.bytes) << name;
+      ASSERT_EQ(same->bytes, entry.bytes) << name;
+      EXPECT_EQ(std::memcmp(same->data, entry.data, entry.bytes), 0) << name;
+    }
+  }
+}
+
 TEST_F(QuantizeFiles, HaveTheTensorsOfPublishedOnes) {
   const QuantizeSource source = must(open_quantize_source(write_source(folder_), false));
   for (const char* precision : {"fp8", "nvfp4", "q8_0", "q5_0", "q4_0", "iq4_nl", "mxfp4", "bf16"}) {

@@ -109,23 +109,32 @@ Checkpoint Checkpoint::in_memory(std::string name, nlohmann::ordered_json config
   return checkpoint;
 }
 
-Result<Checkpoint> Checkpoint::dummy(const DummyCheckpoint& dummy, int num_threads, uint64_t max_tensor_bytes) {
+Result<Checkpoint> Checkpoint::of_files(std::string name, Texts texts, std::map<std::string, AnonymousMemory> files) {
   Checkpoint checkpoint;
-  checkpoint.path_ = dummy.name;
+  checkpoint.path_ = std::move(name);
   checkpoint.on_disk_ = false;
-  checkpoint.texts_ = dummy.texts;
-  for (const auto& [name, text] : checkpoint.texts_) checkpoint.parts_[name] = std::as_bytes(std::span(text));
+  checkpoint.texts_ = std::move(texts);
+  for (const auto& [file, text] : checkpoint.texts_) checkpoint.parts_[file] = std::as_bytes(std::span(text));
+  for (auto& [file, memory] : files) {
+    memory.make_read_only();
+    checkpoint.parts_[file] = memory.bytes();
+    checkpoint.memory_.push_back(std::move(memory));
+  }
+  PROA_TRY(checkpoint.open_parts());
+  return checkpoint;
+}
+
+Result<Checkpoint> Checkpoint::dummy(const DummyCheckpoint& dummy, int num_threads, uint64_t max_tensor_bytes) {
   DummyIndex index;
+  std::map<std::string, AnonymousMemory> files;
   for (const DummyFile& file : dummy.files) {
     PROA_ASSIGN(AnonymousMemory memory, AnonymousMemory::allocate(file.bytes, dummy.name + "/" + file.name));
     lay_dummy(file, num_threads, max_tensor_bytes, memory.bytes().data());
-    memory.make_read_only();
     index.add(file, max_tensor_bytes, memory.bytes().data());
-    checkpoint.parts_[file.name] = memory.bytes();
-    checkpoint.memory_.push_back(std::move(memory));
+    files.emplace(file.name, std::move(memory));
   }
+  PROA_ASSIGN(Checkpoint checkpoint, of_files(dummy.name, dummy.texts, std::move(files)));
   checkpoint.dummy_ = std::make_shared<const DummyIndex>(std::move(index));
-  PROA_TRY(checkpoint.open_parts());
   return checkpoint;
 }
 

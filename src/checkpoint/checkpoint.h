@@ -48,6 +48,11 @@ class Checkpoint {
   // How the bytes of dummy weights are made; nullptr for any other checkpoint.
   const DummyIndex* dummy() const { return dummy_.get(); }
 
+  // The files of a folder, or one GGUF file, that are on no disk: small ones as text, those with weights in memory, by
+  // name. `name` stands for the path in messages. Errors: as of open().
+  using Texts = std::map<std::string, std::string, std::less<>>;
+  static Result<Checkpoint> of_files(std::string name, Texts texts, std::map<std::string, AnonymousMemory> files);
+
   // A folder that is on no disk: a config and entries that the caller made, without files beside them. `name` stands
   // for the path in messages. Entries may have no data where only names and shapes are looked at.
   static Checkpoint in_memory(std::string name, nlohmann::ordered_json config,
@@ -82,7 +87,7 @@ class Checkpoint {
   std::map<std::string, std::span<const std::byte>, std::less<>> parts_;
   std::vector<AnonymousMemory> memory_;
   std::optional<MappedFile> packed_;
-  std::map<std::string, std::string, std::less<>> texts_;
+  Texts texts_;
   std::shared_ptr<const DummyIndex> dummy_;
   std::unique_ptr<Gguf> gguf_;
   std::vector<Safetensors> shards_;

@@ -48,26 +48,16 @@ void let_go(const std::byte* data, uint64_t bytes) {
   if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 
-class Writer {
+// Where the bytes of a plan go: to a place of one of its files.
+using Put = std::function<Result<void>(uint32_t file, uint64_t offset, std::span<const std::byte> bytes)>;
+
+class Encoder {
  public:
-  Writer(const QuantizeSource& source, const QuantizePlan& plan, const InputRanges& ranges, int threads,
-         const QuantizeProgress& progress)
-      : source_(source), plan_(plan), ranges_(ranges), threads_(threads), progress_(progress) {}
+  Encoder(const QuantizeSource& source, const InputRanges& ranges, int threads, Put put,
+          const QuantizeProgress& progress)
+      : source_(source), ranges_(ranges), threads_(threads), put_(std::move(put)), progress_(progress) {}
 
-  Result<void> open(const std::string& partial, bool is_new) {
-    for (const QuantizedFile& file : plan_.files) {
-      const std::string path = file.name.empty() ? partial : partial + "/" + file.name;
-      PROA_ASSIGN(OutputFile out, OutputFile::open(path));
-      if (is_new) {
-        PROA_TRY(out.reserve(file.bytes));
-        PROA_TRY(out.write_at(0, file.header));
-      }
-      outputs_.push_back(std::move(out));
-    }
-    return {};
-  }
-
-  Result<void> write(const QuantizeItem& item) {
+  Result<void> encode(const QuantizeItem& item) {
     const Stored from = stored(source_, item);
     if (item.recipe == Recipe::raw) {
       for (uint64_t done = 0; done < from.bytes; done += kPiece) {
@@ -97,23 +87,14 @@ class Writer {
       const float range = found == ranges_.keys_values.end() ? 0 : found->second;
       PROA_TRY(put_number(item.kv_scale, std::max(range / kE4m3Max, 1.f)));
     }
-    PROA_TRY(encode(item, from, scale));
+    PROA_TRY(encode_rows(item, from, scale));
     let_go(from.data, from.bytes);
-    return {};
-  }
-
-  Result<void> sync() {
-    for (OutputFile& out : outputs_) PROA_TRY(out.sync());
-    return {};
-  }
-  Result<void> close() {
-    for (OutputFile& out : outputs_) PROA_TRY(out.close());
     return {};
   }
 
  private:
   Result<void> put(const Place& place, uint64_t at, std::span<const std::byte> bytes) {
-    return outputs_[place.file].write_at(place.offset + at, bytes);
+    return put_(place.file, place.offset + at, bytes);
   }
   Result<void> put_number(const Place& place, float value) {
     return put(place, 0, std::as_bytes(std::span(&value, 1)));
@@ -159,7 +140,7 @@ class Writer {
     return std::max<int64_t>(1, static_cast<int64_t>(kPiece / row));
   }
 
-  Result<void> encode(const QuantizeItem& item, const Stored& from, float scale) {
+  Result<void> encode_rows(const QuantizeItem& item, const Stored& from, float scale) {
     const int64_t rows = item.rows(), cols = item.cols(), step = rows_of_a_piece(item, from);
     const bool nvfp4 = item.recipe == Recipe::nvfp4, fp8 = item.recipe == Recipe::fp8;
     const uint64_t stride = nvfp4 ? static_cast<uint64_t>(cols) / 2
@@ -193,12 +174,25 @@ class Writer {
   }
 
   const QuantizeSource& source_;
-  const QuantizePlan& plan_;
   const InputRanges& ranges_;
   ThreadPool threads_;
+  const Put put_;
   const QuantizeProgress& progress_;
-  std::vector<OutputFile> outputs_;
 };
+
+Result<std::vector<OutputFile>> open_outputs(const QuantizePlan& plan, const std::string& partial, bool is_new) {
+  std::vector<OutputFile> outputs;
+  for (const QuantizedFile& file : plan.files) {
+    const std::string path = file.name.empty() ? partial : partial + "/" + file.name;
+    PROA_ASSIGN(OutputFile out, OutputFile::open(path));
+    if (is_new) {
+      PROA_TRY(out.reserve(file.bytes));
+      PROA_TRY(out.write_at(0, file.header));
+    }
+    outputs.push_back(std::move(out));
+  }
+  return outputs;
+}
 
 // What a journal belongs to. Headers say every name, shape, type and place.
 std::string key_of(const QuantizeSource& source, const QuantizePlan& plan, const InputRanges& ranges) {
@@ -252,17 +246,23 @@ Result<QuantizeSummary> write_quantized(const QuantizeSource& source, const Quan
     return Error{kDoing, output, bytes_text(plan.bytes()) + " of free disk", bytes_text(free),
                  "another disk, or a smaller precision"};
   }
-  Writer writer(source, plan, ranges, options.threads, progress);
-  if (auto opened = writer.open(path.partial(), is_new); !opened.ok()) {
+  auto outputs = open_outputs(plan, path.partial(), is_new);
+  if (!outputs.ok()) {
     if (is_new) discard_partial(output);  // nothing in it is worth keeping
-    return std::move(opened).error();
+    return std::move(outputs).error();
   }
+  Encoder encoder(
+      source, ranges, options.threads,
+      [&](uint32_t file, uint64_t offset, std::span<const std::byte> bytes) {
+        return (*outputs)[file].write_at(offset, bytes);
+      },
+      progress);
 
   std::vector<uint64_t> unsaved;
   uint64_t unsaved_bytes = 0;
   const auto save = [&]() -> Result<void> {
     if (unsaved.empty()) return {};
-    PROA_TRY(writer.sync());
+    for (OutputFile& out : *outputs) PROA_TRY(out.sync());
     PROA_TRY(journal.add(unsaved));
     unsaved.clear();
     unsaved_bytes = 0;
@@ -279,7 +279,7 @@ Result<QuantizeSummary> write_quantized(const QuantizeSource& source, const Quan
       ++summary.items_left;
       continue;
     }
-    if (auto written = writer.write(plan.items[i]); !written.ok()) {
+    if (auto written = encoder.encode(plan.items[i]); !written.ok()) {
       const auto saved = save();  // what was done before stays done
       (void)saved;
       return std::move(written).error();
@@ -290,7 +290,7 @@ Result<QuantizeSummary> write_quantized(const QuantizeSource& source, const Quan
     if (unsaved_bytes >= kCommitBytes) PROA_TRY(save());
   }
   PROA_TRY(save());
-  PROA_TRY(writer.close());
+  for (OutputFile& out : *outputs) PROA_TRY(out.close());
   if (summary.items_left > 0) return summary;
   for (const auto& [name, text] : plan.texts) PROA_TRY(write_text(path.partial() + "/" + name, text));
   PROA_TRY(path.commit());
@@ -298,6 +298,33 @@ Result<QuantizeSummary> write_quantized(const QuantizeSource& source, const Quan
   fs::remove(journal_path, code);
   summary.whole = true;
   return summary;
+}
+
+Result<Checkpoint> quantized_in_memory(const QuantizeSource& source, const QuantizePlan& plan, bool headers_alone,
+                                       int threads, const QuantizeProgress& progress) {
+  const std::string name = source.path + " as " + std::string(plan.precision->name);
+  std::vector<AnonymousMemory> files;
+  for (const QuantizedFile& file : plan.files) {
+    PROA_ASSIGN(AnonymousMemory memory, AnonymousMemory::allocate(file.bytes, name));
+    std::memcpy(memory.bytes().data(), file.header.data(), file.header.size());
+    files.push_back(std::move(memory));
+  }
+  const InputRanges none;
+  Encoder encoder(
+      source, none, threads,
+      [&](uint32_t file, uint64_t offset, std::span<const std::byte> bytes) -> Result<void> {
+        std::memcpy(files[file].bytes().data() + offset, bytes.data(), bytes.size());
+        return {};
+      },
+      progress);
+  for (const QuantizeItem& item : plan.items) {
+    if (!headers_alone) PROA_TRY(encoder.encode(item));
+  }
+  std::map<std::string, AnonymousMemory> named;
+  for (size_t i = 0; i < files.size(); ++i) {
+    named.emplace(plan.gguf ? "model.gguf" : plan.files[i].name, std::move(files[i]));
+  }
+  return Checkpoint::of_files(name, {plan.texts.begin(), plan.texts.end()}, std::move(named));
 }
 
 }  // namespace proa

@@ -5,6 +5,7 @@
 #include <functional>
 #include <string>
 
+#include "checkpoint/checkpoint.h"
 #include "core/result.h"
 #include "quantize/input_ranges.h"
 #include "quantize/plan.h"
@@ -35,6 +36,11 @@ using QuantizeProgress = std::function<Result<void>(uint64_t bytes)>;
 Result<QuantizeSummary> write_quantized(const QuantizeSource& source, const QuantizePlan& plan,
                                         const InputRanges& ranges, const std::string& output,
                                         const QuantizeOptions& options, const QuantizeProgress& progress);
+
+// The same as a checkpoint that is on no disk: a plan without input scales, of a source without absent shards.
+// `headers_alone`: weights are zeros that take no memory, for looking at sizes.
+Result<Checkpoint> quantized_in_memory(const QuantizeSource& source, const QuantizePlan& plan, bool headers_alone,
+                                       int threads, const QuantizeProgress& progress);
 
 // Removes what an earlier run left of this output.
 void discard_partial(const std::string& output);

@@ -191,10 +191,34 @@ class CommandLine(unittest.TestCase):
             with self.subTest(row=row):
                 self.refused(*row, says=says)
 
+    def test_weights_are_made_smaller_while_they_are_loaded(self):
+        """With the answers that what `proa quantize` writes gives."""
+        with tempfile.TemporaryDirectory() as folder:
+            for flags, precision, name, warns in [
+                (["--quantization", "fp8"], "fp8", "fp8", ""),
+                (["--quantization", "bitsandbytes", "--load-format", "bitsandbytes"], "q4_0", "q4_0.gguf",
+                 "--quantization bitsandbytes: weights become Q4_0"),
+            ]:
+                written = f"{folder}/{name}"
+                subprocess.run([PROA, "quantize", MODEL, written, "--to", precision, *(["--calibration", "none"] if precision == "fp8" else [])],
+                               check=True, capture_output=True, timeout=TIMEOUT_S)
+                answers = []
+                for server in (Served(*flags), Served(model=written)):
+                    with server:
+                        _, answer = server.chat({**HELLO, "max_tokens": 40, "logprobs": True})
+                        answers.append(answer["choices"])
+                        server.stop()
+                        self.assertIn(warns if len(answers) == 1 else "", server.stderr)
+                        answers.append(re.search(r"memory: weights (\S+ \S+) ", server.stderr).group(1))
+                self.assertEqual(answers[:2], answers[2:], flags)
+
     def test_quantization_is_what_the_checkpoint_is(self):
-        with Served("--quantization", "fp8") as server:
-            server.stop()
-            self.assertIn("--quantization fp8: weights are not made smaller while they are loaded", server.stderr)
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run([PROA, "quantize", MODEL, folder + "/q.gguf", "--to", "q8_0"], check=True, capture_output=True, timeout=TIMEOUT_S)
+            done = subprocess.run([PROA, "serve", folder + "/q.gguf", "--quantization", "bitsandbytes"], capture_output=True, text=True,
+                                  timeout=TIMEOUT_S)
+            self.assertEqual(done.returncode, 1)
+            self.assertIn("in Q4_0 or Q4_K_M", done.stderr)
         done = subprocess.run([PROA, "serve", MODEL, "--quantization", "awq", "--port", "0"], capture_output=True, text=True,
                               timeout=TIMEOUT_S)
         self.assertEqual(done.returncode, 1)
