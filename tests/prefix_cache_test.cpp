@@ -1,6 +1,10 @@
 // What is known is not computed again and changes nothing: answers of the model in this repository, a small Nemotron-H,
-// are the same whether the engine knows a prompt's beginning, has swapped it out, was preempted, or computes all of it.
+// are the same whether the engine knows a prompt's beginning, has swapped it out, was preempted, or computes all of it,
+// alone or beside others.
 #include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdio>
 
 #include "engine/engine.h"
 #include "golden.h"
@@ -18,6 +22,7 @@ Tokens operator+(Tokens a, const Tokens& b) {
 
 struct Answer {
   Tokens tokens;
+  std::vector<float> logprobs;
   int cached_tokens = 0;
 };
 
@@ -51,7 +56,9 @@ class Served {
     std::vector<TokenEvent> events;
     while (reply.next(events) == Reply::Status::events) {
       for (const TokenEvent& event : events) {
-        if (event.token_id >= 0) answer.tokens.push_back(event.token_id);
+        if (event.token_id < 0) continue;
+        answer.tokens.push_back(event.token_id);
+        answer.logprobs.push_back(event.logprob);
       }
     }
     EXPECT_FALSE(reply.error()) << reply.error()->message();
@@ -142,6 +149,41 @@ TEST(PrefixCache, PreemptedRequestsSayTheSame) {
     for (const auto& reply : replies) answers.push_back(Served::read(*reply).tokens);
     EXPECT_GT(served.engine().stats().num_preemptions, 0);
     for (size_t i = 0; i < prompts.size(); ++i) EXPECT_EQ(answers[i], served.ask(prompts[i], 48, false).tokens);
+  }
+}
+
+// On the reference path tokens depend on nothing but their own sequence. What neighbours change is the order of sums:
+// where a prompt is cut into chunks, and on fast paths how products are shared out. How far that reaches is printed.
+TEST(Neighbours, AnAnswerIsTheSameBesideOthers) {
+  for (const char* device : {"reference", "cpu", "cuda:0"}) {
+    if (std::string(device) == "cuda:0" && !make_backend(device).ok()) continue;
+    const bool exact = std::string(device) == "reference";
+    Served served(device, kBuoy, [](EngineConfig& config) { config.max_num_batched_tokens = 16; });
+    std::vector<Tokens> prompts;
+    for (const char* text : kTexts) {
+      prompts.push_back(served.encode(text));
+      if (exact) prompts.back().resize(3 + 2 * prompts.size());  // of another length each
+    }
+    const auto length = [&](size_t i) { return (exact ? 3 : 40) + static_cast<int>(i); };
+    std::vector<Answer> alone;
+    for (size_t i = 0; i < prompts.size(); ++i) alone.push_back(served.ask(prompts[i], length(i), false));
+    std::vector<std::shared_ptr<Reply>> replies;
+    for (size_t i = 0; i < prompts.size(); ++i) replies.push_back(served.submit(prompts[i], length(i), false));
+    int differ = 0;
+    float most = 0;
+    for (size_t i = 0; i < prompts.size(); ++i) {
+      const Answer beside = Served::read(*replies[i]);
+      ASSERT_EQ(beside.tokens.size(), alone[i].tokens.size());
+      differ += beside.tokens == alone[i].tokens ? 0 : 1;
+      for (size_t t = 0; t < beside.tokens.size() && beside.tokens[t] == alone[i].tokens[t]; ++t) {
+        most = std::max(most, std::abs(beside.logprobs[t] - alone[i].logprobs[t]));
+      }
+    }
+    if (exact) {
+      EXPECT_EQ(differ, 0);
+    }
+    std::printf("  on %s %d of %zu answers differ beside others, log probabilities by at most %.1e\n", device, differ,
+                prompts.size(), most);
   }
 }
 
