@@ -10,6 +10,7 @@
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/config_reader.h"
 #include "core/text.h"
+#include "quantize/write.h"
 
 namespace proa {
 
@@ -220,6 +221,10 @@ Result<OpenedModel> load_model(const OpenOptions& options, PreparedModel prepare
     }
     PROA_ASSIGN(model, open_model(checkpoint, *backend));
     config.uncounted_weight_bytes = 0;
+    if (!options.quantize_to.empty() && !backend->memory().maps_files) {
+      PROA_TRY(backend->synchronize());  // it may still be copying
+      discard_weights(*checkpoint);
+    }
   }
   PROA_ASSIGN(Tokenizer tokenizer, Tokenizer::open(*checkpoint));
   if (tokenizer.vocab_size() > model->info().vocab_size) {

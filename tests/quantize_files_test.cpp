@@ -235,6 +235,12 @@ TEST_F(QuantizeFiles, InMemoryTheyAreTheSame) {
       ASSERT_EQ(same->bytes, entry.bytes) << name;
       EXPECT_EQ(std::memcmp(same->data, entry.data, entry.bytes), 0) << name;
     }
+    discard_weights(held);
+    for (const auto& [name, entry] : held.tensors()) {
+      if (entry.bytes > 3 * 4096) {
+        EXPECT_EQ(entry.data[entry.bytes / 2], std::byte{}) << name;
+      }
+    }
   }
 }
 

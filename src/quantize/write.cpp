@@ -40,7 +40,7 @@ Stored stored(const QuantizeSource& source, const QuantizeItem& item) {
   return {&entry, entry.data + static_cast<uint64_t>(item.slice) * part, part};
 }
 
-// Pages of the file need not stay: they can be read again.
+// Pages need not stay: those of a file can be read again.
 void let_go(const std::byte* data, uint64_t bytes) {
   const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
@@ -325,6 +325,10 @@ Result<Checkpoint> quantized_in_memory(const QuantizeSource& source, const Quant
     named.emplace(plan.gguf ? "model.gguf" : plan.files[i].name, std::move(files[i]));
   }
   return Checkpoint::of_files(name, {plan.texts.begin(), plan.texts.end()}, std::move(named));
+}
+
+void discard_weights(const Checkpoint& quantized) {
+  for (const auto& [name, entry] : quantized.tensors()) let_go(entry.data, entry.bytes);
 }
 
 }  // namespace proa

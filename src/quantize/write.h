@@ -42,6 +42,9 @@ Result<QuantizeSummary> write_quantized(const QuantizeSource& source, const Quan
 Result<Checkpoint> quantized_in_memory(const QuantizeSource& source, const QuantizePlan& plan, bool headers_alone,
                                        int threads, const QuantizeProgress& progress);
 
+// Gives its memory back once a device has copies of the weights: whole pages of tensors read as zeros from then on.
+void discard_weights(const Checkpoint& quantized);
+
 // Removes what an earlier run left of this output.
 void discard_partial(const std::string& output);
 
