@@ -9,7 +9,7 @@
 
 namespace proa {
 
-PROA_HOST_DEVICE inline int iq4_value(int q) {
+PROA_HOST_DEVICE constexpr int iq4_value(int q) {
   constexpr int8_t values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
   return values[q];
 }

@@ -3,8 +3,16 @@
 #include <algorithm>
 #include <cstring>
 
+#include "backends/cpu/code_values.h"
 #include "backends/cpu/linear_bf16.h"
 #include "backends/cpu/linear_vnni.h"
+
+#ifndef PROA_LINEAR_ONCE
+#define PROA_LINEAR_ONCE
+namespace proa {
+constexpr int64_t kMostPanelRows = 64;
+}
+#endif
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "backends/cpu/linear.cpp"
@@ -26,18 +34,32 @@ constexpr int kVectors = 32 / kLanes;  // of a block of 32 columns
 // A tile is kRows weight rows by up to kTokens tokens, its sums in registers: 16 of them on AVX2, 32 elsewhere.
 constexpr int kRows = 4;
 constexpr int kTokens = HWY_TARGET == HWY_AVX3 ? 6 : HWY_TARGET == HWY_NEON ? 4 : 2;
+// Up to kFew tokens weights are decoded in registers, for kTokensAtOnce each time: twice costs less than a panel.
+constexpr int kTokensAtOnce = HWY_TARGET == HWY_AVX3 ? 4 : 2;
+constexpr int kFew = 2 * kTokensAtOnce;
 
 // Bytes to fetch ahead of one token's dot products. Rows of small models are short, and the hardware follows streams of
 // a few hundred bytes badly: 576 columns of Q8_0 came from memory at 8 GB/s a thread without this and at 27 with it.
 constexpr int kAhead = 12288;
 
-// unpack(format, block, w): the 32 values from `block` on as vectors.
+template <class F>
+struct Row {
+  const typename F::Block* blocks;
+  const std::byte* scales;
+};
+
+// Bytes of 32 columns.
+template <class F>
+[[maybe_unused]] constexpr int64_t kBytes = 32 * static_cast<int64_t>(sizeof(typename F::Block)) / F::block_elements;
+
+// E2M1 with an E4M3 scale for each 16 columns: NVFP4 as ModelOpt stores it.
+struct E2M1By16 : E2M1 {};
+
+// unpack(format, row, i, w): block `i` of 32 columns of a row as vectors.
 
 #if HWY_TARGET != HWY_SCALAR
-#define PROA_TUNED 1
-
-HWY_INLINE void unpack(F32, const float* block, V* w) {
-  for (int i = 0; i < kVectors; ++i) w[i] = hn::LoadU(d, block + i * kLanes);
+HWY_INLINE void unpack(F32, const Row<F32>& row, int64_t i, V* w) {
+  for (int k = 0; k < kVectors; ++k) w[k] = hn::LoadU(d, row.blocks + 32 * i + k * kLanes);
 }
 
 HWY_INLINE V broadcast_half(uint16_t half) {
@@ -45,41 +67,148 @@ HWY_INLINE V broadcast_half(uint16_t half) {
   return hn::PromoteTo(d, hn::BitCast(d16, hn::Set(hn::Rebind<uint16_t, D>(), half)));
 }
 
-HWY_INLINE void unpack(F16, const uint16_t* block, V* w) {
+HWY_INLINE void unpack(F16, const Row<F16>& row, int64_t i, V* w) {
   const hn::Rebind<hwy::float16_t, D> d16;
-  for (int i = 0; i < kVectors; ++i) {
-    const auto bits = hn::LoadU(hn::Rebind<uint16_t, D>(), block + i * kLanes);
-    w[i] = hn::PromoteTo(d, hn::BitCast(d16, bits));
+  for (int k = 0; k < kVectors; ++k) {
+    const auto bits = hn::LoadU(hn::Rebind<uint16_t, D>(), row.blocks + 32 * i + k * kLanes);
+    w[k] = hn::PromoteTo(d, hn::BitCast(d16, bits));
   }
 }
 
-HWY_INLINE void unpack(BF16, const uint16_t* block, V* w) {
+HWY_INLINE void unpack(BF16, const Row<BF16>& row, int64_t i, V* w) {
   const hn::Rebind<uint32_t, D> d32;
-  for (int i = 0; i < kVectors; ++i) {
-    const auto bits = hn::PromoteTo(d32, hn::LoadU(hn::Rebind<uint16_t, D>(), block + i * kLanes));
-    w[i] = hn::BitCast(d, hn::ShiftLeft<16>(bits));
+  for (int k = 0; k < kVectors; ++k) {
+    const auto bits = hn::PromoteTo(d32, hn::LoadU(hn::Rebind<uint16_t, D>(), row.blocks + 32 * i + k * kLanes));
+    w[k] = hn::BitCast(d, hn::ShiftLeft<16>(bits));
   }
 }
 
-HWY_INLINE void unpack(Q8_0, const Q8_0::Block* block, V* w) {
+// Sign, exponent and mantissa are those of a half that is 256 times less, subnormal ones too.
+HWY_INLINE void unpack(F8_E4M3, const Row<F8_E4M3>& row, int64_t i, V* w) {
+  const hn::Repartition<int16_t, D> di16;
+  const hn::Rebind<hwy::float16_t, D> d16;
+  for (int k = 0; k < kVectors; k += 2) {
+    const auto* codes = reinterpret_cast<const int8_t*>(row.blocks) + 32 * i + k * kLanes;
+    const auto code = hn::PromoteTo(di16, hn::LoadU(hn::Rebind<int8_t, decltype(di16)>(), codes));
+    auto half = hn::And(hn::ShiftLeft<7>(code), hn::Set(di16, static_cast<int16_t>(0xbf80)));
+    const auto nan = hn::Eq(hn::Add(half, half), hn::Set(di16, 0x7f00));
+    half = hn::IfThenElse(nan, hn::Set(di16, -1), half);
+    const auto halves = hn::BitCast(hn::Repartition<hwy::float16_t, D>(), half);
+    w[k] = hn::PromoteTo(d, hn::LowerHalf(d16, halves));
+    w[k + 1] = hn::PromoteTo(d, hn::UpperHalf(d16, halves));
+  }
+}
+
+// q · scale + min, or q · scale, for 16 or 32 bytes.
+template <int kBytes>
+HWY_INLINE void spread(const int8_t* q, V scale, V min, V* w) {
   const hn::Rebind<int32_t, D> d32;
-  const V scale = broadcast_half(block->d);
-  for (int i = 0; i < kVectors; ++i) {
-    const auto q = hn::PromoteTo(d32, hn::LoadU(hn::Rebind<int8_t, D>(), block->qs + i * kLanes));
-    w[i] = hn::Mul(hn::ConvertTo(d, q), scale);
+  for (int k = 0; k < kBytes / kLanes; ++k) {
+    const auto v = hn::PromoteTo(d32, hn::LoadU(hn::Rebind<int8_t, D>(), q + k * kLanes));
+    w[k] = hn::MulAdd(hn::ConvertTo(d, v), scale, min);
+  }
+}
+template <int kBytes>
+HWY_INLINE void spread(const int8_t* q, V scale, V* w) {
+  const hn::Rebind<int32_t, D> d32;
+  for (int k = 0; k < kBytes / kLanes; ++k) {
+    const auto v = hn::PromoteTo(d32, hn::LoadU(hn::Rebind<int8_t, D>(), q + k * kLanes));
+    w[k] = hn::Mul(hn::ConvertTo(d, v), scale);
   }
 }
 
-// q · d + m for the 32 nibbles of qs.
+HWY_INLINE void unpack(Q8_0, const Row<Q8_0>& row, int64_t i, V* w) {
+  spread<32>(row.blocks[i].qs, broadcast_half(row.blocks[i].d), w);
+}
+
+// Columns of the 32 nibbles in 16 bytes. Of byte j: j and j + 16; within each eight bytes, which are 16 columns, j and
+// j + 8; or 2 j and 2 j + 1.
+enum class Order { halves, eights, pairs };
+
+#if HWY_TARGET == HWY_AVX3
+// A vector has as many lanes as a nibble has values, and a look-up takes the low four bits of each. So a block's
+// values, its scale in them, are made first, and looked up by codes that are only shifted.
+template <Order kOrder>
+HWY_INLINE void nibbles(const uint8_t* qs, __m512i& low, __m512i& high) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(qs));
+  if constexpr (kOrder == Order::halves) {
+    low = _mm512_cvtepu8_epi32(bytes);
+    high = _mm512_srli_epi32(low, 4);
+    return;
+  }
+  constexpr bool kEights = kOrder == Order::eights;
+  const __m512i word = kEights ? _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1)
+                               : _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+  const __m512i bit = kEights ? _mm512_setr_epi32(0, 8, 16, 24, 0, 8, 16, 24, 4, 12, 20, 28, 4, 12, 20, 28)
+                              : _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+  const __m512i words = _mm512_castsi128_si512(bytes);
+  low = _mm512_srlv_epi32(_mm512_permutexvar_epi32(word, words), bit);
+  high = _mm512_srlv_epi32(_mm512_permutexvar_epi32(_mm512_add_epi32(word, _mm512_set1_epi32(2)), words), bit);
+}
+
+// q · scale + min.
+HWY_INLINE void unpack_nibbles(const uint8_t* qs, V scale, V min, V* w) {
+  const V values = hn::MulAdd(hn::Iota(d, 0), scale, min);
+  __m512i low, high;
+  nibbles<Order::halves>(qs, low, high);
+  w[0] = V{_mm512_permutexvar_ps(low, values.raw)};
+  w[1] = V{_mm512_permutexvar_ps(high, values.raw)};
+}
+
+// The same with a fifth bit of each.
+HWY_INLINE void unpack_fives(const uint8_t* qs, const uint8_t* qh, V scale, V min, V* w) {
+  const V values = hn::MulAdd(hn::Iota(d, 0), scale, min), more = hn::MulAdd(hn::Iota(d, 16), scale, min);
+  uint16_t fifth[2];
+  std::memcpy(fifth, qh, sizeof fifth);
+  __m512i low, high;
+  nibbles<Order::halves>(qs, low, high);
+  w[0] = V{_mm512_mask_permutexvar_ps(_mm512_permutexvar_ps(low, values.raw), fifth[0], low, more.raw)};
+  w[1] = V{_mm512_mask_permutexvar_ps(_mm512_permutexvar_ps(high, values.raw), fifth[1], high, more.raw)};
+}
+
+// Codes by a table of 16 integers, with a scale for each 16 columns.
+template <Order kOrder>
+HWY_INLINE void unpack_table(const uint8_t* qs, const Values16& table, V first, V second, V* w) {
+  const V values =
+      hn::ConvertTo(d, hn::PromoteTo(hn::Rebind<int32_t, D>(), hn::Load(hn::Rebind<int8_t, D>(), table.at)));
+  __m512i low, high;
+  nibbles<kOrder>(qs, low, high);
+  w[0] = V{_mm512_permutexvar_ps(low, hn::Mul(values, first).raw)};
+  w[1] = V{_mm512_permutexvar_ps(high, hn::Mul(values, second).raw)};
+}
+
+#else
+using Bytes = hn::FixedTag<uint8_t, 16>;
+
+template <Order kOrder>
+HWY_INLINE void order_nibbles(hn::Vec<Bytes> low, hn::Vec<Bytes> high, int8_t* q) {
+  const Bytes d8;
+  const hn::Repartition<uint64_t, Bytes> d64;
+  auto* bytes = reinterpret_cast<uint8_t*>(q);
+  if constexpr (kOrder == Order::halves) {
+    hn::Store(low, d8, bytes);
+    hn::Store(high, d8, bytes + 16);
+  } else if constexpr (kOrder == Order::eights) {
+    const auto l = hn::BitCast(d64, low), h = hn::BitCast(d64, high);
+    hn::Store(hn::BitCast(d8, hn::InterleaveLower(d64, l, h)), d8, bytes);
+    hn::Store(hn::BitCast(d8, hn::InterleaveUpper(d64, l, h)), d8, bytes + 16);
+  } else {
+    hn::Store(hn::InterleaveLower(d8, low, high), d8, bytes);
+    hn::Store(hn::InterleaveUpper(d8, low, high), d8, bytes + 16);
+  }
+}
+
+HWY_INLINE void nibbles(const uint8_t* qs, hn::Vec<Bytes>& low, hn::Vec<Bytes>& high) {
+  const Bytes d8;
+  const hn::Repartition<uint16_t, Bytes> d16;
+  const auto bytes = hn::LoadU(d8, qs), mask = hn::Set(d8, 15);
+  low = hn::And(bytes, mask);
+  high = hn::And(hn::BitCast(d8, hn::ShiftRight<4>(hn::BitCast(d16, bytes))), mask);
+}
+
+// q · scale + min.
 HWY_INLINE void unpack_nibbles(const uint8_t* qs, V scale, V min, V* w) {
   const hn::Rebind<uint32_t, D> d32;
-#if HWY_TARGET == HWY_AVX3
-  // A vector has as many lanes as a nibble has values: decode all 16 once, then look each up by its low four bits.
-  const V values = hn::MulAdd(hn::Iota(d, 0), scale, min);
-  const auto q = hn::PromoteTo(d32, hn::LoadU(hn::Rebind<uint8_t, D>(), qs));
-  w[0] = V{_mm512_permutexvar_ps(q.raw, values.raw)};
-  w[1] = V{_mm512_permutexvar_ps(hn::ShiftRight<4>(q).raw, values.raw)};
-#else
   const hn::Rebind<int32_t, D> di32;
   const auto low = hn::Set(d32, 15);
   for (int i = 0; i < kVectors / 2; ++i) {
@@ -87,104 +216,143 @@ HWY_INLINE void unpack_nibbles(const uint8_t* qs, V scale, V min, V* w) {
     w[i] = hn::MulAdd(hn::ConvertTo(d, hn::BitCast(di32, hn::And(q, low))), scale, min);
     w[i + kVectors / 2] = hn::MulAdd(hn::ConvertTo(d, hn::BitCast(di32, hn::ShiftRight<4>(q))), scale, min);
   }
+}
+
+// The same with a fifth bit of each.
+HWY_INLINE void unpack_fives(const uint8_t* qs, const uint8_t* qh, V scale, V min, V* w) {
+  const Bytes d8;
+  alignas(16) static constexpr uint8_t kBit[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+  alignas(16) static constexpr uint8_t kByte[16] = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
+  uint32_t bits;
+  std::memcpy(&bits, qh, sizeof bits);
+  const auto all = hn::BitCast(d8, hn::Set(hn::Repartition<uint32_t, Bytes>(), bits));
+  const auto byte = hn::Load(d8, kByte), bit = hn::Load(d8, kBit), fifth = hn::Set(d8, 16);
+  const auto with = [&](hn::Vec<Bytes> q, hn::Vec<Bytes> at) HWY_ATTR {
+    return hn::Or(q, hn::IfThenElseZero(hn::TestBit(hn::TableLookupBytes(all, at), bit), fifth));
+  };
+  hn::Vec<Bytes> low, high;
+  nibbles(qs, low, high);
+  HWY_ALIGN int8_t q[32];
+  order_nibbles<Order::halves>(with(low, byte), with(high, hn::Add(byte, hn::Set(d8, 2))), q);
+  spread<32>(q, scale, min, w);
+}
+
+// Codes by a table of 16 integers, with a scale for each 16 columns.
+template <Order kOrder>
+HWY_INLINE void unpack_table(const uint8_t* qs, const Values16& table, V first, V second, V* w) {
+  const Bytes d8;
+  const auto values = hn::Load(d8, reinterpret_cast<const uint8_t*>(table.at));
+  hn::Vec<Bytes> low, high;
+  nibbles(qs, low, high);
+  HWY_ALIGN int8_t q[32];
+  order_nibbles<kOrder>(hn::TableLookupBytes(values, low), hn::TableLookupBytes(values, high), q);
+  spread<16>(q, first, w);
+  spread<16>(q + 16, second, w + kVectors / 2);
+}
 #endif
+
+HWY_INLINE void unpack(Q4_0, const Row<Q4_0>& row, int64_t i, V* w) {
+  const V scale = broadcast_half(row.blocks[i].d);
+  unpack_nibbles(row.blocks[i].qs, scale, hn::Mul(scale, hn::Set(d, -8.0f)), w);
 }
 
-HWY_INLINE void unpack(Q4_0, const Q4_0::Block* block, V* w) {
-  const V scale = broadcast_half(block->d);
-  unpack_nibbles(block->qs, scale, hn::Mul(scale, hn::Set(d, -8.0f)), w);
+HWY_INLINE void unpack(Q4_1, const Row<Q4_1>& row, int64_t i, V* w) {
+  unpack_nibbles(row.blocks[i].qs, broadcast_half(row.blocks[i].d), broadcast_half(row.blocks[i].m), w);
 }
 
-HWY_INLINE void unpack(Q4_1, const Q4_1::Block* block, V* w) {
-  unpack_nibbles(block->qs, broadcast_half(block->d), broadcast_half(block->m), w);
+HWY_INLINE void unpack(Q5_0, const Row<Q5_0>& row, int64_t i, V* w) {
+  const V scale = broadcast_half(row.blocks[i].d);
+  unpack_fives(row.blocks[i].qs, row.blocks[i].qh, scale, hn::Mul(scale, hn::Set(d, -16.0f)), w);
 }
-#else
-#define PROA_TUNED 0
+
+HWY_INLINE void unpack(Q5_1, const Row<Q5_1>& row, int64_t i, V* w) {
+  unpack_fives(row.blocks[i].qs, row.blocks[i].qh, broadcast_half(row.blocks[i].d), broadcast_half(row.blocks[i].m), w);
+}
+
+HWY_INLINE void unpack(IQ4_NL, const Row<IQ4_NL>& row, int64_t i, V* w) {
+  const V scale = broadcast_half(row.blocks[i].d);
+  unpack_table<Order::halves>(row.blocks[i].qs, kIq4Values, scale, scale, w);
+}
+
+HWY_INLINE void unpack(MXFP4, const Row<MXFP4>& row, int64_t i, V* w) {
+  const V scale = hn::Set(d, kE8M0Halves.at[row.blocks[i].e]);
+  unpack_table<Order::halves>(row.blocks[i].qs, kE2M1Doubled, scale, scale, w);
+}
+
+HWY_INLINE void unpack(NVFP4, const Row<NVFP4>& row, int64_t i, V* w) {
+  const NVFP4::Block& block = row.blocks[i / 2];
+  const int64_t half = i % 2;
+  unpack_table<Order::eights>(block.qs + 16 * half, kE2M1Doubled, hn::Set(d, kUE4M3Halves.at[block.scales[2 * half]]),
+                              hn::Set(d, kUE4M3Halves.at[block.scales[2 * half + 1]]), w);
+}
+
+HWY_INLINE void unpack(E2M1By16, const Row<E2M1By16>& row, int64_t i, V* w) {
+  const auto* scales = reinterpret_cast<const uint8_t*>(row.scales) + 2 * i;
+  unpack_table<Order::pairs>(row.blocks + 16 * i, kE2M1Doubled, hn::Set(d, kE4M3Halves.at[scales[0]]),
+                             hn::Set(d, kE4M3Halves.at[scales[1]]), w);
+}
 #endif  // HWY_TARGET != HWY_SCALAR
 
 // Formats that have an unpack above; the others, and all of them in plain C++, are decoded by the format itself.
 template <class F>
-constexpr bool kTuned = PROA_TUNED && (std::is_same_v<F, F32> || std::is_same_v<F, F16> || std::is_same_v<F, BF16> ||
-                                       std::is_same_v<F, Q8_0> || std::is_same_v<F, Q4_0> || std::is_same_v<F, Q4_1>);
-#undef PROA_TUNED
+constexpr bool kTuned = requires(V* w) { unpack(F(), Row<F>(), int64_t(), w); };
+
+// What the values that unpack() makes are to be multiplied with.
+template <class F>
+constexpr float kUnit = kTuned<F> && std::is_same_v<F, F8_E4M3> ? 256 : 1;
 
 template <class F>
-[[maybe_unused]] constexpr int kBlocks =
-    F::block_elements < 32 ? 32 / F::block_elements : 1;  // stored blocks per 32 columns
+Row<F> row_of(const Weight& weight, int64_t row) {
+  return {reinterpret_cast<const typename F::Block*>(weight.row(row)),
+          weight.scales ? weight.scales.row(row) : nullptr};
+}
 
+// Scales that are those of whole rows: they are applied to sums.
+bool one_per_row(const Weight& weight) { return weight.scales && weight.scales.group >= weight.cols; }
+
+// What the sums of a row are multiplied with.
 template <class F>
-const typename F::Block* row_blocks(const Weight& weight, int64_t row) {
-  return reinterpret_cast<const typename F::Block*>(weight.row(row));
+float factor_of(const Weight& weight, int64_t row) {
+  float scale = 1;
+  if (one_per_row(weight)) decode_row(weight.scales.format, weight.scales.row(row), 1, &scale);
+  return kUnit<F> * scale * weight.scale;
 }
 
 // The columns after the last whole 32, with zeros behind them. Only formats without blocks have any.
 template <class F>
-void copy_tail(const typename F::Block* row, int64_t cols, typename F::Block (&tail)[32]) {
+void copy_tail(const Row<F>& row, int64_t cols, typename F::Block (&tail)[32]) {
   std::memset(tail, 0, sizeof tail);
-  std::memcpy(tail, row + cols / 32 * 32, static_cast<size_t>(cols % 32) * sizeof(typename F::Block));
+  std::memcpy(tail, row.blocks + cols / 32 * 32, static_cast<size_t>(cols % 32) * sizeof(typename F::Block));
 }
 
-// One row to floats, padded with zeros to a multiple of 32; all but weight.scale, which put() applies.
+// One row to floats, padded with zeros to a multiple of 32; all but factor_of().
 template <class F>
-void decode_padded(const Weight& weight, int64_t row, float* out) {
-  const auto* block = row_blocks<F>(weight, row);
+void decode_padded(const Weight& weight, int64_t r, float* out) {
+  const Row<F> row = row_of<F>(weight, r);
   const int64_t cols = weight.cols;
   if constexpr (kTuned<F>) {
     V w[kVectors];
-    for (int64_t c = 0; c + 32 <= cols; c += 32, block += kBlocks<F>) {
-      unpack(F(), block, w);
-      for (int i = 0; i < kVectors; ++i) hn::StoreU(w[i], d, out + c + i * kLanes);
+    for (int64_t i = 0; i < cols / 32; ++i) {
+      unpack(F(), row, i, w);
+      for (int k = 0; k < kVectors; ++k) hn::StoreU(w[k], d, out + 32 * i + k * kLanes);
     }
     if constexpr (F::block_elements == 1) {
       if (cols % 32 != 0) {
         typename F::Block tail[32];
-        copy_tail<F>(row_blocks<F>(weight, row), cols, tail);
-        unpack(F(), tail, w);
-        for (int i = 0; i < kVectors; ++i) hn::StoreU(w[i], d, out + cols / 32 * 32 + i * kLanes);
+        copy_tail<F>(row, cols, tail);
+        unpack(F(), Row<F>{tail, nullptr}, 0, w);
+        for (int k = 0; k < kVectors; ++k) hn::StoreU(w[k], d, out + cols / 32 * 32 + k * kLanes);
       }
     }
   } else {
+    const auto* block = row.blocks;
     for (int64_t c = 0; c < cols; c += F::block_elements) F::decode(*block++, out + c);
     std::fill(out + cols, out + padded_cols(cols), 0.0f);
   }
-  apply_scales(weight, row, out);
-}
-
-// Sums of R rows for one token, decoded in registers.
-template <class F, int R>
-HWY_INLINE void dot_rows(const Weight& weight, int64_t row, const float* x, V (&sum)[R]) {
-  const typename F::Block* block[R];
-  for (int r = 0; r < R; ++r) {
-    block[r] = row_blocks<F>(weight, row + r);
-    sum[r] = hn::Zero(d);
-  }
-  const int64_t cols = weight.cols;
-  V xv[kVectors];
-  V w[kVectors];
-  for (int64_t c = 0; c + 32 <= cols; c += 32) {
-    for (int i = 0; i < kVectors; ++i) xv[i] = hn::LoadU(d, x + c + i * kLanes);
-    for (int r = 0; r < R; ++r) {
-      unpack(F(), block[r], w);
-      __builtin_prefetch(reinterpret_cast<const std::byte*>(block[r]) + kAhead);
-      block[r] += kBlocks<F>;
-      for (int i = 0; i < kVectors; ++i) sum[r] = hn::MulAdd(w[i], xv[i], sum[r]);
-    }
-  }
-  if constexpr (F::block_elements == 1) {
-    if (cols % 32 != 0) {
-      for (int i = 0; i < kVectors; ++i) xv[i] = hn::LoadU(d, x + cols / 32 * 32 + i * kLanes);
-      for (int r = 0; r < R; ++r) {
-        typename F::Block tail[32];
-        copy_tail<F>(row_blocks<F>(weight, row + r), cols, tail);
-        unpack(F(), tail, w);
-        for (int i = 0; i < kVectors; ++i) sum[r] = hn::MulAdd(w[i], xv[i], sum[r]);
-      }
-    }
-  }
+  if (!std::is_same_v<F, E2M1By16> && !one_per_row(weight)) apply_scales(weight, r, out);
 }
 
 HWY_INLINE void put(const Linear& op, int token, int64_t row, float value) {
-  value *= op.weight.scale;
   if (op.scale) value *= op.scale[token];
   float* y = op.y + (op.y_rows ? op.y_rows[token] : token) * op.y_stride + row;
   *y = op.add ? *y + value : value;
@@ -196,16 +364,49 @@ HWY_INLINE const float* input(const Linear& op, int token) {
   return op.x + (op.x_rows ? op.x_rows[token] : token) * op.x_stride;
 }
 
-template <class F, int R>
-HWY_NOINLINE void one_token_tile(const Linear& op, int64_t row, int token) {
-  V sum[R];
-  dot_rows<F, R>(op.weight, row, input(op, token), sum);
-  for (int r = 0; r < R; ++r) put(op, token, row + r, total(sum[r]));
+// R rows by T tokens, decoded in registers.
+template <class F, int R, int T>
+HWY_NOINLINE void few_tokens_tile(const Linear& op, int64_t first_row, int token) {
+  const int64_t cols = op.weight.cols;
+  Row<F> row[R];
+  const float* x[T];
+  V sum[R][T];
+  for (int r = 0; r < R; ++r) row[r] = row_of<F>(op.weight, first_row + r);
+  for (int t = 0; t < T; ++t) {
+    x[t] = input(op, token + t);
+    for (int r = 0; r < R; ++r) sum[r][t] = hn::Zero(d);
+  }
+  const auto add = [&](V& to, const V* w, const float* from) HWY_ATTR {
+    for (int k = 0; k < kVectors; ++k) to = hn::MulAdd(w[k], hn::LoadU(d, from + k * kLanes), to);
+  };
+  V w[kVectors];
+  for (int64_t i = 0; i < cols / 32; ++i) {
+    for (int r = 0; r < R; ++r) {
+      unpack(F(), row[r], i, w);
+      __builtin_prefetch(reinterpret_cast<const std::byte*>(row[r].blocks) + kBytes<F> * i + kAhead);
+      for (int t = 0; t < T; ++t) add(sum[r][t], w, x[t] + 32 * i);
+    }
+  }
+  if constexpr (F::block_elements == 1) {
+    if (cols % 32 != 0) {
+      for (int r = 0; r < R; ++r) {
+        typename F::Block tail[32];
+        copy_tail<F>(row[r], cols, tail);
+        unpack(F(), Row<F>{tail, nullptr}, 0, w);
+        for (int t = 0; t < T; ++t) add(sum[r][t], w, x[t] + cols / 32 * 32);
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    const float factor = factor_of<F>(op.weight, first_row + r);
+    for (int t = 0; t < T; ++t) put(op, token + t, first_row + r, factor * total(sum[r][t]));
+  }
 }
 
 // R panel rows by T tokens.
 template <int R, int T>
-HWY_NOINLINE void tile(const Linear& op, const float* panel, int64_t cols, int64_t row, int token) {
+HWY_NOINLINE void tile(const Linear& op, const float* panel, int64_t cols, const float* factors, int64_t row,
+                       int token) {
   V sum[R][T];
   const float* x[T];
   for (int t = 0; t < T; ++t) {
@@ -221,50 +422,68 @@ HWY_NOINLINE void tile(const Linear& op, const float* panel, int64_t cols, int64
     }
   }
   for (int t = 0; t < T; ++t) {
-    for (int r = 0; r < R; ++r) put(op, token + t, row + r, total(sum[r][t]));
+    for (int r = 0; r < R; ++r) put(op, token + t, row + r, factors[r] * total(sum[r][t]));
   }
 }
 
-template <int R>
-void tile_of(int tokens, const Linear& op, const float* panel, int64_t cols, int64_t row, int token) {
-  if constexpr (kTokens >= 6) {
-    if (tokens == 6) return tile<R, 6>(op, panel, cols, row, token);
-    if (tokens == 5) return tile<R, 5>(op, panel, cols, row, token);
+// Calls f(token, tokens) for tiles of about the same number of tokens, at most kMost, which is a constant to f.
+template <int kMost, class Fn>
+HWY_INLINE void with_tokens(int tokens, Fn&& f) {
+  if constexpr (kMost > 1) {
+    if (tokens < kMost) return with_tokens<kMost - 1>(tokens, f);
   }
-  if constexpr (kTokens >= 4) {
-    if (tokens == 4) return tile<R, 4>(op, panel, cols, row, token);
-    if (tokens == 3) return tile<R, 3>(op, panel, cols, row, token);
+  f(std::integral_constant<int, kMost>());
+}
+template <int kMost, class Fn>
+HWY_INLINE void for_tiles(int num_tokens, Fn&& f) {
+  const int tiles = (num_tokens + kMost - 1) / kMost;
+  for (int i = 0; i < tiles; ++i) {
+    const int begin = num_tokens * i / tiles, end = num_tokens * (i + 1) / tiles;
+    with_tokens<kMost>(end - begin, [&](auto tokens) HWY_ATTR { f(begin, tokens); });
   }
-  if (tokens == 2) return tile<R, 2>(op, panel, cols, row, token);
-  return tile<R, 1>(op, panel, cols, row, token);
 }
 
 template <class F>
 void rows_of(const Linear& op, int64_t begin, int64_t end, int64_t panel_rows, float* panel) {
-  if (kTuned<F> && op.num_tokens == 1 && !op.weight.scales) {
-    if constexpr (kTuned<F>) {
-      int64_t row = begin;
-      for (; row + kRows <= end; row += kRows) one_token_tile<F, kRows>(op, row, 0);
-      for (; row < end; ++row) one_token_tile<F, 1>(op, row, 0);
+  if constexpr (kTuned<F>) {
+    const bool scaled = op.weight.scales && !std::is_same_v<F, E2M1By16> && !one_per_row(op.weight);
+    if (op.num_tokens <= kFew && !scaled) {
+      for (int64_t row = begin; row < end;) {
+        const bool whole = row + kRows <= end;
+        for_tiles<kTokensAtOnce>(op.num_tokens, [&](int token, auto tokens) HWY_ATTR {
+          if (whole) return few_tokens_tile<F, kRows, tokens.value>(op, row, token);
+          return few_tokens_tile<F, 1, tokens.value>(op, row, token);
+        });
+        row += whole ? kRows : 1;
+      }
+      return;
     }
-    return;
   }
   const int64_t cols = padded_cols(op.weight.cols);
   for (int64_t first = begin; first < end; first += panel_rows) {
     const int64_t last = std::min(end, first + panel_rows);
-    for (int64_t row = first; row < last; ++row) decode_padded<F>(op.weight, row, panel + (row - first) * cols);
-    for (int token = 0; token < op.num_tokens; token += kTokens) {
-      const int tokens = std::min(kTokens, op.num_tokens - token);
-      int64_t row = first;
-      for (; row + kRows <= last; row += kRows) {
-        tile_of<kRows>(tokens, op, panel + (row - first) * cols, cols, row, token);
-      }
-      for (; row < last; ++row) tile_of<1>(tokens, op, panel + (row - first) * cols, cols, row, token);
+    float factors[kMostPanelRows];
+    for (int64_t row = first; row < last; ++row) {
+      decode_padded<F>(op.weight, row, panel + (row - first) * cols);
+      factors[row - first] = factor_of<F>(op.weight, row);
     }
+    for_tiles<kTokens>(op.num_tokens, [&](int token, auto tokens) HWY_ATTR {
+      int64_t row = 0;
+      const auto multiply = [&](auto rows) HWY_ATTR {
+        tile<rows.value, tokens.value>(op, panel + row * cols, cols, factors + row, first + row, token);
+      };
+      for (; first + row + kRows <= last; row += kRows) multiply(std::integral_constant<int, kRows>());
+      for (; first + row < last; ++row) multiply(std::integral_constant<int, 1>());
+    });
   }
 }
 
 void linear_rows(const Linear& op, int64_t begin, int64_t end, int64_t panel_rows, float* panel) {
+  const Scales& scales = op.weight.scales;
+  if (kTuned<E2M1By16> && op.weight.format == Format::E2M1 && scales.format == Format::F8_E4M3 && scales.group == 16 &&
+      op.weight.cols % 32 == 0) {
+    return rows_of<E2M1By16>(op, begin, end, panel_rows, panel);
+  }
   switch (op.weight.format) {
 #define PROA_FORMAT(F) \
   case Format::F:      \
@@ -285,7 +504,9 @@ namespace {
 HWY_EXPORT(linear_rows);
 
 // Rows of a panel: 256 KiB, a part of a core's own cache, and whole tiles.
-int64_t panel_rows(int64_t cols) { return std::clamp<int64_t>(65536 / std::max<int64_t>(cols, 1) / 4 * 4, 4, 64); }
+int64_t panel_rows(int64_t cols) {
+  return std::clamp<int64_t>(65536 / std::max<int64_t>(cols, 1) / 4 * 4, 4, kMostPanelRows);
+}
 
 // The kernel of a weight: of digits, of halves, or neither.
 bool reads_digits(const CpuBackend& backend, const Weight& weight) {

@@ -4,7 +4,7 @@
 #include <cassert>
 #include <cstring>
 
-#include "quant/minifloat.h"
+#include "backends/cpu/code_values.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -23,12 +23,12 @@ HWY_PUSH_ATTRIBUTES(PROA_BF16)
 namespace proa {
 namespace {
 
-constexpr int kFew = 3;      // up to so many tokens weights are unpacked in registers
-constexpr int kTokens = 6;   // a tile is 64 rows by up to 6 tokens, 24 sums in 32 registers
+constexpr int kFew = 3;     // up to so many tokens weights are unpacked in registers
+constexpr int kTokens = 6;  // a tile is 64 rows by up to 6 tokens, 24 sums in 32 registers
 constexpr int kVectors = 4;
 constexpr int kTileRows = 16 * kVectors;
-constexpr int kChunk = 8;    // blocks that are unpacked at once: 32 KiB
-constexpr int kAhead = 12;   // blocks of 16 rows to fetch ahead: 12 KiB of BF16
+constexpr int kChunk = 8;   // blocks that are unpacked at once: 32 KiB
+constexpr int kAhead = 12;  // blocks of 16 rows to fetch ahead: 12 KiB of BF16
 constexpr int kTokensAtOnce = 128;
 constexpr int kSums = 4 * kTileRows;
 
@@ -36,19 +36,6 @@ struct Row {
   const std::byte* data;
   const std::byte* scales;
 };
-
-struct Floats128 {
-  float at[128];
-};
-// Half of what the 128 codes of a scale stand for, to go with e2m1_doubled. ggml reads E4M3 scales without their sign.
-constexpr Floats128 halves_of_scales(bool ggml) {
-  Floats128 table{};
-  for (int i = 0; i < 128; ++i) {
-    table.at[i] = ggml ? ue4m3_half(static_cast<uint8_t>(i)) : 0.5f * e4m3_to_float(static_cast<uint8_t>(i));
-  }
-  return table;
-}
-constexpr Floats128 kGgmlScales = halves_of_scales(true), kScales = halves_of_scales(false);
 
 // Codes of E2M1, a 16-bit word each, times a scale for each 16 of them.
 HWY_INLINE __m512i scaled_e2m1(__m512i codes, float first, float second) {
@@ -67,13 +54,13 @@ HWY_INLINE __m512i scaled_e2m1(__m512i codes, float first, float second) {
 HWY_INLINE __m512i unpack(BF16, const Row& row, int64_t i) { return _mm512_loadu_si512(row.data + 64 * i); }
 
 HWY_INLINE __m512i unpack(F8_E4M3, const Row& row, int64_t i) {
-  const __m512i code =
-      _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row.data + 32 * i)));
+  const __m512i code = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row.data + 32 * i)));
   const __m512i magnitude = _mm512_and_si512(code, _mm512_set1_epi16(0x7f));
   const __m512i sign = _mm512_slli_epi16(_mm512_andnot_si512(_mm512_set1_epi16(0x7f), code), 8);
   __m512i v = _mm512_add_epi16(_mm512_slli_epi16(magnitude, 4), _mm512_set1_epi16(120 << 7));
   // Below 8 the value is the code times 2^-9.
-  const __m512i small = _mm512_setr_epi32(0x3b000000, 0x3bc03b80, 0x3c203c00, 0x3c603c40, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+  const __m512i small =
+      _mm512_setr_epi32(0x3b000000, 0x3bc03b80, 0x3c203c00, 0x3c603c40, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
   v = _mm512_mask_permutexvar_epi16(v, _mm512_cmplt_epu16_mask(magnitude, _mm512_set1_epi16(8)), magnitude, small);
   v = _mm512_mask_mov_epi16(v, _mm512_cmpeq_epi16_mask(magnitude, _mm512_set1_epi16(0x7f)), _mm512_set1_epi16(0x7fc0));
   return _mm512_or_si512(v, sign);
@@ -83,28 +70,24 @@ HWY_INLINE __m512i unpack(E2M1, const Row& row, int64_t i) {
   const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row.data + 16 * i)));
   const __m512i codes = _mm512_or_si512(_mm512_and_si512(bytes, _mm512_set1_epi32(15)),
                                         _mm512_slli_epi32(_mm512_srli_epi32(bytes, 4), 16));
-  const auto scale = [&](int64_t k) PROA_BF16_ATTR {
-    const auto code = static_cast<uint8_t>(row.scales[k]);
-    return code & 0x80 ? -kScales.at[code & 0x7f] : kScales.at[code];
-  };
-  return scaled_e2m1(codes, scale(2 * i), scale(2 * i + 1));
+  const auto* scales = reinterpret_cast<const uint8_t*>(row.scales) + 2 * i;
+  return scaled_e2m1(codes, kE4M3Halves.at[scales[0]], kE4M3Halves.at[scales[1]]);
 }
 
 HWY_INLINE __m512i unpack(NVFP4, const Row& row, int64_t i) {
   const std::byte* block = row.data + i / 2 * 36;
-  const __m256i bytes =
-      _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block + 4 + i % 2 * 16)));
+  const __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block + 4 + i % 2 * 16)));
   const __m512i low = _mm512_castsi256_si512(_mm256_and_si256(bytes, _mm256_set1_epi16(15)));
   const __m512i high = _mm512_castsi256_si512(_mm256_srli_epi16(bytes, 4));
   const __m512i codes = _mm512_permutex2var_epi64(low, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high);
-  const auto scale = [&](int64_t k) PROA_BF16_ATTR {
-    return kGgmlScales.at[static_cast<uint8_t>(block[k]) & 0x7f];
-  };
-  return scaled_e2m1(codes, scale(i % 2 * 2), scale(i % 2 * 2 + 1));
+  const auto* scales = reinterpret_cast<const uint8_t*>(block) + i % 2 * 2;
+  return scaled_e2m1(codes, kUE4M3Halves.at[scales[0]], kUE4M3Halves.at[scales[1]]);
 }
 
 template <class F>
-constexpr int64_t kBlockBytes = std::is_same_v<F, BF16> ? 64 : std::is_same_v<F, F8_E4M3> ? 32 : 16;
+constexpr int64_t kBlockBytes = std::is_same_v<F, BF16>      ? 64
+                                : std::is_same_v<F, F8_E4M3> ? 32
+                                                             : 16;
 
 HWY_INLINE void transpose_quads(__m512i* v) {  // 4 x 4 words of 32 bits in each lane
   const __m512i a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpackhi_epi32(v[0], v[1]);
@@ -128,7 +111,8 @@ HWY_INLINE void unpack_rows(const Row* rows, int64_t i, int64_t ahead, __m512i (
   for (int quad = 0; quad < 4; ++quad) transpose_quads(v + 4 * quad);
 #pragma GCC unroll 4
   for (int p = 0; p < 4; ++p) {
-    const __m512i ab_low = _mm512_shuffle_i32x4(v[p], v[4 + p], 0x44), ab_high = _mm512_shuffle_i32x4(v[p], v[4 + p], 0xee);
+    const __m512i ab_low = _mm512_shuffle_i32x4(v[p], v[4 + p], 0x44),
+                  ab_high = _mm512_shuffle_i32x4(v[p], v[4 + p], 0xee);
     const __m512i cd_low = _mm512_shuffle_i32x4(v[8 + p], v[12 + p], 0x44);
     const __m512i cd_high = _mm512_shuffle_i32x4(v[8 + p], v[12 + p], 0xee);
     w[p][0] = _mm512_shuffle_i32x4(ab_low, cd_low, 0x88);
@@ -274,12 +258,18 @@ template <bool kFine>
 void multiply_tokens(int n, const Panel& panel, int64_t blocks, const uint16_t* const* x, const uint16_t* const* low,
                      float* sums, bool first) {
   switch (n) {
-    case 1: return multiply_tile<1, kFine>(panel, blocks, x, low, sums, first);
-    case 2: return multiply_tile<2, kFine>(panel, blocks, x, low, sums, first);
-    case 3: return multiply_tile<3, kFine>(panel, blocks, x, low, sums, first);
-    case 4: return multiply_tile<4, kFine>(panel, blocks, x, low, sums, first);
-    case 5: return multiply_tile<5, kFine>(panel, blocks, x, low, sums, first);
-    default: return multiply_tile<6, kFine>(panel, blocks, x, low, sums, first);
+    case 1:
+      return multiply_tile<1, kFine>(panel, blocks, x, low, sums, first);
+    case 2:
+      return multiply_tile<2, kFine>(panel, blocks, x, low, sums, first);
+    case 3:
+      return multiply_tile<3, kFine>(panel, blocks, x, low, sums, first);
+    case 4:
+      return multiply_tile<4, kFine>(panel, blocks, x, low, sums, first);
+    case 5:
+      return multiply_tile<5, kFine>(panel, blocks, x, low, sums, first);
+    default:
+      return multiply_tile<6, kFine>(panel, blocks, x, low, sums, first);
   }
 }
 
@@ -327,9 +317,10 @@ void many_tokens(const Linear& op, int64_t begin, int64_t end, std::byte* room) 
       for (int t = 0; t < count; ++t) {
         for (int v = 0; v < kVectors; ++v) {
           const float* c = sums + kSums * t + 16 * v;
-          const __m512 sum = _mm512_add_ps(
-              _mm512_add_ps(_mm512_add_ps(_mm512_load_ps(c), _mm512_load_ps(c + kTileRows)), _mm512_load_ps(c + 2 * kTileRows)),
-              _mm512_load_ps(c + 3 * kTileRows));
+          const __m512 sum =
+              _mm512_add_ps(_mm512_add_ps(_mm512_add_ps(_mm512_load_ps(c), _mm512_load_ps(c + kTileRows)),
+                                          _mm512_load_ps(c + 2 * kTileRows)),
+                            _mm512_load_ps(c + 3 * kTileRows));
           put(op, first + t, row + 16 * v, end, sum);
         }
       }
@@ -340,11 +331,16 @@ void many_tokens(const Linear& op, int64_t begin, int64_t end, std::byte* room) 
 template <class F, bool kFine>
 void rows_of(const Linear& op, int64_t begin, int64_t end, std::byte* room) {
   switch (op.num_tokens) {
-    case 0: return;
-    case 1: return few_tokens<F, 1, kFine>(op, begin, end);
-    case 2: return few_tokens<F, 2, kFine>(op, begin, end);
-    case 3: return few_tokens<F, 3, kFine>(op, begin, end);
-    default: return many_tokens<F, kFine>(op, begin, end, room);
+    case 0:
+      return;
+    case 1:
+      return few_tokens<F, 1, kFine>(op, begin, end);
+    case 2:
+      return few_tokens<F, 2, kFine>(op, begin, end);
+    case 3:
+      return few_tokens<F, 3, kFine>(op, begin, end);
+    default:
+      return many_tokens<F, kFine>(op, begin, end, room);
   }
 }
 
@@ -354,10 +350,14 @@ bool bf16_multiplies(Format format, int64_t cols, const Scales& scales) {
   if (cols % 32 != 0) return false;
   switch (format) {
     case Format::BF16:
-    case Format::NVFP4: return scales.group == 0;
-    case Format::F8_E4M3: return scales.group == 0 || (scales.format == Format::F32 && scales.group >= cols);
-    case Format::E2M1: return scales.format == Format::F8_E4M3 && scales.group == 16;
-    default: return false;
+    case Format::NVFP4:
+      return scales.group == 0;
+    case Format::F8_E4M3:
+      return scales.group == 0 || (scales.format == Format::F32 && scales.group >= cols);
+    case Format::E2M1:
+      return scales.format == Format::F8_E4M3 && scales.group == 16;
+    default:
+      return false;
   }
 }
 
@@ -386,11 +386,16 @@ void bf16_rows(const Linear& op, int64_t begin, int64_t end, std::byte* room) {
     return op.halves.low ? rows_of<F, true>(op, begin, end, room) : rows_of<F, false>(op, begin, end, room);
   };
   switch (op.weight.format) {
-    case Format::BF16: return rows(BF16());
-    case Format::F8_E4M3: return rows(F8_E4M3());
-    case Format::E2M1: return rows(E2M1());
-    case Format::NVFP4: return rows(NVFP4());
-    default: assert(false && "a format that bf16_multiplies() refuses");
+    case Format::BF16:
+      return rows(BF16());
+    case Format::F8_E4M3:
+      return rows(F8_E4M3());
+    case Format::E2M1:
+      return rows(E2M1());
+    case Format::NVFP4:
+      return rows(NVFP4());
+    default:
+      assert(false && "a format that bf16_multiplies() refuses");
   }
 }
 
