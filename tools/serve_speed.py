@@ -5,13 +5,14 @@
   tools/serve_speed.py PROA NVIDIA-Nemotron-3-Nano-30B-A3B --streams 1,8,32 --load-format dummy -q q4_0 --device cuda:0
 
 Through HTTP: N streams at once, each of its own prompt; the tokens that come after every stream has had its first. Each number
-is printed when it is known, with the seconds since the start and the share of a step that the engine spends outside the
-backend. At the end tok/s of both, round by round, and the ratio of the medians; exit status 1 below 0.95, 2 when --limit
+is printed when it is known, with the seconds since the start, the share of a step that the engine spends outside the
+backend, and the processor time of all other threads beside the engine's. At the end tok/s of both, round by round, and the ratio of the medians; exit status 1 below 0.95, 2 when --limit
 seconds are over (what is known by then is printed, and the end of the server's log).
 """
 import argparse
 import json
 import os
+import pathlib
 import re
 import socket
 import statistics
@@ -66,6 +67,12 @@ def step_seconds(port):
     return [float(re.search(rf"^proa:step_{part}_seconds_sum\S* (\S+)$", text, re.M).group(1)) for part in ("host", "device")]
 
 
+def thread_seconds(pid):
+    """Processor time of each thread so far, by its number."""
+    tasks = pathlib.Path(f"/proc/{pid}/task")
+    return {task.name: int((task / "schedstat").read_text().split()[0]) / 1e9 for task in tasks.iterdir()}
+
+
 def through_http(proa, model, flags, streams, output_len, log):
     speeds = {}
     process = subprocess.Popen([proa, "serve", model, "--host", "127.0.0.1", "--port", "0", "--max-model-len",
@@ -81,18 +88,22 @@ def through_http(proa, model, flags, streams, output_len, log):
         say("the server is ready")
         for position, count in enumerate([streams[0], *streams]):  # the first once more: it warms up
             times = [[] for _ in range(count)]
-            before = step_seconds(port)
+            before, busy_before = step_seconds(port), thread_seconds(process.pid)
             threads = [threading.Thread(target=stream, args=(port, i, output_len, times)) for i in range(count)]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
+            # The engine's thread, and what HTTP takes beside it: other than the speeds these hold on a busy machine too.
+            engine, *others = sorted((seconds - busy_before.get(thread, 0) for thread, seconds in thread_seconds(process.pid).items()),
+                                     reverse=True)
             host, device = (after - early for after, early in zip(step_seconds(port), before))
             begin = max(min(when for when, events in one if events) for one in times)
             end = max(when for one in times for when, events in one if events)
             speeds[count] = sum(events for one in times for when, events in one if when > begin) / (end - begin)
             if position > 0:
-                say(f"HTTP, {count} streams: {speeds[count]:.1f} tok/s, {100 * host / (host + device):.2f} % of a step on the host")
+                say(f"HTTP, {count} streams: {speeds[count]:.1f} tok/s, {100 * host / (host + device):.2f} % of a step on the host, "
+                    f"all other threads {100 * sum(others) / engine:.2f} % of the engine's processor time")
     finally:
         process.terminate()
         process.wait(timeout=60)
