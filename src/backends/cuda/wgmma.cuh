@@ -64,28 +64,71 @@ __device__ __forceinline__ uint64_t descriptor_of(uint32_t address) {
   return static_cast<uint64_t>((address & 0x3ffffu) >> 4) | uint64_t{1} << 16 | uint64_t{64} << 32 | uint64_t{1} << 62;
 }
 
+// 16 rows of columns in panels of 64, `panel` bytes apart; in a panel rows are 128 bytes, swizzled the same way.
+__device__ __forceinline__ uint64_t transposed_descriptor_of(uint32_t address, uint32_t panel) {
+  return static_cast<uint64_t>((address & 0x3ffffu) >> 4) | uint64_t{panel >> 4} << 16 | uint64_t{64} << 32 |
+         uint64_t{1} << 62;
+}
+
 #define PROA_C4(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
 #define PROA_C16(i) PROA_C4(i), PROA_C4(i + 4), PROA_C4(i + 8), PROA_C4(i + 12)
+#define PROA_REGISTERS_32                                                                                           \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
+  "%24, %25, %26, %27, %28, %29, %30, %31}, "
+#define PROA_REGISTERS_64                                                                                           \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
+  "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, "  \
+  "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+#define PROA_BEGIN "{\n.reg .pred p;\nsetp.ne.b32 p, "
+#define PROA_WGMMA_64(types) ";\nwgmma.mma_async.sync.aligned.m64n64k16.f32." types " " PROA_REGISTERS_32
+#define PROA_WGMMA_128(types) ";\nwgmma.mma_async.sync.aligned.m64n128k16.f32." types " " PROA_REGISTERS_64
+
+// a in registers. kTransposed: b is 16 rows of its columns in shared memory, see transposed_descriptor_of().
+template <bool kBf16 = false, bool kTransposed = false>
 __device__ __forceinline__ void warpgroup_multiply(float (&c)[32], const uint32_t (&a)[4], uint64_t b) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "
-      "%24, %25, %26, %27, %28, %29, %30, %31}, {%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}"
-      : PROA_C16(0), PROA_C16(16)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+#define PROA_END "{%32, %33, %34, %35}, %36, p, 1, 1, %37;\n}"
+#define PROA_OPERANDS \
+  PROA_C16(0), PROA_C16(16) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kTransposed ? 1 : 0)
+  if constexpr (kBf16) {
+    asm volatile(PROA_BEGIN "1, 0" PROA_WGMMA_64("bf16.bf16") PROA_END : PROA_OPERANDS);
+  } else {
+    asm volatile(PROA_BEGIN "1, 0" PROA_WGMMA_64("f16.f16") PROA_END : PROA_OPERANDS);
+  }
+#undef PROA_OPERANDS
+#undef PROA_END
 }
+template <bool kBf16 = false, bool kTransposed = false>
 __device__ __forceinline__ void warpgroup_multiply(float (&c)[64], const uint32_t (&a)[4], uint64_t b) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "
-      "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, "
-      "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "{%64, %65, %66, %67}, %68, p, 1, 1, 0;\n}"
-      : PROA_C16(0), PROA_C16(16), PROA_C16(32), PROA_C16(48)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+#define PROA_END "{%64, %65, %66, %67}, %68, p, 1, 1, %69;\n}"
+#define PROA_OPERANDS                      \
+  PROA_C16(0), PROA_C16(16), PROA_C16(32), \
+      PROA_C16(48) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kTransposed ? 1 : 0)
+  if constexpr (kBf16) {
+    asm volatile(PROA_BEGIN "1, 0" PROA_WGMMA_128("bf16.bf16") PROA_END : PROA_OPERANDS);
+  } else {
+    asm volatile(PROA_BEGIN "1, 0" PROA_WGMMA_128("f16.f16") PROA_END : PROA_OPERANDS);
+  }
+#undef PROA_OPERANDS
+#undef PROA_END
 }
+// a in shared memory as b; without kAdd, c is what was there no more.
+template <bool kBf16>
+__device__ __forceinline__ void warpgroup_multiply(float (&c)[64], uint64_t a, uint64_t b, int add) {
+#define PROA_END "%64, %65, p, 1, 1, 0, 0;\n}"
+#define PROA_OPERANDS PROA_C16(0), PROA_C16(16), PROA_C16(32), PROA_C16(48) : "l"(a), "l"(b), "r"(add)
+  if constexpr (kBf16) {
+    asm volatile(PROA_BEGIN "%66, 0" PROA_WGMMA_128("bf16.bf16") PROA_END : PROA_OPERANDS);
+  } else {
+    asm volatile(PROA_BEGIN "%66, 0" PROA_WGMMA_128("f16.f16") PROA_END : PROA_OPERANDS);
+  }
+#undef PROA_OPERANDS
+#undef PROA_END
+}
+#undef PROA_WGMMA_128
+#undef PROA_WGMMA_64
+#undef PROA_BEGIN
+#undef PROA_REGISTERS_64
+#undef PROA_REGISTERS_32
 #undef PROA_C16
 #undef PROA_C4
 #endif
