@@ -9,6 +9,7 @@
 #include "backends/cuda/kernels.h"
 #include "backends/cuda/linear.h"
 #include "backends/cuda/probe.h"
+#include "backends/cuda/ssd.h"
 #include "core/anonymous_memory.h"
 
 namespace proa {
@@ -779,8 +780,7 @@ void CudaBackend::conv_ssm_step(const ConvSsmStep& op) {
 
 void CudaBackend::ssd_chunk(const SsdChunk& op) {
   if (route_) run_stages();
-  auto* activated =
-      reinterpret_cast<float*>(scratch(static_cast<size_t>(op.num_tokens) * op.shape.conv_dim() * sizeof(float)));
+  auto* activated = reinterpret_cast<float*>(scratch(static_cast<size_t>(cuda::ssd_floats(op)) * sizeof(float)));
   if (error_) return;
   if (op.shape.ssm_state_size > 256) {
     fail({"advance SSM state", name_, "ssm_state_size up to 256", std::to_string(op.shape.ssm_state_size), ""});

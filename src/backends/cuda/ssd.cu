@@ -141,6 +141,77 @@ __device__ __forceinline__ void make_steps(Steps& out, const float (&dt)[2], con
   if (lane == 0) out.decay = expf(static_cast<float>(last));
 }
 
+// C · B of the pairs of 16 tokens of a chunk, the second not behind the first, as ssd_kernel's lanes take them: the
+// heads of a group share them.
+constexpr int kPairs = 10, kPairFloats = 8 * kWarp;
+__device__ __forceinline__ int pair_of(int row, int tile) { return row * (row + 1) / 2 + tile; }
+__device__ __forceinline__ int64_t pairs_at(const SsdChunk& op, int64_t chunk, int group) {
+  return (chunk * op.shape.n_groups + group) * (kPairs * kPairFloats);
+}
+
+__global__ void __launch_bounds__(kThreads) pairs_kernel(const __grid_constant__ SsdChunk op, const SsdInputs in) {
+  extern __shared__ __align__(128) uint8_t memory[];  // B high, B low, C high, C low
+  wait_for_predecessor();
+  start_successor();
+  const Mamba2Shape& shape = op.shape;
+  const int tid = static_cast<int>(threadIdx.x), lane = lane_id(), group = static_cast<int>(blockIdx.x);
+  const int both = 2 * shape.n_groups * kState;
+  int chunk = static_cast<int>(blockIdx.y);
+  Span span{};
+  for (int s = 0;; ++s) {
+    if (s == op.num_seqs) return;
+    span = span_of(op, s);
+    const int chunks = (span.length + kChunk - 1) / kChunk;
+    if (chunk < chunks) break;
+    chunk -= chunks;
+  }
+  const int first = chunk * kChunk;
+#pragma unroll
+  for (int i = 0; i < 4 * kChunk * (kState / 8) / kThreads; ++i) {
+    const int at = tid + i * kThreads, plane = at / (kChunk * kState / 8), t = at / (kState / 8) % kChunk;
+    const int part = at % (kState / 8);
+    const uint16_t* from = (plane % 2 ? in.low : in.high) + static_cast<int64_t>(span.start + first + t) * both +
+                           (plane / 2 * shape.n_groups + group) * kState + 8 * part;
+    const bool there = first + t < span.length;
+    copy_async_or_zero(shared_address(memory + (plane * kChunk + t) * kStatePitch + 16 * part), there ? from : in.high,
+                       there);
+  }
+  close_copies();
+  wait_for_copies<0>();
+  __syncthreads();
+  const int row = warp_id() % 4, half = warp_id() / 4, quad = lane / 8, in_quad = lane % 8;
+  uint32_t planes[4];
+#pragma unroll
+  for (int p = 0; p < 4; ++p) planes[p] = shared_address(memory + p * kChunk * kStatePitch);
+  const uint32_t as_left = (quad % 2 * 8 + in_quad) * kStatePitch + quad / 2 * 16;
+  const uint32_t as_right = (quad / 2 * 8 + in_quad) * kStatePitch + quad % 2 * 16;
+  float among[2][2][4] = {};
+#pragma unroll
+  for (int k = 0; k < kState / 16; ++k) {
+    const uint4 high = load_matrices(planes[2] + 16 * row * kStatePitch + as_left + 32 * k);
+    const uint4 low = load_matrices(planes[3] + 16 * row * kStatePitch + as_left + 32 * k);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int tile = half + 2 * i;
+      if (tile > row) continue;
+      const uint4 b = load_matrices(planes[0] + 16 * tile * kStatePitch + as_right + 32 * k);
+      const uint4 b_low = load_matrices(planes[1] + 16 * tile * kStatePitch + as_right + 32 * k);
+      multiply_split(among[i][0], high, low, b.x, b.y, b_low.x, b_low.y);
+      multiply_split(among[i][1], high, low, b.z, b.w, b_low.z, b_low.w);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int tile = half + 2 * i;
+    if (tile > row) continue;
+    auto* to = reinterpret_cast<float4*>(in.pairs + pairs_at(op, blockIdx.y, group) + pair_of(row, tile) * kPairFloats);
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      to[n * kWarp + lane] = {among[i][n][0], among[i][n][1], among[i][n][2], among[i][n][3]};
+    }
+  }
+}
+
 __global__ void __launch_bounds__(kThreads, 1) ssd_kernel(const __grid_constant__ SsdChunk op, const SsdInputs in) {
   extern __shared__ __align__(128) uint8_t memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
@@ -214,7 +285,26 @@ __global__ void __launch_bounds__(kThreads, 1) ssd_kernel(const __grid_constant_
       *reinterpret_cast<uint32_t*>(shared.state[1] + channel * kStatePitch + 2 * column) = low;
     });
   };
-  if (chunks > 0) fetch(0);
+  int64_t chunks_before = 0;
+  for (int s = 0; s < static_cast<int>(blockIdx.z); ++s) {
+    chunks_before += (span_of(op, s).length + kChunk - 1) / kChunk;
+  }
+  float next[2][2][4] = {};  // C · B of the next chunk
+  const auto load_pairs = [&](int chunk) {
+    const float* pairs = in.pairs + pairs_at(op, chunks_before + chunk, group);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int tile = half + 2 * i;
+      if (tile > row) continue;
+      const auto* from = reinterpret_cast<const float4*>(pairs + pair_of(row, tile) * kPairFloats);
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        const float4 v = __ldcg(from + n * kWarp + lane);
+        next[i][n][0] = v.x, next[i][n][1] = v.y, next[i][n][2] = v.z, next[i][n][3] = v.w;
+      }
+    }
+  };
+  if (chunks > 0) fetch(0), load_pairs(0);
   close_copies();
   if (warp == 0) {
     load_dt(0);
@@ -267,21 +357,21 @@ __global__ void __launch_bounds__(kThreads, 1) ssd_kernel(const __grid_constant_
     const uint32_t as_left = (quad % 2 * 8 + in_quad) * kStatePitch + quad / 2 * 16;
     const uint32_t as_right = (quad / 2 * 8 + in_quad) * kStatePitch + quad % 2 * 16;
     const uint32_t state_planes[2] = {shared_address(shared.state[0]), shared_address(shared.state[1])};
-    float among[2][2][4] = {}, y[4][4] = {};
+    float among[2][2][4], y[4][4] = {};
 #pragma unroll
-    for (int k = 0; k < kState / 16; ++k) {
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) among[i][n][e] = next[i][n][e];
+      }
+    }
+    if (chunk + 1 < chunks) load_pairs(chunk + 1);
+#pragma unroll
+    for (int at = 0; at < kState / 32; ++at) {
+      const int k = half * (kState / 32) + at;
       const uint4 high = load_matrices(planes[2] + 16 * row * kStatePitch + as_left + 32 * k);
       const uint4 low = load_matrices(planes[3] + 16 * row * kStatePitch + as_left + 32 * k);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int tile = half + 2 * i;
-        if (tile > row) continue;
-        const uint4 b = load_matrices(planes[0] + 16 * tile * kStatePitch + as_right + 32 * k);
-        const uint4 b_low = load_matrices(planes[1] + 16 * tile * kStatePitch + as_right + 32 * k);
-        multiply_split(among[i][0], high, low, b.x, b.y, b_low.x, b_low.y);
-        multiply_split(among[i][1], high, low, b.z, b.w, b_low.z, b_low.w);
-      }
-      if (k / 4 != half) continue;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const uint4 b = load_matrices(state_planes[0] + 16 * i * kStatePitch + as_right + 32 * k);
@@ -397,6 +487,11 @@ bool takes_ssd(const SsdChunk& op, const Launch& launch) {
          launch.shared_limit() >= static_cast<int>(sizeof(Shared));
 }
 
+int64_t ssd_floats(const SsdChunk& op) {
+  const int64_t chunks = op.num_tokens / kChunk + op.num_seqs;
+  return int64_t{op.num_tokens} * op.shape.conv_dim() + 4 + chunks * op.shape.n_groups * kPairs * kPairFloats;
+}
+
 void ssd(const SsdChunk& op, float* activated, const Launch& launch) {
   const Mamba2Shape& shape = op.shape;
   const int64_t both = int64_t{2} * shape.n_groups * kState;
@@ -404,8 +499,11 @@ void ssd(const SsdChunk& op, float* activated, const Launch& launch) {
   in.x = activated;
   in.high = reinterpret_cast<uint16_t*>(activated + static_cast<int64_t>(op.num_tokens) * shape.inner());
   in.low = in.high + op.num_tokens * both;
+  in.pairs = activated + (int64_t{op.num_tokens} * shape.conv_dim() + 3) / 4 * 4;
   const int pieces = (op.num_tokens + kConvTokens - 1) / kConvTokens + op.num_seqs;
   launch(convolve_kernel, dim3((shape.conv_dim() + 127) / 128, pieces), dim3(128), 0, op, in);
+  launch(pairs_kernel, dim3(shape.n_groups, op.num_tokens / kChunk + op.num_seqs), dim3(kThreads),
+         size_t{4} * kChunk * kStatePitch, op, in);
   launch(ssd_kernel, dim3(shape.head_dim / kChannels, shape.num_heads, op.num_seqs), dim3(kThreads), sizeof(Shared), op,
          in);
 }

@@ -10,11 +10,13 @@ namespace proa::cuda {
 struct SsdInputs {
   float* x;              // [num_tokens, inner]
   uint16_t *high, *low;  // [num_tokens, B | C] of n_groups · ssm_state_size each
+  float* pairs;          // [chunks, n_groups] C · B
 };
 
 // Whether this op's shape is one that ssd() takes, and long enough to be worth it.
 bool takes_ssd(const SsdChunk& op, const Launch& launch);
-// After it the state of the convolution is still to be written. `activated`: [num_tokens, conv_dim] of scratch memory.
+// After it the state of the convolution is still to be written. `activated`: ssd_floats() of scratch memory.
+int64_t ssd_floats(const SsdChunk& op);
 void ssd(const SsdChunk& op, float* activated, const Launch& launch);
 
 }  // namespace proa::cuda
