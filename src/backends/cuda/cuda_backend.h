@@ -105,7 +105,8 @@ class CudaBackend final : public Backend {
   // prefill.cpp. False: not for so few tokens, or not for these formats.
   bool takes_many(int tokens, std::initializer_list<Weight> weights) const;
   bool products_of_many(const cuda::Prepare& input, std::span<const Product> products);
-  void multiply_many(const Product& product, int slots, const cuda::Halves& x, int64_t offset);
+  void multiply_many(const Product& product, int slots, const cuda::Halves& x, int64_t offset,
+                     const cuda::HalvesOut* halves = nullptr);
   bool moe_of_many(const Moe& op);
   // Ops of one token gather as stages, and become a kernel when anything else is asked for.
   void add(cuda::Stage stage);

@@ -114,7 +114,182 @@ __global__ void __launch_bounds__(kPrepareThreads)
   }
 }
 
+// Four values from column 4 a of a group of 32 on, as halves where `order` has them; to: the group's first. Called by
+// whole warps, lane l with a == l % 8.
+template <Order kOrder>
+__device__ __forceinline__ void put_four(__half* to, float4 v, float factor) {
+  const int a = lane_id() % 8;
+  v.x *= factor, v.y *= factor, v.z *= factor, v.w *= factor;
+  const auto put = [&](int at, float first, float second) {
+    *reinterpret_cast<uint32_t*>(to + at) = bits_of(__floats2half2_rn(first, second));
+  };
+  if constexpr (kOrder == Order::nibbles) {
+    put(2 * a, v.x, v.z);
+    put(16 + 2 * a, v.y, v.w);
+  } else if constexpr (kOrder == Order::bytes) {
+    put(a % 2 * 16 + a / 2 * 2, v.x, v.z);
+    put(a % 2 * 16 + 8 + a / 2 * 2, v.y, v.w);
+  } else if constexpr (kOrder == Order::plain) {
+    put(a % 2 * 16 + a / 2 * 2, v.x, v.y);
+    put(a % 2 * 16 + 8 + a / 2 * 2, v.z, v.w);
+  } else if constexpr (kOrder == Order::parts) {
+    put(a / 4 * 16 + a % 4 * 2, v.x, v.y);
+    put(a / 4 * 16 + 8 + a % 4 * 2, v.z, v.w);
+  } else {
+    static_assert(kOrder == Order::nvfp4);
+    // Its pairs are eight columns apart: of either two lanes one makes the first two pairs.
+    const bool upper = a / 2 % 2 != 0;
+    const float first = __shfl_xor_sync(~0u, upper ? v.x : v.z, 2), second = __shfl_xor_sync(~0u, upper ? v.y : v.w, 2);
+    const int at = a / 4 * 16 + a % 2 * 4 + (upper ? 2 : 0);
+    put(at, upper ? first : v.x, upper ? v.z : first);
+    put(at + 8, upper ? second : v.y, upper ? v.w : second);
+  }
+}
+
+// kWarps take a row, all of which is in their registers: kFours times four columns a lane.
+constexpr int kRowThreads = 128;
+template <Order kOrder, int kWarps, int kFours>
+__global__ void __launch_bounds__(kRowThreads)
+    prepare_row_kernel(const __grid_constant__ Prepare a, const __grid_constant__ Halves out) {
+  constexpr int kRows = kRowThreads / kWarp / kWarps, kStep = 4 * kWarp * kWarps;
+  static_assert(kRows * kWarps * kWarp == kRowThreads && (kRows == 1 || kWarps == 1));
+  __shared__ float room[2 * kWarp];
+  wait_for_predecessor();
+  start_successor();
+  const int first = 4 * (static_cast<int>(threadIdx.x) % (kWarps * kWarp));
+  const int64_t slot = int64_t{blockIdx.x} * kRows + warp_id() / kWarps;
+  if (slot >= a.slots) return;
+  const float* x = a.x + (a.rows ? __ldcg(a.rows + slot) : slot) * a.x_stride;
+  float4 v[kFours];
+#pragma unroll
+  for (int i = 0; i < kFours; ++i) {
+    const int k = first + kStep * i;
+    v[i] = k < a.cols ? __ldcg(reinterpret_cast<const float4*>(x + k)) : float4{};
+  }
+  float squares = 0, largest = 0;
+#pragma unroll
+  for (int i = 0; i < kFours; ++i) {
+    if (a.input == Input::normed) {
+      squares += (v[i].x * v[i].x + v[i].y * v[i].y) + (v[i].z * v[i].z + v[i].w * v[i].w);
+      const int k = first + kStep * i;
+      const float4 n = k < a.cols ? __ldg(reinterpret_cast<const float4*>(a.norm + k)) : float4{};
+      v[i].x *= n.x, v[i].y *= n.y, v[i].z *= n.z, v[i].w *= n.w;
+    }
+    largest = fmaxf(largest, fmaxf(fmaxf(fabsf(v[i].x), fabsf(v[i].y)), fmaxf(fabsf(v[i].z), fabsf(v[i].w))));
+  }
+  float2 all;
+  if constexpr (kRows == 1) {
+    all = block_sum_max(squares, largest, room);
+  } else {
+    all = {warp_sum(squares), warp_max(largest)};
+  }
+  const float norm = a.input == Input::normed ? 1.0f / sqrtf(all.x / static_cast<float>(a.cols) + a.eps) : 1.0f;
+  const float power = half_scale(all.y * norm);
+  if (first == 0) out.unscale[slot] = 1.0f / power;
+  __half* to = out.x + slot * out.stride + first / 32 * 32;
+#pragma unroll
+  for (int i = 0; i < kFours; ++i) {
+    if (first / (4 * kWarp) * (4 * kWarp) + kStep * i < out.stride) {
+      put_four<kOrder>(to + kStep * i, v[i], norm * power);
+    }
+  }
+}
+
+// A block takes a row of gated groups, a warp a group.
+constexpr int kGatedGroups = 8;
+template <Order kOrder, int kFours>
+__global__ void __launch_bounds__(kGatedGroups* kWarp)
+    prepare_gated_kernel(const __grid_constant__ Prepare a, const __grid_constant__ Halves out) {
+  __shared__ float most[kGatedGroups];
+  wait_for_predecessor();
+  start_successor();
+  const int lane = lane_id(), group = warp_id(), width = a.cols / a.n_groups;
+  const int64_t slot = blockIdx.x, row = a.rows ? __ldcg(a.rows + slot) : slot;
+  const float* x = a.x + row * a.x_stride + group * width;
+  const float* z = a.z + row * a.z_stride + group * width;
+  const float* weight = a.norm + group * width;
+  float4 v[kFours], gate[kFours];
+#pragma unroll
+  for (int i = 0; i < kFours; ++i) {
+    const int k = 4 * (lane + kWarp * i);
+    const bool there = group < a.n_groups && k < width;
+    v[i] = there ? __ldcg(reinterpret_cast<const float4*>(x + k)) : float4{};
+    gate[i] = there ? __ldcg(reinterpret_cast<const float4*>(z + k)) : float4{};
+  }
+  float squares = 0, largest = 0;
+#pragma unroll
+  for (int i = 0; i < kFours; ++i) {
+    v[i].x *= silu(gate[i].x), v[i].y *= silu(gate[i].y), v[i].z *= silu(gate[i].z), v[i].w *= silu(gate[i].w);
+    squares += (v[i].x * v[i].x + v[i].y * v[i].y) + (v[i].z * v[i].z + v[i].w * v[i].w);
+  }
+  const float r = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(width) + a.eps);
+#pragma unroll
+  for (int i = 0; i < kFours; ++i) {
+    const int k = 4 * (lane + kWarp * i);
+    const bool there = group < a.n_groups && k < width;
+    const float4 n = there ? __ldg(reinterpret_cast<const float4*>(weight + k)) : float4{};
+    v[i].x *= r * n.x, v[i].y *= r * n.y, v[i].z *= r * n.z, v[i].w *= r * n.w;
+    largest = fmaxf(largest, fmaxf(fmaxf(fabsf(v[i].x), fabsf(v[i].y)), fmaxf(fabsf(v[i].z), fabsf(v[i].w))));
+  }
+  largest = warp_max(largest);
+  if (lane == 0) most[group] = largest;
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kGatedGroups; ++i) largest = fmaxf(largest, most[i]);
+  const float power = half_scale(largest);
+  if (threadIdx.x == 0) out.unscale[slot] = 1.0f / power;
+  __half* to = out.x + slot * out.stride;
+  if (group < a.n_groups) {
+#pragma unroll
+    for (int i = 0; i < kFours; ++i) {
+      if (4 * kWarp * i < width) put_four<kOrder>(to + group * width + lane / 8 * 32 + 4 * kWarp * i, v[i], power);
+    }
+  }
+  for (int64_t k = a.cols + 2 * static_cast<int>(threadIdx.x); k < out.stride; k += 2 * kGatedGroups * kWarp) {
+    *reinterpret_cast<uint32_t*>(to + k) = 0;
+  }
+}
+
+// A warp takes a row.
+constexpr int kLevelThreads = 256;
+__global__ void __launch_bounds__(kLevelThreads) level_kernel(const __grid_constant__ HalvesOut out, int rows) {
+  wait_for_predecessor();
+  start_successor();
+  const int lane = lane_id(), groups = static_cast<int>(out.to.stride / 32);
+  const int64_t row = int64_t{blockIdx.x} * (kLevelThreads / kWarp) + warp_id();
+  if (row >= rows) return;
+  const int8_t* powers = out.powers + row * groups;
+  int least = kNoPower, most = -kNoPower;
+  for (int g = lane; g < groups; g += kWarp) {
+    const int power = __ldcg(powers + g);
+    if (power != kNoPower) least = min(least, power), most = max(most, power);
+  }
+  least = __reduce_min_sync(~0u, least);
+  most = __reduce_max_sync(~0u, most);
+  if (lane == 0) out.to.unscale[row] = most < least ? 1.0f : gemm::power_of(-least);
+  if (most <= least) return;
+  auto* words = reinterpret_cast<uint32_t*>(out.to.x + row * out.to.stride);
+  for (int g = 0; g < groups; ++g) {
+    const int power = __ldcg(powers + g);
+    if (power == kNoPower || power == least || lane >= 16) continue;
+    const float factor = gemm::power_of(least - power);
+    const float2 v = __half22float2(halves_of(__ldcg(words + 16 * g + lane)));
+    words[16 * g + lane] = bits_of(__floats2half2_rn(v.x * factor, v.y * factor));
+  }
+}
+
 }  // namespace
+
+bool writes_halves(Format format, const Launch& launch) {
+  return gemm_tokens(format, launch) > 0 &&
+         visit_format(format, [](auto f) { return gemm::Plan<decltype(f)>::kRows == 256; });
+}
+
+void level_halves(const HalvesOut& out, int rows, const Launch& launch) {
+  if (rows == 0) return;
+  constexpr int kRows = kLevelThreads / kWarp;
+  launch(level_kernel, dim3((rows + kRows - 1) / kRows), dim3(kLevelThreads), 0, out, rows);
+}
 
 int gemm_tokens(Format format, const Launch& launch) {
   if (launch.shared_limit() < gemm::kSharedBytes || format == Format::F32) return 0;
@@ -131,7 +306,22 @@ void prepare_halves(const Prepare& op, uint8_t order, const Halves& out, const L
   };
   const bool fours = by_fours(op.x, op.x_stride) && op.cols % (4 * op.n_groups) == 0 &&
                      (op.input != Input::gated || by_fours(op.z, op.z_stride));
+  const bool norms = op.input == Input::plain || reinterpret_cast<uintptr_t>(op.norm) % 16 == 0;
+  const int width = op.cols / op.n_groups;
   const auto start = [&]<Order kOrder>(std::integral_constant<Order, kOrder>) {
+    if (fours && norms && op.input != Input::gated && op.cols <= 16 * 4 * kWarp) {
+      constexpr int kRows = kRowThreads / kWarp;
+      return launch(prepare_row_kernel<kOrder, 1, 16>, dim3((op.slots + kRows - 1) / kRows), dim3(kRowThreads), 0, op,
+                    out);
+    }
+    if (fours && norms && op.input != Input::gated && op.cols <= 8 * 4 * kRowThreads) {
+      return launch(prepare_row_kernel<kOrder, kRowThreads / kWarp, 8>, dim3(op.slots), dim3(kRowThreads), 0, op, out);
+    }
+    if (fours && norms && op.input == Input::gated && op.n_groups <= kGatedGroups && width % (4 * kWarp) == 0 &&
+        width <= 8 * 4 * kWarp) {
+      return launch(width <= 4 * 4 * kWarp ? prepare_gated_kernel<kOrder, 4> : prepare_gated_kernel<kOrder, 8>,
+                    dim3(op.slots), dim3(kGatedGroups * kWarp), 0, op, out);
+    }
     launch(fours ? prepare_halves_kernel<kOrder, true> : prepare_halves_kernel<kOrder, false>, dim3(op.slots),
            dim3(kPrepareThreads), shared, op, out);
   };

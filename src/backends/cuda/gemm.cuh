@@ -1,7 +1,11 @@
-// The kernel of gemm.h. A block multiplies kRows rows of a matrix with kTokens vectors, kCols columns a stage: stages
-// of both are copied into shared memory while others are worked on. Weights are decoded from there into registers,
-// which is where the tensor cores take their left operand from; vectors are the right one, in shared memory.
+// The kernel of gemm.h. A block takes tile after tile: kRows rows of a matrix with kTokens vectors, kCols columns a
+// stage. Stages of both are copied into shared memory while others are worked on, those of the next tile while this
+// one's results are written. Weights are decoded from there into registers, which is where the tensor cores take their
+// left operand from; vectors are the right one, in shared memory.
 #pragma once
+
+#include <algorithm>
+#include <type_traits>
 
 #include "backends/cuda/barrier.cuh"
 #include "backends/cuda/fragment.cuh"
@@ -41,16 +45,78 @@ struct Plan {
   // Three: one is multiplied while the one before still is and the one behind arrives.
   static constexpr bool kFits = kStages >= 3;
   static constexpr int kShared = kStages * kStageBytes + 1024;
-  static constexpr int kSumPitch = kRows + 4;  // floats: four tokens' eight rows lie in all banks
-  static_assert(!kFits || kTokens * kSumPitch * 4 <= kStages * kStageBytes);
+  // Rows of a warp: a lane has kLaneRows of them, next to each other, and lane 4 i those behind lane 4 (i - 1)'s.
+  static constexpr int kLaneRows = 2 * kTiles, kWarpRows = 16 * kTiles;
 };
+
+// Where row `row` of a tile lies in a stage. Rows that a warp reads at once, kLaneRows apart, lie together, in an order
+// that keeps them out of each other's banks: where lanes read 8 bytes, four rows two apart; 16 bytes, two rows four
+// apart.
+template <class F>
+__device__ __forceinline__ int place_of_row(int row) {
+  using P = Plan<F>;
+  const int lane_row = row % P::kWarpRows / P::kLaneRows;
+  constexpr int kRotate = sizeof(typename F::Block) == 2 ? 2 : 1;
+  const int at = (lane_row << kRotate | lane_row >> (3 - kRotate)) & 7;
+  return row / P::kWarpRows * P::kWarpRows + row % P::kLaneRows * 8 + at;
+}
+template <class F>
+__device__ __forceinline__ int row_of_place(int place) {
+  using P = Plan<F>;
+  constexpr int kRotate = sizeof(typename F::Block) == 2 ? 1 : 2;
+  const int lane_row = ((place & 7) << kRotate | (place & 7) >> (3 - kRotate)) & 7;
+  return place / P::kWarpRows * P::kWarpRows + lane_row * P::kLaneRows + place % P::kWarpRows / 8;
+}
+
+// Eight bytes at any address, by reads of as many: half the bank conflicts of three words.
+__device__ __forceinline__ void load_eight(uint32_t address, uint32_t& low, uint32_t& high) {
+  // No branch: products must not be on one's way.
+  const auto load = [](uint32_t at, uint32_t wanted) {
+    uint2 v = {};
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %3, 0; @p ld.shared.v2.u32 {%0, %1}, [%2]; }"
+                 : "+r"(v.x), "+r"(v.y)
+                 : "r"(at), "r"(wanted));
+    return v;
+  };
+  const uint2 first = load(address & ~7u, 1), second = load((address & ~7u) + 8, address & 7u);
+  const bool upper = (address & 4) != 0;
+  const uint32_t middle = upper ? second.x : first.y;
+  low = __funnelshift_r(upper ? first.y : first.x, middle, address * 8);
+  high = __funnelshift_r(middle, upper ? second.y : second.x, address * 8);
+}
+
+// Eight values of a row as Fragment has them.
+template <class F>
+__device__ __forceinline__ void decode_values(uint32_t row, uint32_t scales, int group, int j, int valid,
+                                              uint32_t (&a)[4]) {
+  if constexpr (std::is_same_v<F, Q8_0> || std::is_same_v<F, F8_E4M3>) {
+    static_assert(Fragment<F>::kOrder == Order::bytes);
+    constexpr int kBlock = sizeof(typename F::Block);
+    uint32_t word[2];
+    load_eight(row + group * (F::block_elements == 32 ? kBlock : 32) + (F::block_elements == 32 ? 2 : 0) + 8 * j,
+               word[0], word[1]);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if constexpr (std::is_same_v<F, Q8_0>) {
+        const uint32_t biased = word[i] ^ 0x80808080u;
+        a[2 * i] = bits_of(__hsub2(halves_of(__byte_perm(biased, 0x64646464u, 0x4240)), __float2half2_rn(1152.0f)));
+        a[2 * i + 1] = bits_of(__hsub2(halves_of(__byte_perm(biased, 0x64646464u, 0x4341)), __float2half2_rn(1152.0f)));
+      } else {
+        a[2 * i] = e4m3_pair(word[i] << 8);
+        a[2 * i + 1] = e4m3_pair(word[i]);
+      }
+    }
+  } else {
+    Fragment<F>::decode(row, scales, group, j, valid, 0, a);
+  }
+}
 
 // Eight values of a row as halves, scaled: columns as Fragment's Order has them.
 template <class F>
 __device__ __forceinline__ void decode_row(uint32_t row, uint32_t scales, int group, int j, int valid,
                                            uint32_t (&a)[4]) {
   using Frag = Fragment<F>;
-  Frag::decode(row, scales, group, j, valid, 0, a);
+  decode_values<F>(row, scales, group, j, valid, a);
   if constexpr (Frag::kBf16) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -73,27 +139,67 @@ __device__ __forceinline__ void decode_row(uint32_t row, uint32_t scales, int gr
   }
 }
 
-__device__ __forceinline__ void consumers_sync() {
-  asm volatile("bar.sync 1, %0;" ::"n"(kWarpgroups * 128) : "memory");
-}
-__device__ __forceinline__ void store_shared(uint32_t address, float value) {
-  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
-}
-
-// What a block multiplies.
-template <class F>
-struct Share {
-  const uint8_t *rows, *scales;  // of the block's first row
-  const float* row_scales;
+// A tile, and how its sums become results.
+struct Tile {
+  const uint8_t *rows, *scales;  // of its first row
+  const float* row_scales;       // the same
   float scale;
-  int first, count;         // slots
+  int first, count;         // slots; none: the end
   int first_row, last_row;  // the last counts from the first
 };
 
-// Four warps ask for the stages of a block, each as soon as its place in the ring is free. `barriers`: a full one for
-// each place, then an empty one for each.
+struct Ring {
+  uint32_t stages;
+  // A full barrier for each of kStages places, then an empty one for each; and for each of two tiles as well.
+  uint32_t barriers, tile_barriers;
+  Tile* tiles;     // [2]
+  float* factors;  // [2][kTokens]
+};
+
+// Tiles by number: those that run at the same time share rows or vectors, which then come from the second-level cache.
+// Of experts, the rows of one after the other; else kTogether vectors' tiles go through all rows.
+constexpr int kTogether = 16;
+
 template <class F>
-__device__ __forceinline__ void fetch_all(const Gemm& a, const Share<F>& share, uint32_t barriers, uint32_t ring) {
+__device__ __forceinline__ Tile tile_at(const Gemm& a, int tiles, int number) {
+  using P = Plan<F>;
+  const Matrix& m = a.matrix;
+  const int row_tiles = (m.rows + P::kRows - 1) / P::kRows;
+  Tile tile;
+  int across, down;
+  if (a.tile_expert) {
+    across = number / row_tiles, down = number % row_tiles;
+  } else {
+    const int group = number / (row_tiles * kTogether), width = min(kTogether, tiles - group * kTogether);
+    const int in_group = number - group * row_tiles * kTogether;
+    across = group * kTogether + in_group % width, down = in_group / width;
+  }
+  tile.first = across * P::kTokens, tile.count = min(P::kTokens, a.slots - tile.first);
+  tile.rows = m.data, tile.scales = m.group_scales, tile.row_scales = m.row_scales, tile.scale = m.scale;
+  if (a.tile_expert) {
+    const int expert = __ldcg(a.tile_expert + across);
+    tile.count = expert < 0 ? 0 : __ldcg(a.tile_count + across);
+    if (tile.count == 0) return tile;
+    tile.first = __ldcg(a.tile_first + across);
+    tile.rows = reinterpret_cast<const uint8_t*>(a.expert_data[expert]);
+    if (a.expert_scales) {
+      const std::byte* scales = a.expert_scales[expert];
+      if (a.expert_row_scales) tile.row_scales = reinterpret_cast<const float*>(scales);
+      if (!a.expert_row_scales) tile.scales = reinterpret_cast<const uint8_t*>(scales);
+    }
+    if (a.expert_scale) tile.scale = a.expert_scale[expert];
+  }
+  tile.first_row = down * P::kRows;
+  tile.last_row = min(P::kRows, m.rows - tile.first_row) - 1;
+  tile.rows += tile.first_row * m.stride;
+  if (tile.row_scales) tile.row_scales += tile.first_row;
+  if (Fragment<F>::kGroupScales) tile.scales += tile.first_row * m.scales_stride;
+  return tile;
+}
+
+// Four warps ask for the stages of a block, each as soon as its place in the ring is free.
+template <class F>
+__device__ __forceinline__ void fetch_all(const Gemm& a, int tiles, const Ring& ring) {
   using P = Plan<F>;
   using Frag = Fragment<F>;
   const Matrix& m = a.matrix;
@@ -101,16 +207,13 @@ __device__ __forceinline__ void fetch_all(const Gemm& a, const Share<F>& share, 
   // Eight threads copy a row of vectors, four a row of weights.
   constexpr int kVectorRows = kFetchThreads / 8, kVectorPasses = P::kTokens / kVectorRows;
   constexpr int kWeightRows = kFetchThreads / 4, kWeightPasses = P::kRows / kWeightRows;
-  const __half* vectors[kVectorPasses];
-#pragma unroll
-  for (int i = 0; i < kVectorPasses; ++i) {
-    const int slot = share.first + min(tid / 8 + i * kVectorRows, share.count - 1);
-    const int64_t row = a.rows ? __ldcg(a.rows + slot) : slot;
-    vectors[i] = a.x.x + row * a.x.stride + tid % 8 * 8;
-  }
   const uint32_t vector_at = swizzled(tid / 8, tid % 8);
-  const uint32_t row_at = P::kVectorBytes + tid / 4 * P::kPitch + tid % 4 * 16;
-  const uint32_t scales_at = P::kVectorBytes + P::kRows * P::kPitch + tid / 4 * P::kScalesPitch + tid % 4 * 16;
+  const __half* my_vectors = a.x.x + tid % 8 * 8;
+  const auto vector_chunks = static_cast<uint32_t>(a.x.stride / 8);
+  // Rows whose places are four apart are copied side by side: they meet no bank conflicts.
+  const int row_place = tid / 4 / 8 * 8 + (tid / 4 % 8 / 2 | tid / 4 % 2 << 2), my_row = row_of_place<F>(row_place);
+  const uint32_t row_at = P::kVectorBytes + row_place * P::kPitch + tid % 4 * 16;
+  const uint32_t scales_at = P::kVectorBytes + P::kRows * P::kPitch + row_place * P::kScalesPitch + tid % 4 * 16;
   // Of `bytes` from an address on, at most those of `most`, the chunks that are this thread's.
   const auto copy_run = [&](const uint8_t* from, int bytes, auto most, uint32_t to) {
     const int shift = static_cast<int>(reinterpret_cast<uintptr_t>(from) & 15);
@@ -122,80 +225,140 @@ __device__ __forceinline__ void fetch_all(const Gemm& a, const Share<F>& share, 
       if (64 * c < end) copy_async_or_zero(to + 64 * c, chunk + 64 * c, true);
     }
   };
-  int place = 0;
+  const int all = tiles * ((m.rows + P::kRows - 1) / P::kRows);
+  int place = 0, turn = 0;
   uint32_t parity = 1;
 #pragma unroll 1
-  for (int stage = 0; stage < stages; ++stage) {
-    const uint32_t to = ring + place * P::kStageBytes;
-    wait_barrier(barriers + 8 * (P::kStages + place), parity);
+  for (int number = static_cast<int>(blockIdx.x);; number += static_cast<int>(gridDim.x)) {
+    Tile tile = {};
+    if (number < all) {
+      tile = tile_at<F>(a, tiles, number);
+      if (tile.count == 0) continue;
+    }
+    const int at = turn % 2;
+    wait_barrier(ring.tile_barriers + 8 * (2 + at), (turn / 2 % 2) ^ 1);
+    if (tid == 0) ring.tiles[at] = tile;
+    const auto row_of = [&](int token) { return a.rows ? __ldcg(a.rows + tile.first + token) : tile.first + token; };
+    if (tid < tile.count) {
+      ring.factors[at * P::kTokens + tid] = __ldcg(a.x.unscale + row_of(tid)) * Frag::kFactor * tile.scale;
+    }
+    arrive(ring.tile_barriers + 8 * at);
+    if (tile.count == 0) break;
+    ++turn;
+
+    uint32_t vectors[kVectorPasses];  // in chunks of eight halves
 #pragma unroll
-    for (int part = 0; part < P::kCols / 64; ++part) {
-#pragma unroll
-      for (int i = 0; i < kVectorPasses; ++i) {
-        copy_async_or_zero(to + vector_at + (part * P::kTokens + i * kVectorRows) * 128,
-                           vectors[i] + stage * P::kCols + part * 64, true);
+    for (int i = 0; i < kVectorPasses; ++i) {
+      vectors[i] = static_cast<uint32_t>(row_of(min(tid / 8 + i * kVectorRows, tile.count - 1))) * vector_chunks;
+    }
+    if (a.output == Output::add || a.output == Output::gate) {
+      const float* before = a.output == Output::add ? a.y : a.gate;
+      if (tid < tile.count) {
+        before += (int64_t{tile.first} + tid) * a.y_stride + tile.first_row;
+        for (int r = 0; r <= tile.last_row; r += 32) asm volatile("prefetch.global.L2 [%0];" ::"l"(before + r));
       }
     }
-    const int cols = min(P::kCols, m.cols - stage * P::kCols);
-    const int bytes = (cols + F::block_elements - 1) / F::block_elements * static_cast<int>(sizeof(typename F::Block));
+#pragma unroll 1
+    for (int stage = 0; stage < stages; ++stage) {
+      const uint32_t to = ring.stages + place * P::kStageBytes;
+      wait_barrier(ring.barriers + 8 * (P::kStages + place), parity);
 #pragma unroll
-    for (int i = 0; i < kWeightPasses; ++i) {
-      const int r = min(tid / 4 + i * kWeightRows, share.last_row);
-      copy_run(share.rows + r * m.stride + stage * P::kBytes, bytes, Constant<P::kBytes>(),
-               to + row_at + i * kWeightRows * P::kPitch);
-      if constexpr (Frag::kGroupScales) {
-        copy_run(share.scales + r * m.scales_stride + stage * (P::kCols / 16), (cols + 15) / 16,
-                 Constant<P::kCols / 16>(), to + scales_at + i * kWeightRows * P::kScalesPitch);
+      for (int part = 0; part < P::kCols / 64; ++part) {
+#pragma unroll
+        for (int i = 0; i < kVectorPasses; ++i) {
+          if (i * kVectorRows >= tile.count) break;
+          copy_async_or_zero(to + vector_at + (part * P::kTokens + i * kVectorRows) * 128,
+                             my_vectors + uint64_t{vectors[i]} * 8 + stage * P::kCols + part * 64, true);
+        }
       }
+      const int cols = min(P::kCols, m.cols - stage * P::kCols);
+      const int bytes =
+          (cols + F::block_elements - 1) / F::block_elements * static_cast<int>(sizeof(typename F::Block));
+#pragma unroll
+      for (int i = 0; i < kWeightPasses; ++i) {
+        if (i * kWeightRows > tile.last_row) break;
+        const int r = min(my_row + i * kWeightRows, tile.last_row);
+        copy_run(tile.rows + r * m.stride + stage * P::kBytes, bytes, Constant<P::kBytes>(),
+                 to + row_at + i * kWeightRows * P::kPitch);
+        if constexpr (Frag::kGroupScales) {
+          copy_run(tile.scales + r * m.scales_stride + stage * (P::kCols / 16), (cols + 15) / 16,
+                   Constant<P::kCols / 16>(), to + scales_at + i * kWeightRows * P::kScalesPitch);
+        }
+      }
+      arrive_after_copies(ring.barriers + 8 * place);
+      if (++place == P::kStages) place = 0, parity ^= 1;
     }
-    arrive_after_copies(barriers + 8 * place);
-    if (++place == P::kStages) place = 0, parity ^= 1;
   }
   close_copies();
   wait_for_copies<0>();
 }
 
-// Of a warpgroup's tiles those that have rows: kTiles. Tiles go to warpgroups by turns.
-template <class F, int kTiles>
-__device__ __forceinline__ void multiply_all(const Gemm& a, const Share<F>& share, uint32_t barriers, uint32_t ring) {
+// Where a warpgroup is in the ring.
+struct Position {
+  int place = 0;
+  uint32_t parity = 0;
+};
+
+// A tile's product with its first kTokens vectors.
+template <class F, int kTokens, int kSums>
+__device__ __forceinline__ void multiply_all(const Gemm& a, const Tile& tile, const Ring& ring, Position& at,
+                                             float (&sum)[Plan<F>::kTiles][kSums]) {
   using P = Plan<F>;
   using Frag = Fragment<F>;
-  constexpr int kGroups = P::kCols / 32;
+  constexpr int kTiles = P::kTiles, kGroups = P::kCols / 32;
   const Matrix& m = a.matrix;
   const int tid = static_cast<int>(threadIdx.x) - kFetchThreads, lane = lane_id(), j = lane % 4;
   const int groups = (m.cols + 31) / 32, stages = (m.cols + P::kCols - 1) / P::kCols;
-  // Two rows of each tile are this lane's, eight apart: where they are in a stage, and how their address ends.
-  uint32_t my_row[kTiles][2], ending[kTiles][2], scales_ending[kTiles][2] = {};
+  const int warp_row = tid / kWarp * P::kWarpRows;
+  const auto release = [&](int place) {
+    if (lane == 0) arrive(ring.barriers + 8 * (P::kStages + place));
+  };
+  if (tid / 128 * 128 / kWarp * P::kWarpRows > tile.last_row) {  // no rows for this warpgroup
+#pragma unroll 1
+    for (int stage = 0; stage < stages; ++stage) {
+      wait_barrier(ring.barriers + 8 * at.place, at.parity);
+      __syncwarp();
+      release(at.place);
+      if (++at.place == P::kStages) at.place = 0, at.parity ^= 1;
+    }
+    return;
+  }
+  // Of rows of this lane: how their address ends. In a stage they are eight places apart.
+  const int first_row = warp_row + lane / 4 * P::kLaneRows;
+  const uint32_t my_place = place_of_row<F>(first_row);
+  uint32_t ending[kTiles][2], scales_ending[kTiles][2] = {};
 #pragma unroll
   for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      my_row[t][h] = (t * kWarpgroups + tid / 128) * 64 + warp_id() % 4 * 16 + h * 8 + lane / 4;
-      const int r = min(static_cast<int>(my_row[t][h]), share.last_row);
-      ending[t][h] = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(share.rows + r * m.stride));
+      const int r = min(first_row + 2 * t + h, tile.last_row);
+      ending[t][h] = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(tile.rows + r * m.stride));
       if constexpr (Frag::kGroupScales) {
-        scales_ending[t][h] = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(share.scales + r * m.scales_stride));
+        scales_ending[t][h] = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(tile.scales + r * m.scales_stride));
       }
     }
   }
-  float sum[kTiles][P::kTokens / 2] = {};
+#pragma unroll
+  for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+    for (int i = 0; i < kTokens / 2; ++i) sum[t][i] = 0;
+  }
   uint32_t left[2][kTiles][2][4];  // operands of two groups of 32 columns: one is decoded while one is multiplied
 
-  int place = 0;
-  uint32_t parity = 0;
 #pragma unroll 1
   for (int stage = 0; stage < stages; ++stage) {
-    const uint32_t vectors_at = ring + place * P::kStageBytes, weights_at = vectors_at + P::kVectorBytes;
-    wait_barrier(barriers + 8 * place, parity);
+    const uint32_t vectors_at = ring.stages + at.place * P::kStageBytes, weights_at = vectors_at + P::kVectorBytes;
+    wait_barrier(ring.barriers + 8 * at.place, at.parity);
     see_copies();
     uint32_t row_at[kTiles][2], row_scales_at[kTiles][2] = {};
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        row_at[t][h] = weights_at + my_row[t][h] * P::kPitch + (ending[t][h] + stage * P::kBytes & 15u);
+        const uint32_t place = my_place + 8 * (2 * t + h);
+        row_at[t][h] = weights_at + place * P::kPitch + (ending[t][h] + stage * P::kBytes & 15u);
         if constexpr (Frag::kGroupScales) {
-          row_scales_at[t][h] = weights_at + P::kRows * P::kPitch + my_row[t][h] * P::kScalesPitch +
+          row_scales_at[t][h] = weights_at + P::kRows * P::kPitch + place * P::kScalesPitch +
                                 (scales_ending[t][h] + stage * (P::kCols / 16) & 15u);
         }
       }
@@ -225,124 +388,259 @@ __device__ __forceinline__ void multiply_all(const Gemm& a, const Share<F>& shar
       for (int s = 0; s < 2; ++s) {
 #pragma unroll
         for (int t = 0; t < kTiles; ++t) {
-          multiply_tile<P::kTokens>(sum[t], operands[t][s], vectors_at + g / 2 * P::kTokens * 128, g % 2 * 2 + s);
+          multiply_tile<kTokens>(reinterpret_cast<float(&)[kTokens / 2]>(sum[t]), operands[t][s],
+                                 vectors_at + g / 2 * P::kTokens * 128, g % 2 * 2 + s);
         }
       }
       close_products();
       wait_for_products<1>();
       // Now the products of the stage before are done as well.
-      if (g == 0 && stage > 0 && lane == 0) {
-        arrive(barriers + 8 * (P::kStages + (place == 0 ? P::kStages : place) - 1));
-      }
+      if (g == 0 && stage > 0) release((at.place == 0 ? P::kStages : at.place) - 1);
     }
-    if (++place == P::kStages) place = 0, parity ^= 1;
+    if (++at.place == P::kStages) at.place = 0, at.parity ^= 1;
   }
   wait_for_products<0>();
 #pragma unroll
   for (int t = 0; t < kTiles; ++t) keep_in_registers(sum[t]);
+  release((at.place == 0 ? P::kStages : at.place) - 1);
+}
 
-  // Through shared memory, where rows are next to each other: [kTokens, kSumPitch] in place of the ring.
-  consumers_sync();
+// 2^power, or the least float.
+__device__ __forceinline__ float power_of(int power) {
+  return __uint_as_float(static_cast<uint32_t>(max(power, -126) + 127) << 23);
+}
+__device__ __forceinline__ int exponent_of(float power) { return static_cast<int>(__float_as_uint(power) >> 23) - 127; }
+
+// The same as halves, squared where they are positive: zeros behind the last row, up to the vectors' stride.
+template <int kTokens, int kSums>
+__device__ __forceinline__ void put_halves(const Gemm& a, const Tile& tile, int row, float (&sum)[2][kSums]) {
+  constexpr int kCount = kTokens / 4;  // vectors of a lane
+  const int lane = lane_id(), j = lane % 4, part = lane / 4, here = tile.last_row + 1 - row;
+  const int count = tile.count - 2 * j, column = tile.first_row + row;
+  const auto value = [&](int i, int r) -> float& { return sum[r / 2][i / 2 * 4 + r % 2 * 2 + i % 2]; };
+  const auto token = [&](int i) { return i / 2 * 8 + i % 2; };  // from 2 j on
+  // The largest of 32 columns, which are those of eight lanes: lanes halve the vectors that they know of thrice, so
+  // each comes to know kCount / 8 of them.
+  float most[kCount];
 #pragma unroll
-  for (int t = 0; t < kTiles; ++t) {
+  for (int i = 0; i < kCount; ++i) {
+    most[i] = 0;
 #pragma unroll
-    for (int i = 0; i < P::kTokens / 2; ++i) {
-      const int token = i / 4 * 8 + 2 * j + i % 2;
-      store_shared(ring + 4 * (token * P::kSumPitch + static_cast<int>(my_row[t][i / 2 % 2])), sum[t][i]);
+    for (int r = 0; r < 4; ++r) {
+      value(i, r) = r < here ? activated(true, value(i, r)) : 0.0f;
+      most[i] = fmaxf(most[i], value(i, r));
     }
+  }
+  const auto halve = [&](auto left, int step) {
+    constexpr int kLeft = decltype(left)::value;
+    const bool upper = (lane & step) != 0;
+#pragma unroll
+    for (int i = 0; i < kLeft; ++i) {
+      const float mine = upper ? most[i + kLeft] : most[i], theirs = upper ? most[i] : most[i + kLeft];
+      most[i] = fmaxf(mine, __shfl_xor_sync(~0u, theirs, step));
+    }
+  };
+  halve(Constant<kCount / 2>(), 16);
+  halve(Constant<kCount / 4>(), 8);
+  halve(Constant<kCount / 8>(), 4);
+  constexpr int kMine = kCount / 8;
+  const int mine = (lane / 16 * 4 + lane / 8 % 2 * 2 + lane / 4 % 2) * kMine;
+  int powers[kMine];
+  bool units = true;
+  int8_t* to_powers = a.halves.powers + column / 32;
+  const int64_t groups = a.halves.to.stride / 32;
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) {
+    // Below 2^-10 rounding would show; from 2^15 on there is no half.
+    const bool unit = most[i] >= 0x1p-10f && most[i] < 0x1p15f;
+    powers[i] = most[i] == 0 || unit ? 0 : exponent_of(half_scale(most[i]));
+    units = units && powers[i] == 0;
+    if (token(mine + i) < count) {
+      to_powers[(int64_t{tile.first} + 2 * j + token(mine + i)) * groups] =
+          static_cast<int8_t>(most[i] == 0 ? kNoPower : powers[i]);
+    }
+  }
+  if (!__all_sync(~0u, units)) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const int owner = j | i / kMine / 4 << 4 | i / kMine / 2 % 2 << 3 | i / kMine % 2 << 2;
+      const float factor = power_of(__shfl_sync(~0u, powers[i % kMine], owner));
+#pragma unroll
+      for (int r = 0; r < 4; ++r) value(i, r) *= factor;
+    }
+  }
+  // column_of() the other way round: where the two pairs of a lane's four columns go, of 32.
+  const auto order = static_cast<Order>(a.halves.order);
+  int at = part % 2 * 16 + part / 2 * 2, second = 8;
+  if (order == Order::nibbles) at = 2 * part, second = 16;
+  if (order == Order::parts) at = part / 4 * 16 + part % 4 * 2;
+  const bool every_other = order == Order::nibbles || order == Order::bytes, far = order == Order::nvfp4;
+  const bool upper = part / 2 % 2 != 0;
+  if (far) at = part / 4 * 16 + part % 2 * 4 + (upper ? 2 : 0);
+  __half* to = a.halves.to.x + (int64_t{tile.first} + 2 * j) * a.halves.to.stride + column / 32 * 32 + at;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    float v[4] = {value(i, 0), value(i, 1), value(i, 2), value(i, 3)};
+    if (far) {  // pairs are eight columns apart, which another lane has
+      const float first = __shfl_xor_sync(~0u, upper ? v[0] : v[2], 8);
+      const float other = __shfl_xor_sync(~0u, upper ? v[1] : v[3], 8);
+      const float pairs[4] = {upper ? first : v[0], upper ? v[2] : first, upper ? other : v[1], upper ? v[3] : other};
+#pragma unroll
+      for (int r = 0; r < 4; ++r) v[r] = pairs[r];
+    } else if (every_other) {
+      const float third = v[2];
+      v[2] = v[1], v[1] = third;
+    }
+    if (token(i) >= count) continue;
+    auto* words = reinterpret_cast<uint32_t*>(to + token(i) * a.halves.to.stride);
+    words[0] = bits_of(__floats2half2_rn(v[0], v[1]));
+    words[second / 2] = bits_of(__floats2half2_rn(v[2], v[3]));
   }
 }
 
-// The last part: y of the block's tokens, by all that have multiplied.
-template <class F>
-__device__ __forceinline__ void put_out(const Gemm& a, const Share<F>& share, const float* factors, uint32_t ring) {
+// y of a tile's first kTokens vectors. A lane has kLaneRows rows next to each other, so that eight lanes write a line.
+template <class F, int kTokens, int kSums>
+__device__ __forceinline__ void put_out(const Gemm& a, const Tile& tile, const float* factors,
+                                        float (&sum)[Plan<F>::kTiles][kSums]) {
   using P = Plan<F>;
-  constexpr int kWarps = kWarpgroups * 4, kPasses = P::kRows / kWarp;
-  const int warp = warp_id() - kFetchThreads / kWarp, lane = lane_id();
-  const int rows = min(P::kRows, share.last_row + 1);
+  constexpr int kRows = P::kLaneRows;
+  using Rows = std::conditional_t<kRows == 4, float4, float2>;
+  const int warp = warp_id() - kFetchThreads / kWarp, lane = lane_id(), j = lane % 4;
+  const int row = warp * P::kWarpRows + lane / 4 * kRows, here = tile.last_row + 1 - row;
+  if (here <= 0 && !a.halves.powers) return;
   const float* before = a.output == Output::add ? a.y : a.output == Output::gate ? a.gate : nullptr;
-  float row_scale[kPasses];
+  const auto floats_of = [](Rows& rows) { return reinterpret_cast<float*>(&rows); };
+  const auto at_once = [&](const float* p) { return reinterpret_cast<uintptr_t>(p) % sizeof(Rows) == 0; };
+  const bool whole = here >= kRows && a.y_stride % kRows == 0 && at_once(a.y) && at_once(before);
+  if (tile.row_scales) {
 #pragma unroll
-  for (int i = 0; i < kPasses; ++i) {
-    const int r = lane + kWarp * i;
-    row_scale[i] = share.row_scales && r < rows ? share.row_scales[share.first_row + r] : 1.0f;
+    for (int r = 0; r < kRows; ++r) {
+      const float scale = tile.row_scales[min(row + r, tile.last_row)];
+#pragma unroll
+      for (int i = 0; i < kTokens / 4; ++i) sum[r / 2][i / 2 * 4 + r % 2 * 2 + i % 2] *= scale;
+    }
   }
-#pragma unroll 2
-  for (int token = warp; token < share.count; token += kWarps) {
-    const int64_t at = (int64_t{share.first} + token) * a.y_stride + share.first_row + lane;
-    const float factor = factors[token];
-    float there[kPasses];
+#pragma unroll
+  for (int i = 0; i < kTokens / 4; ++i) {
+    const float factor = factors[i / 2 * 8 + 2 * j + i % 2];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) sum[r / 2][i / 2 * 4 + r % 2 * 2 + i % 2] *= factor;
+  }
+  if constexpr (kRows == 4) {
+    if (a.halves.powers) return put_halves<kTokens>(a, tile, row, sum);
+  }
+  float* y = a.y + (int64_t{tile.first} + 2 * j) * a.y_stride + tile.first_row + row;
+  const int64_t to_before = before ? before - a.y : 0;
+  const auto value = [&](int i, int r) -> float& { return sum[r / 2][i / 2 * 4 + r % 2 * 2 + i % 2]; };
+  const auto token = [&](int i) { return i / 2 * 8 + i % 2; };  // from 2 j on
+  const int count = tile.count - 2 * j;
+  const bool gated = a.output == Output::gate;
+  constexpr int kAtOnce = 4;  // vectors of which `before` is asked for before it is used
+#pragma unroll
+  for (int batch = 0; batch < kTokens / 4; batch += kAtOnce) {
+    Rows there[kAtOnce] = {};
     if (before) {
 #pragma unroll
-      for (int i = 0; i < kPasses; ++i) there[i] = lane + kWarp * i < rows ? __ldcg(before + at + kWarp * i) : 0.0f;
+      for (int i = 0; i < kAtOnce; ++i) {
+        const float* from = y + token(batch + i) * a.y_stride + to_before;
+        if (token(batch + i) >= count) continue;
+        if (whole) {
+          there[i] = __ldcg(reinterpret_cast<const Rows*>(from));
+        } else {
+#pragma unroll
+          for (int r = 0; r < kRows; ++r) {
+            if (r < here) floats_of(there[i])[r] = __ldcg(from + r);
+          }
+        }
+      }
+    }
+    const auto each = [&](auto&& f) {
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) f(value(batch + i, r), floats_of(there[i])[r]);
+      }
+    };
+    const auto activate = [&](float& v, float other, auto relu2) {
+      const float x = activated(relu2.value, gated ? other : v);
+      v = gated ? v * x : x;
+    };
+    if (a.output == Output::add) {
+      each([&](float& v, float other) { v += other; });
+    } else if (a.output != Output::store && a.relu2) {
+      each([&](float& v, float other) { activate(v, other, std::true_type()); });
+    } else if (a.output != Output::store) {
+      each([&](float& v, float other) { activate(v, other, std::false_type()); });
     }
 #pragma unroll
-    for (int i = 0; i < kPasses; ++i) {
-      if (lane + kWarp * i >= rows) break;
-      float value = __uint_as_float(load_word(ring + 4 * (token * P::kSumPitch + lane + kWarp * i)));
-      value *= factor * row_scale[i];
-      if (a.output == Output::add) value += there[i];
-      if (a.output == Output::activate) value = activated(a.relu2, value);
-      if (a.output == Output::gate) value *= activated(a.relu2, there[i]);
-      a.y[at + kWarp * i] = value;
+    for (int i = batch; i < batch + kAtOnce; ++i) {
+      if (token(i) >= count) continue;
+      float* to = y + token(i) * a.y_stride;
+      if (whole) {
+        Rows out;
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) floats_of(out)[r] = value(i, r);
+        *reinterpret_cast<Rows*>(to) = out;
+      } else {
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+          if (r < here) to[r] = value(i, r);
+        }
+      }
     }
   }
 }
 
 template <class F>
-__global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Gemm a) {
+__global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Gemm a, int tiles) {
   using P = Plan<F>;
   extern __shared__ uint8_t memory[];
-  __shared__ float factors[P::kTokens];
-  __shared__ uint64_t barriers[2 * P::kStages];  // full, empty
+  __shared__ Tile shared_tiles[2];
+  __shared__ float factors[2 * P::kTokens];
+  __shared__ uint64_t barriers[2 * P::kStages + 4];  // of stages: full, empty; of tiles: full, empty
   const int tid = static_cast<int>(threadIdx.x);
-  const uint32_t ring = (shared_address(memory) + 1023) & ~1023u;
+  Ring ring;
+  ring.stages = (shared_address(memory) + 1023) & ~1023u;
+  ring.barriers = shared_address(barriers);
+  ring.tile_barriers = ring.barriers + 8 * 2 * P::kStages;
+  ring.tiles = shared_tiles;
+  ring.factors = factors;
   if (tid < P::kStages) {
-    init_barrier(shared_address(barriers + tid), kFetchThreads);
-    init_barrier(shared_address(barriers + P::kStages + tid), kWarpgroups * 4);
+    init_barrier(ring.barriers + 8 * tid, kFetchThreads);
+    init_barrier(ring.barriers + 8 * (P::kStages + tid), kWarpgroups * 4);
   }
+  if (tid < 2) {
+    init_barrier(ring.tile_barriers + 8 * tid, kFetchThreads);
+    init_barrier(ring.tile_barriers + 8 * (2 + tid), kWarpgroups * 4);
+  }
+  __syncthreads();
   wait_for_predecessor();
   start_successor();
 
-  const Matrix& m = a.matrix;
-  Share<F> share;
-  share.first = static_cast<int>(blockIdx.y) * P::kTokens, share.count = min(P::kTokens, a.slots - share.first);
-  share.rows = m.data, share.scales = m.group_scales, share.row_scales = m.row_scales, share.scale = m.scale;
-  if (a.tile_expert) {
-    const int expert = __ldcg(a.tile_expert + blockIdx.y);
-    if (expert < 0) return;
-    share.first = __ldcg(a.tile_first + blockIdx.y);
-    share.count = __ldcg(a.tile_count + blockIdx.y);
-    share.rows = reinterpret_cast<const uint8_t*>(a.expert_data[expert]);
-    if (a.expert_scales) {
-      const std::byte* scales = a.expert_scales[expert];
-      if (a.expert_row_scales) share.row_scales = reinterpret_cast<const float*>(scales);
-      if (!a.expert_row_scales) share.scales = reinterpret_cast<const uint8_t*>(scales);
-    }
-    if (a.expert_scale) share.scale = a.expert_scale[expert];
-  }
-  share.first_row = static_cast<int>(blockIdx.x) * P::kRows;
-  share.last_row = m.rows - 1 - share.first_row;
-  share.rows += share.first_row * m.stride;
-  if (Fragment<F>::kGroupScales) share.scales += share.first_row * m.scales_stride;
-  for (int i = tid; i < share.count; i += kThreads) {
-    const int slot = share.first + i;
-    factors[i] = __ldcg(a.x.unscale + (a.rows ? __ldcg(a.rows + slot) : slot)) * Fragment<F>::kFactor * share.scale;
-  }
-  __syncthreads();
   if (warp_id() < kFetchThreads / kWarp) {
     set_registers<56, false>();
-    fetch_all<F>(a, share, shared_address(barriers), ring);
+    fetch_all<F>(a, tiles, ring);
   } else {
     set_registers<224, true>();
-    const int tiles = (share.last_row / 64 - (tid - kFetchThreads) / 128) / kWarpgroups + 1;
-    if (P::kTiles == 1 || tiles > 1) {
-      multiply_all<F, P::kTiles>(a, share, shared_address(barriers), ring);
-    } else {
-      multiply_all<F, 1>(a, share, shared_address(barriers), ring);
+    float sum[P::kTiles][P::kTokens / 2];
+    Position at;
+#pragma unroll 1
+    for (int turn = 0;; ++turn) {
+      wait_barrier(ring.tile_barriers + 8 * (turn % 2), turn / 2 % 2);
+      const Tile tile = ring.tiles[turn % 2];
+      if (tile.count == 0) break;
+      const float* mine = factors + turn % 2 * P::kTokens;
+      constexpr int kHalf = P::kTokens / 2;
+      if (kHalf >= 64 && tile.count <= kHalf) {
+        multiply_all<F, (kHalf >= 64 ? kHalf : 64)>(a, tile, ring, at, sum);
+        put_out<F, (kHalf >= 64 ? kHalf : 64)>(a, tile, mine, sum);
+      } else {
+        multiply_all<F, P::kTokens>(a, tile, ring, at, sum);
+        put_out<F, P::kTokens>(a, tile, mine, sum);
+      }
+      __syncwarp();
+      if (lane_id() == 0) arrive(ring.tile_barriers + 8 * (2 + turn % 2));
     }
-    consumers_sync();
-    put_out<F>(a, share, factors, ring);
   }
 }
 
@@ -351,7 +649,9 @@ void launch(const Gemm& op, int tiles, const Launch& launch) {
   using P = Plan<F>;
   if (op.matrix.rows == 0 || op.slots == 0) return;
   if (!op.tile_expert) tiles = (op.slots + P::kTokens - 1) / P::kTokens;
-  launch(kernel<F>, dim3((op.matrix.rows + P::kRows - 1) / P::kRows, tiles), dim3(kThreads), P::kShared, op);
+  if (op.halves.powers && P::kRows != 256) return launch.keep(cudaErrorInvalidValue);
+  const int all = tiles * ((op.matrix.rows + P::kRows - 1) / P::kRows);
+  launch(kernel<F>, dim3(std::min(all, launch.num_sms())), dim3(kThreads), P::kShared, op, tiles);
 }
 
 }  // namespace proa::cuda::gemm

@@ -24,6 +24,14 @@ struct Halves {
   int64_t stride = 0;        // padded_cols()
   float* unscale = nullptr;  // [rows] undoes the power of two of a vector
 };
+// Results as vectors of the next product. 32 columns whose largest is no good as a half are times a power of two;
+// level_halves() makes it one for all of a vector.
+struct HalvesOut {
+  Halves to;
+  uint8_t order = 0;
+  int8_t* powers = nullptr;  // [rows, to.stride / 32] exponents; kNoPower: zeros. Null: no such results are wanted
+};
+constexpr int8_t kNoPower = 127;
 constexpr int64_t padded_cols(int64_t cols) { return (cols + 255) / 256 * 256; }
 
 struct Gemm {
@@ -45,10 +53,14 @@ struct Gemm {
   Output output = Output::store;
   bool relu2 = false;
   const float* gate = nullptr;  // [slots, y_stride]
+  HalvesOut halves;             // in place of y, of Output::activate with relu2, where writes_halves()
 };
 
 // Vectors that a block multiplies; 0: this device or format has only matmul.h.
 int gemm_tokens(Format format, const Launch& launch);
+bool writes_halves(Format format, const Launch& launch);
+// Brings `rows` of `out` to one power each, and says which.
+void level_halves(const HalvesOut& out, int rows, const Launch& launch);
 // x of `op` as halves in `order`; op.out, op.bf16, op.order and op.tile_count are not looked at.
 void prepare_halves(const Prepare& op, uint8_t order, const Halves& out, const Launch& launch);
 // `tiles` of experts; without experts tiles follow from slots.

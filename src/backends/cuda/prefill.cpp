@@ -16,6 +16,7 @@ constexpr int kMaxTokens = 8192;  // of one product: bounds the scratch memory
 
 uint8_t order_of(Format format) { return cuda::operand_form(format).order; }
 
+size_t powers_bytes(int64_t rows, int64_t cols) { return Arena::padded<int8_t>(rows * cuda::padded_cols(cols) / 32); }
 size_t halves_bytes(int64_t rows, int64_t cols) {
   return Arena::padded<uint16_t>(rows * cuda::padded_cols(cols)) + Arena::padded<float>(rows);
 }
@@ -69,7 +70,8 @@ bool CudaBackend::products_of_many(const cuda::Prepare& input, std::span<const P
   return true;
 }
 
-void CudaBackend::multiply_many(const Product& product, int slots, const cuda::Halves& x, int64_t offset) {
+void CudaBackend::multiply_many(const Product& product, int slots, const cuda::Halves& x, int64_t offset,
+                                const cuda::HalvesOut* halves) {
   const auto m = matrix(product.weight);
   if (!m) return;
   cuda::Gemm op;
@@ -81,6 +83,7 @@ void CudaBackend::multiply_many(const Product& product, int slots, const cuda::H
   op.output = product.output;
   op.relu2 = product.relu2;
   op.gate = product.gate ? product.gate + offset : nullptr;
+  if (halves) op.halves = *halves;
   cuda::multiply_many(product.weight.format, op, 0, launch());
 }
 
@@ -100,15 +103,19 @@ bool CudaBackend::moe_of_many(const Moe& op) {
   const int up_tokens = cuda::gemm_tokens(op.up.format, launch_),
             down_tokens = cuda::gemm_tokens(op.down.format, launch_);
   const int tile = std::min(up_tokens, down_tokens);
+  const bool direct = relu2 && cuda::writes_halves(op.up.format, launch_);
+  const bool shared_direct = relu2 && op.shared_up && cuda::writes_halves(op.shared_up.format, launch_);
   for (int first = 0; first < op.num_tokens; first += kMaxTokens) {
     const int tokens = std::min(kMaxTokens, op.num_tokens - first);
     const int64_t choices = int64_t{tokens} * per_token;
     const int tiles = static_cast<int>(std::min<int64_t>(choices, choices / tile + op.n_routed_experts));
     const size_t bytes = halves_bytes(tokens, std::max<int64_t>({op.hidden_size, in, out, shared_rows})) +
-                         halves_bytes(choices, width) + 2 * Arena::padded<int32_t>(choices) +
-                         3 * Arena::padded<int32_t>(tiles) + Arena::padded<float>(choices * width) +
-                         Arena::padded<float>(choices * out) + Arena::padded<float>(tokens * in) +
-                         Arena::padded<float>(tokens * out) + Arena::padded<float>(tokens * shared_rows);
+                         halves_bytes(choices, width) + halves_bytes(shared_direct ? tokens : 0, shared_rows) +
+                         powers_bytes(choices, width) + powers_bytes(tokens, shared_rows) +
+                         2 * Arena::padded<int32_t>(choices) + 3 * Arena::padded<int32_t>(tiles) +
+                         Arena::padded<float>(direct ? 0 : choices * width) + Arena::padded<float>(choices * out) +
+                         Arena::padded<float>(tokens * in) + Arena::padded<float>(tokens * out) +
+                         Arena::padded<float>(shared_direct ? 0 : tokens * shared_rows);
     std::byte* memory = scratch(bytes);
     if (!memory) return true;
     Arena arena(memory, bytes);
@@ -118,18 +125,22 @@ bool CudaBackend::moe_of_many(const Moe& op) {
     };
     arena.take<std::byte>(
         static_cast<int64_t>(halves_bytes(tokens, std::max<int64_t>({op.hidden_size, in, out, shared_rows}))));
-    const cuda::Halves h_halves = take_halves(arena, choices, width);
+    const cuda::HalvesOut h_halves = {take_halves(arena, choices, width), order_of(op.down.format),
+                                      arena.take<int8_t>(choices * cuda::padded_cols(width) / 32)};
+    const cuda::HalvesOut shared_halves = {take_halves(arena, shared_direct ? tokens : 0, shared_rows),
+                                           shared_direct ? order_of(op.shared_down.format) : uint8_t{0},
+                                           arena.take<int8_t>(tokens * cuda::padded_cols(shared_rows) / 32)};
     cuda::SortedChoices sorted;
     sorted.token = arena.take<int32_t>(choices);
     sorted.slot = arena.take<int32_t>(choices);
     sorted.tile_expert = arena.take<int32_t>(tiles);
     sorted.tile_first = arena.take<int32_t>(tiles);
     sorted.tile_count = arena.take<int32_t>(tiles);
-    float* h = arena.take<float>(choices * width);
+    float* h = arena.take<float>(direct ? 0 : choices * width);
     float* y = arena.take<float>(choices * out);
     float* z = arena.take<float>(tokens * in);
     float* r = arena.take<float>(tokens * out);
-    float* shared_h = arena.take<float>(tokens * shared_rows);
+    float* shared_h = arena.take<float>(shared_direct ? 0 : tokens * shared_rows);
 
     float* x = op.x + int64_t{first} * op.hidden_size;
     const cuda::Prepare normed = {.slots = tokens,
@@ -152,7 +163,9 @@ bool CudaBackend::moe_of_many(const Moe& op) {
     }
     if (op.shared_up) {
       prepare(normed, op.shared_up.format);
-      multiply_many({op.shared_up, shared_h, Output::activate, relu2}, tokens, vectors, 0);
+      multiply_many({op.shared_up, shared_h, Output::activate, relu2}, tokens, vectors, 0,
+                    shared_direct ? &shared_halves : nullptr);
+      if (shared_direct) cuda::level_halves(shared_halves, tokens, launch());
     }
     if (latent) {
       vectors = of_tokens(in);
@@ -164,7 +177,7 @@ bool CudaBackend::moe_of_many(const Moe& op) {
     cuda::sort_choices(op.topk_ids + int64_t{first} * per_token, static_cast<int>(choices), per_token,
                        op.n_routed_experts, tile, tiles, sorted, launch());
     const auto multiply = [&](const ExpertWeights& weights, const cuda::Experts& which, const cuda::Halves& halves,
-                              const int32_t* rows, float* to, Output output) {
+                              const int32_t* rows, float* to, Output output, const cuda::HalvesOut* to_halves) {
       cuda::Gemm product;
       product.matrix = which.shape;
       product.expert_data = which.data;
@@ -181,13 +194,18 @@ bool CudaBackend::moe_of_many(const Moe& op) {
       product.y_stride = weights.rows;
       product.output = output;
       product.relu2 = relu2;
+      if (to_halves) product.halves = *to_halves;
       cuda::multiply_many(weights.format, product, tiles, launch());
     };
-    multiply(op.up, *up, vectors, sorted.token, h, Output::activate);
-    cuda::prepare_halves(
-        {.slots = static_cast<int>(choices), .cols = static_cast<int>(width), .x = h, .x_stride = width},
-        order_of(op.down.format), h_halves, launch());
-    multiply(op.down, *down, h_halves, nullptr, y, Output::store);
+    multiply(op.up, *up, vectors, sorted.token, h, Output::activate, direct ? &h_halves : nullptr);
+    if (direct) {
+      cuda::level_halves(h_halves, static_cast<int>(choices), launch());
+    } else {
+      cuda::prepare_halves(
+          {.slots = static_cast<int>(choices), .cols = static_cast<int>(width), .x = h, .x_stride = width},
+          h_halves.order, h_halves.to, launch());
+    }
+    multiply(op.down, *down, h_halves.to, nullptr, y, Output::store, nullptr);
     cuda::combine_experts(y, sorted.slot, op.topk_weights + int64_t{first} * per_token, tokens, per_token,
                           static_cast<int>(out), !latent, latent ? r : x, launch());
     const auto add_to_x = [&](const Weight& weight, const float* from) {
@@ -197,7 +215,11 @@ bool CudaBackend::moe_of_many(const Moe& op) {
       multiply_many({weight, x, Output::add}, tokens, vectors, 0);
     };
     if (latent) add_to_x(op.latent_out, r);
-    if (op.shared_down) add_to_x(op.shared_down, shared_h);
+    if (shared_direct) {
+      multiply_many({op.shared_down, x, Output::add}, tokens, shared_halves.to, 0);
+    } else if (op.shared_down) {
+      add_to_x(op.shared_down, shared_h);
+    }
   }
   return true;
 }
