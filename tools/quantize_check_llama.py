@@ -4,7 +4,9 @@
 
 A held-out question is answered greedily by Proa; llama.cpp is forced along the same tokens. Printed: tokens by either
 tokenizer, how often the likeliest token is the same, and the largest difference of these tokens' log probabilities.
-llama.cpp rounds activations to 8 bits on the CPU, so its logits on the F32 file are off by nearly as much.
+llama.cpp rounds activations to 8 bits on the CPU. The training code, given the dequantised Q8_0 file in F32, is within 6e-6 of
+Proa at the answers to three questions (checkpoint b4d2838); with activations rounded to Q8_0 it moves by 0.04 at likely
+tokens and by up to 5 nats at unlikely ones. Whether that is all of llama.cpp's distance is not known.
 """
 import argparse
 import json
