@@ -119,6 +119,8 @@ void add_open_flags(CLI::App& command, OpenOptions& options) {
   command.add_option("--threads", options.threads, "CPU threads; 0: one per core")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
+  command.add_option("--cpu-target", options.cpu_target,
+                     "instruction set of the CPU: AVX3_DL and AVX3_BF16 multiply rounded activations, others F32");
   command
       .add_option(
           "--max-model-len", options.max_model_len,
@@ -156,7 +158,8 @@ void add_prefix_cache_flags(CLI::App& command, OpenOptions& options) {
 
 Result<PreparedModel> prepare_model(const OpenOptions& options) {
   PROA_ASSIGN(const Format kv_cache_dtype, parse_kv_cache_dtype(options.kv_cache_dtype));
-  PROA_ASSIGN(auto made, make_backend(options.device, {.num_threads = options.threads}));
+  PROA_ASSIGN(auto made,
+              make_backend(options.device, {.num_threads = options.threads, .cpu_target = options.cpu_target}));
   PreparedModel prepared{.backend = std::move(made)};
   PROA_ASSIGN(auto headers, open_headers(options));
   prepared.checkpoint = std::make_shared<const Checkpoint>(std::move(headers));

@@ -33,6 +33,7 @@ struct OpenOptions {                 // flags, named as vLLM's
   std::string kv_cache_dtype = "auto";  // auto, bfloat16, float16, float32
   std::string chat_template;            // a file; empty: the checkpoint's own
   int threads = 0;
+  std::string cpu_target;     // an instruction set of the CPU, as BackendOptions has it
   int64_t max_model_len = 0;  // tokens; 0: the model's own, at most kDefaultMaxModelLen and what fits
   int max_num_batched_tokens = 512;
   int max_num_seqs = 1;

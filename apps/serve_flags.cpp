@@ -178,6 +178,8 @@ void add_model_flags(CLI::App& command, ServeFlags& flags) {
   command.add_option("--threads", open.threads, "CPU threads; 0: one per core")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
+  command.add_option("--cpu-target", open.cpu_target,
+                     "instruction set of the CPU: AVX3_DL and AVX3_BF16 multiply rounded activations, others F32");
   command.add_option("--seed", open.seed, "of dummy weights");
   command.add_option(
       "--max-model-len", flags.max_model_len,
