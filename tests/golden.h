@@ -136,11 +136,12 @@ inline double deviation(std::span<const float> a, std::span<const float> b, std:
   return std::isnan(result) ? INFINITY : result;
 }
 
-// Backend::product_rounding() of the weights that a model holds.
-inline double product_rounding(const Model& model, const Backend& backend) {
+// Backend::product_rounding() of the weights that a model holds, in steps of so many tokens.
+inline double product_rounding(const Model& model, const Backend& backend, size_t num_tokens = 1) {
   double rounding = 0;
-  for (const WeightUse& weight : model.weights())
-    rounding = std::max(rounding, backend.product_rounding(weight.format, 1));
+  for (const WeightUse& weight : model.weights()) {
+    rounding = std::max(rounding, backend.product_rounding(weight.format, static_cast<int>(num_tokens)));
+  }
   return rounding;
 }
 
@@ -155,8 +156,8 @@ inline double middle_deviation(std::span<const float> a, std::span<const float> 
 }
 
 // How far logits may be from right ones: rounded inputs of products add up over layers.
-inline double tolerance(const Model& model, const Backend& backend) {
-  return kTolerance + 4 * product_rounding(model, backend);
+inline double tolerance(const Model& model, const Backend& backend, size_t num_tokens = 1) {
+  return kTolerance + 4 * product_rounding(model, backend, num_tokens);
 }
 
 // Mean KL(expected || actual) of rows, nats.
