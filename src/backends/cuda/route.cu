@@ -23,16 +23,14 @@ __global__ void __launch_bounds__(kWarp) choose_kernel(const __grid_constant__ R
   choose(op, logits + static_cast<int64_t>(blockIdx.x) * op.n_routed_experts, blockIdx.x, room);
 }
 
-// A block takes an expert and up to kTokensAtOnce tokens; the last block of a token chooses. An F32 row stays in
-// registers while the predecessor ends: kVectors of four values a thread.
-constexpr int kTokensAtOnce = 4;
+// One block per expert and token; the last block of a token chooses. An F32 row stays in registers while the
+// predecessor ends: kVectors of four values a thread.
 template <int kVectors>
 __global__ void __launch_bounds__(kRouteThreads)
     fused_kernel(const __grid_constant__ Route op, float* logits, uint32_t* tickets) {
-  constexpr int kWarps = kRouteThreads / kWarp;
   extern __shared__ float room[];
-  __shared__ float reduce[kTokensAtOnce][2 * kWarps];
-  __shared__ bool last[kTokensAtOnce];
+  __shared__ float reduce[2 * kWarp];
+  __shared__ bool last;
   const int tid = static_cast<int>(threadIdx.x), expert = static_cast<int>(blockIdx.x);
   const int vectors = op.hidden_size / 4;
   const auto* row = reinterpret_cast<const float4*>(op.gate.data + expert * static_cast<int64_t>(op.gate.row_stride));
@@ -48,46 +46,36 @@ __global__ void __launch_bounds__(kRouteThreads)
   }
   wait_for_predecessor();
   start_successor();
-  const int first = static_cast<int>(blockIdx.y) * kTokensAtOnce, tokens = min(kTokensAtOnce, op.num_tokens - first);
-  const auto* x = reinterpret_cast<const float4*>(op.x + int64_t{first} * op.hidden_size);
-  float dot[kTokensAtOnce] = {}, squares[kTokensAtOnce] = {};
+  const int64_t token = blockIdx.y;
+  const auto* x = reinterpret_cast<const float4*>(op.x + token * op.hidden_size);
+  float dot = 0, squares = 0;
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     const int at = i * kRouteThreads + tid;
-    if (at >= vectors) continue;
-#pragma unroll
-    for (int t = 0; t < kTokensAtOnce; ++t) {
-      if (t >= tokens) continue;
-      const float4 v = __ldcg(x + t * vectors + at);
-      dot[t] += (v.x * w[i].x + v.y * w[i].y) + (v.z * w[i].z + v.w * w[i].w);
-      squares[t] += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
+    if (at < vectors) {
+      const float4 v = __ldcg(x + at);
+      dot += (v.x * w[i].x + v.y * w[i].y) + (v.z * w[i].z + v.w * w[i].w);
+      squares += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
     }
   }
-#pragma unroll
-  for (int t = 0; t < kTokensAtOnce; ++t) {
-    dot[t] = warp_sum(dot[t]);
-    squares[t] = warp_sum(squares[t]);
-    if (lane_id() == 0) reduce[t][warp_id()] = dot[t], reduce[t][kWarps + warp_id()] = squares[t];
-  }
+  dot = warp_sum(dot);
+  squares = warp_sum(squares);
+  if (lane_id() == 0) reduce[warp_id()] = dot, reduce[kWarp + warp_id()] = squares;
   __syncthreads();
-  if (tid < tokens) {
-    float product = 0, sum = 0;
+  if (tid == 0) {
+    dot = squares = 0;
 #pragma unroll
-    for (int i = 0; i < kWarps; ++i) product += reduce[tid][i], sum += reduce[tid][kWarps + i];
-    const float scale = 1.0f / sqrtf(sum / static_cast<float>(op.hidden_size) + op.eps);
-    const int64_t token = first + tid;
-    __stcg(logits + token * op.n_routed_experts + expert, product * scale * op.gate.scale);
+    for (int i = 0; i < kRouteThreads / kWarp; ++i) dot += reduce[i], squares += reduce[kWarp + i];
+    const float scale = 1.0f / sqrtf(squares / static_cast<float>(op.hidden_size) + op.eps);
+    __stcg(logits + token * op.n_routed_experts + expert, dot * scale * op.gate.scale);
     __threadfence();
-    last[tid] = atomicAdd(tickets + token, 1u) == gridDim.x - 1;
+    last = atomicAdd(tickets + token, 1u) == gridDim.x - 1;
   }
   __syncthreads();
-  const int mine = warp_id();  // a warp chooses for a token
-  static_assert(kTokensAtOnce == kWarps);
-  if (mine >= tokens || !last[mine]) return;
+  if (!last || warp_id() > 0) return;
   __threadfence();
-  const int64_t token = first + mine;
   if (lane_id() == 0) tickets[token] = 0;
-  choose(op, logits + token * op.n_routed_experts, token, room + 2 * mine * op.n_routed_experts);
+  choose(op, logits + token * op.n_routed_experts, token, room);
 }
 
 // Logits of many tokens, in F32: a block has 64 tokens and 128 experts for a share of the columns, a thread four tokens
@@ -228,8 +216,8 @@ void route_many(const Route& op, float* logits, float* memory, const Launch& lau
 
 bool route_fused(const Route& op, float* logits, uint32_t* tickets, const Launch& launch) {
   if (!is_plain(op) || op.hidden_size > 16 * 4 * kRouteThreads || op.num_tokens > kFusedTokens) return false;
-  const dim3 blocks(op.n_routed_experts, (op.num_tokens + kTokensAtOnce - 1) / kTokensAtOnce);
-  const size_t room = 2 * sizeof(float) * kTokensAtOnce * static_cast<size_t>(op.n_routed_experts);
+  const dim3 blocks(op.n_routed_experts, op.num_tokens);
+  const size_t room = 2 * sizeof(float) * static_cast<size_t>(op.n_routed_experts);
   const int vectors = (op.hidden_size / 4 + kRouteThreads - 1) / kRouteThreads;
   if (vectors <= 6) {
     launch(fused_kernel<6>, blocks, dim3(kRouteThreads), room, op, logits, tickets);
