@@ -7,6 +7,7 @@
 
 #include "checkpoint/gguf_writer.h"
 #include "checkpoint/safetensors_writer.h"
+#include "core/output_path.h"
 #include "golden.h"
 
 namespace proa::golden {
@@ -221,8 +222,7 @@ TEST_F(NemotronHVariants, OfFoldersAreTheSameModel) {
     for (const StoredTensor& tensor : tensors)
       writer.put_raw_tensor(tensor.name, tensor.shape, tensor.type, tensor.data);
     ASSERT_TRUE(writer.write(folder_ + "/model.safetensors").ok());
-    const std::string text = config.dump();
-    ASSERT_TRUE(write_file(folder_ + "/config.json", std::as_bytes(std::span(text))).ok());
+    ASSERT_TRUE(write_file(folder_ + "/config.json", config.dump()).ok());
     expect_same(golden, golden.folder, folder_, variant.unused);
   }
 }
