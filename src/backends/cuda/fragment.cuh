@@ -491,6 +491,32 @@ __device__ __forceinline__ void split_pair(float x0, float x1, uint32_t (&parts)
   }
 }
 
+// c += 16 rows · 16 columns · 8 vectors: rows' values of one half as decode() has them (rows lane / 4, and 8 more), all
+// parts of the vectors as Operands (matmul.h) has them: `first` and, of bfloat16, two units on the third. c of a lane:
+// rows lane / 4 and 8 more (c[2], c[3]), vectors 2 (lane % 4) and one more.
+template <bool kBf16>
+__device__ __forceinline__ void multiply_parts(float (&c)[4], const uint32_t (&low)[4], const uint32_t (&high)[4],
+                                               int half, const uint4& parts, const uint4& third) {
+  const uint32_t a0 = low[2 * half], a1 = high[2 * half], a2 = low[2 * half + 1], a3 = high[2 * half + 1];
+  multiply<kBf16>(c, a0, a1, a2, a3, parts.x, parts.y);
+  multiply<kBf16>(c, a0, a1, a2, a3, parts.z, parts.w);
+  if constexpr (kBf16) multiply<true>(c, a0, a1, a2, a3, third.x, third.y);
+}
+template <bool kBf16>
+__device__ __forceinline__ void multiply_parts(float (&c)[4], const uint32_t (&low)[4], const uint32_t (&high)[4],
+                                               int half, uint32_t operand) {
+  uint4 third = {};
+  if constexpr (kBf16) third = load_shared(operand + 1024);
+  multiply_parts<kBf16>(c, low, high, half, load_shared(operand), third);
+}
+// to[row][vector] += scale of the row · c.
+__device__ __forceinline__ void add_scaled(float (&to)[2][2], float low, float high, const float (&c)[4]) {
+  to[0][0] += low * c[0];
+  to[0][1] += low * c[1];
+  to[1][0] += high * c[2];
+  to[1][1] += high * c[3];
+}
+
 constexpr int kLargestExponent = 100;
 
 // The power of two that brings a vector of this largest magnitude below 2^14.

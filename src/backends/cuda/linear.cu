@@ -1,18 +1,32 @@
 #include <algorithm>
+#include <array>
 
 #include "backends/cuda/linear.h"
 #include "backends/cuda/matmul.cuh"
+#include "backends/cuda/matmul_stream.cuh"
 #include "backends/cuda/row.cuh"
 
 namespace proa::cuda {
 
 // Each format's kernels are compiled in a file of their own, so that builds run side by side: linear_formats_*.cu.
-#define PROA_FORMAT(F) extern template void matmul::launch<F>(std::span<const MatMul>, const Launch&);
+#define PROA_FORMAT(F)                                                          \
+  extern template void matmul::launch<F>(std::span<const MatMul>, const Launch&); \
+  extern template void matmul_stream::launch<F>(std::span<const MatMul>, const Launch&);
 PROA_FORMATS(PROA_FORMAT)
 #undef PROA_FORMAT
 
 void multiply_matrices(Format format, std::span<const MatMul> ops, const Launch& launch) {
-  visit_format(format, [&](auto f) { matmul::launch<decltype(f)>(ops, launch); });
+  visit_format(format, [&](auto f) {
+    // Those that stream go together, and the others likewise.
+    std::array<MatMul, kMaxMatMuls> streamed, others;
+    size_t num_streamed = 0, num_others = 0;
+    for (const MatMul& op : ops) {
+      const bool streams = matmul_stream::takes<decltype(f)>(op, launch);
+      (streams ? streamed[num_streamed++] : others[num_others++]) = op;
+    }
+    matmul_stream::launch<decltype(f)>({streamed.data(), num_streamed}, launch);
+    matmul::launch<decltype(f)>({others.data(), num_others}, launch);
+  });
 }
 
 OperandForm operand_form(Format format) {
@@ -24,7 +38,8 @@ OperandForm operand_form(Format format) {
 
 namespace {
 
-constexpr int kPrepareThreads = 256;
+constexpr int kPrepareThreads = 1024;  // of a vector where there are few, else kManyPrepareThreads
+constexpr int kManyPrepareThreads = 256;
 
 struct Prepares {
   Prepare op[2];
@@ -46,7 +61,7 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_c
   const int groups = (a.cols + 31) / 32, units = a.bf16 ? 4 : 2;
   uint4* out = a.out.fragments + static_cast<int64_t>(slot / 8) * groups * units * kWarp + slot % 8 * 4;
   // All four lanes of a group's half do the same number of turns.
-  for (int i = static_cast<int>(threadIdx.x); i < 8 * groups; i += kPrepareThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < 8 * groups; i += static_cast<int>(blockDim.x)) {
     const int group = i / 8, half = i / 4 % 2, j = i % 4;
     float v[4], total = 0;
 #pragma unroll
@@ -60,13 +75,13 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_c
       uint32_t low[3], high[3];
       split_pair<true>(v[0], v[1], low);
       split_pair<true>(v[2], v[3], high);
-      to[0] = {low[0], low[1], high[0], high[1]};
-      to[2 * kWarp] = {low[2], 0, high[2], 0};
+      to[0] = {low[0], high[0], low[1], high[1]};
+      to[2 * kWarp] = {low[2], high[2], 0, 0};
     } else {
       uint32_t low[2], high[2];
       split_pair<false>(v[0], v[1], low);
       split_pair<false>(v[2], v[3], high);
-      to[0] = {low[0], low[1], high[0], high[1]};
+      to[0] = {low[0], high[0], low[1], high[1]};
     }
     const uint32_t quad = 0xfu << (lane_id() & ~3);
     total += __shfl_xor_sync(quad, total, 1);
@@ -89,7 +104,8 @@ void prepare(std::span<const Prepare> ops, const Launch& launch) {
   if (slots == 0) return;
   if (shared > static_cast<size_t>(launch.shared_limit())) return launch.keep(cudaErrorInvalidValue);
   const bool fours = std::ranges::all_of(ops, reads_by_fours);
-  launch(fours ? prepare_kernel<true> : prepare_kernel<false>, dim3(slots), dim3(kPrepareThreads), shared, all);
+  const int threads = slots <= launch.num_sms() ? kPrepareThreads : kManyPrepareThreads;
+  launch(fours ? prepare_kernel<true> : prepare_kernel<false>, dim3(slots), dim3(threads), shared, all);
 }
 
 }  // namespace proa::cuda

@@ -75,19 +75,20 @@ __device__ __forceinline__ void copy_rows(const uint8_t* row, int64_t step, int 
   }
 }
 
-// c += a · b, or c = a · b.
-template <bool kBf16>
-__device__ __forceinline__ void multiply_or_add(bool first, float (&c)[4], const uint4& a, uint32_t b0, uint32_t b1) {
-  if (first) c[0] = c[1] = c[2] = c[3] = 0;
-  multiply<kBf16>(c, a.x, a.y, a.z, a.w, b0, b1);
-}
-
 // A function where the code is long: inlined twice it takes the compiler minutes.
 template <class F>
 __device__ __noinline__ uint4 decode_apart(uint32_t row, uint32_t scales, int group, int j, int valid, int pass) {
   uint32_t b[4];
   Fragment<F>::decode(row, scales, group, j, valid, pass, b);
   return {b[0], b[1], b[2], b[3]};
+}
+template <class F>
+__device__ __noinline__ float scale_apart(uint32_t row, int group, int half) {
+  return Fragment<F>::scale(row, group, half);
+}
+template <class F>
+__device__ __noinline__ float minimum_apart(uint32_t row, int group, int half) {
+  return Fragment<F>::minimum(row, group, half);
 }
 
 template <class F, int kSteps>
@@ -96,11 +97,6 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2) kernel(const __grid_constant
   constexpr int kS = Frag::kBf16 ? 2 : 1;
   constexpr int kUnits = 2 * kS;  // 512 bytes each: operands of eight vectors for a group
   extern __shared__ uint4 memory[];
-  // Of a warp's rows and a stage's groups, as lanes need them: [group][16 columns][lane % 4] of rows 2 j, 2 j + 1, 2 j
-  // + 8, 2 j + 9.
-  constexpr int kScales = Frag::kScaleGroup == 0 ? 0 : 32 / Frag::kScaleGroup;
-  constexpr int kTable = kScales * kLongPiece<F> / 32;
-  __shared__ float4 scale_tables[kScales ? kWarps : 1][(Frag::kMin ? 2 : 1)][kScales ? kTable * 4 : 1];
   __shared__ float factors[8 * kSteps];
   int index = 0;
   while (index + 1 < work.count && static_cast<int>(blockIdx.x) >= work.plan[index + 1].first_block) ++index;
@@ -195,7 +191,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2) kernel(const __grid_constant
   const auto shift_of = [](const uint8_t* first, int64_t stride, int row, int offset) {
     return static_cast<int>((reinterpret_cast<uintptr_t>(first) + row * stride + offset) & 15);
   };
-  float sum[kSteps][2][2] = {};
+  float sum[kSteps][2][2] = {};  // [step, row, vector]: rows lane / 4 and 8 more, vectors 2 j and 2 j + 1
   uint32_t slot = 0, next_slot = static_cast<uint32_t>(p.stages - 1);
   for (int stage = 0; stage < stages; ++stage) {
     if (p.stages == 4) wait_for_copies<2>();
@@ -228,44 +224,30 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2) kernel(const __grid_constant
                               shift_of(scales, m.scales_stride, min(r, last_row), piece * p.piece_groups * 2);
       }
     }
-    if constexpr (kScales > 0) {
-      __syncwarp();
-      const int r = lane % 16, at = r / 2 % 4 * 4 + r / 8 * 2 + r % 2;
-      const uint32_t scaled_row = row_in_stage(r);
-#pragma unroll 1
-      for (int i = lane / 16; i < piece_groups * kScales; i += 2) {
-        reinterpret_cast<float*>(scale_tables[warp][0])[16 * i + at] =
-            Frag::scale(scaled_row, i / kScales, i % kScales);
-        if constexpr (Frag::kMin) {
-          reinterpret_cast<float*>(scale_tables[warp][1])[16 * i + at] =
-              Frag::minimum(scaled_row, i / kScales, i % kScales);
-        }
-      }
-      __syncwarp();
-    }
     const uint32_t operands = base + vectors + slice * p.piece_groups * kUnits * 512 + lane * 16;
-    float running[kSteps][2][4] = {};
+    float running[kSteps][4] = {};
 #pragma unroll(Frag::kLong ? 1 : 4)
     for (int g = 0; g < piece_groups; ++g) {
       const int group = piece * p.piece_groups + g;
-      float4 scale_of[2] = {}, min_of[2] = {};  // [16 columns]
+      const auto scale_of = [&](int h, int half) {
+        if constexpr (Frag::kLong) return scale_apart<F>(row[h], g, half);
+        if constexpr (!Frag::kLong) return Frag::scale(row[h], g, half);
+      };
+      const auto minimum_of = [&](int h, int half) {
+        if constexpr (Frag::kLong) return minimum_apart<F>(row[h], g, half);
+        if constexpr (!Frag::kLong) return Frag::minimum(row[h], g, half);
+      };
+      // Of this lane's two rows and of 16 columns, or of 32.
+      constexpr int kScales = Frag::kScaleGroup == 0 ? 0 : 32 / Frag::kScaleGroup;
+      float scales_of[2][2] = {}, minimums[2][2] = {};
 #pragma unroll
-      for (int half = 0; half < kScales; ++half) {
-        scale_of[half] = scale_tables[warp][0][(g * kScales + half) * 4 + j];
-        if constexpr (Frag::kMin) min_of[half] = scale_tables[warp][1][(g * kScales + half) * 4 + j];
+      for (int h = 0; h < 2; ++h) {
+#pragma unroll
+        for (int half = 0; half < kScales; ++half) {
+          scales_of[h][half] = scale_of(h, half);
+          if constexpr (Frag::kMin) minimums[h][half] = minimum_of(h, half);
+        }
       }
-      const auto add_scaled = [&](float(&to)[2][2], const float4& by, const float(&c)[2][4]) {
-        to[0][0] += by.x * (c[0][0] + c[0][2]);
-        to[0][1] += by.y * (c[0][1] + c[0][3]);
-        to[1][0] += by.z * (c[1][0] + c[1][2]);
-        to[1][1] += by.w * (c[1][1] + c[1][3]);
-      };
-      const auto add_minimum = [&](float(&to)[2][2], const float4& by, float total) {
-        to[0][0] += by.x * total;
-        to[0][1] += by.y * total;
-        to[1][0] += by.z * total;
-        to[1][1] += by.w * total;
-      };
 #pragma unroll
       for (int pass = 0; pass < Frag::kPasses; ++pass) {
         uint32_t b[2][4];
@@ -279,52 +261,39 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2) kernel(const __grid_constant
           }
         }
 #pragma unroll
-        for (int s = 0; s < kSteps; ++s) {
-          if (s > 0 && s >= steps) continue;
+        for (int s = 0; s < kSteps; ++s) {  // also where there are fewer vectors: products side by side take no longer
           const uint32_t operand = operands + (s * stage_units + g * kUnits) * 512;
-          float c[2][4];
+          float c[4] = {};
+          float(&to)[4] = Frag::kScaleGroup == 0 ? running[s] : c;
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-#pragma unroll
-            for (int f = 0; f < kS; ++f) {
-              const uint4 o = load_shared(operand + (f * 2 + half) * 512);
-#pragma unroll
-              for (int h = 0; h < 2; ++h) {
-                if constexpr (Frag::kScaleGroup == 0) {
-                  multiply<Frag::kBf16>(running[s][h], o.x, o.y, o.z, o.w, b[h][2 * half], b[h][2 * half + 1]);
-                } else {
-                  multiply_or_add<Frag::kBf16>(f == 0 && (half == 0 || Frag::kScaleGroup == 16), c[h], o,
-                                               b[h][2 * half], b[h][2 * half + 1]);
-                }
-              }
-            }
-            if constexpr (Frag::kScaleGroup == 16) add_scaled(sum[s], scale_of[half], c);
+            multiply_parts<Frag::kBf16>(to, b[0], b[1], half, operand + half * 512);
+            if constexpr (Frag::kScaleGroup == 16) add_scaled(sum[s], scales_of[0][half], scales_of[1][half], c);
+            if constexpr (Frag::kScaleGroup == 16) c[0] = c[1] = c[2] = c[3] = 0;
           }
-          if constexpr (Frag::kScaleGroup == 32) add_scaled(sum[s], scale_of[0], c);
+          if constexpr (Frag::kScaleGroup == 32) add_scaled(sum[s], scales_of[0][0], scales_of[1][0], c);
           if constexpr (Frag::kMin) {
-            const int in_tile = 8 * s + lane / 4;
-            if (pass == 0 && in_tile < count) {
+            if (pass > 0) continue;
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+              const int in_tile = 8 * s + 2 * j + e;
+              if (in_tile >= count) continue;
               const int at = first_slot + in_tile, vector = a.rows ? __ldcg(a.rows + at) : at;
               const float2 total = __ldcg(reinterpret_cast<const float2*>(a.x.group_sums) +
                                           static_cast<int64_t>(vector) * groups + group);
-              if constexpr (Frag::kScaleGroup == 16) {
-                add_minimum(sum[s], min_of[0], total.x);
-                add_minimum(sum[s], min_of[1], total.y);
-              } else {
-                add_minimum(sum[s], min_of[0], total.x + total.y);
+#pragma unroll
+              for (int h = 0; h < 2; ++h) {
+                sum[s][h][e] += kScales == 2 ? minimums[h][0] * total.x + minimums[h][1] * total.y
+                                             : minimums[h][0] * (total.x + total.y);
               }
             }
           }
         }
       }
     }
+    if constexpr (Frag::kScaleGroup == 0) {
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        sum[s][h][0] += running[s][h][0] + running[s][h][2];
-        sum[s][h][1] += running[s][h][1] + running[s][h][3];
-      }
+      for (int s = 0; s < kSteps; ++s) add_scaled(sum[s], 1, 1, running[s]);
     }
   }
 
@@ -335,9 +304,9 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2) kernel(const __grid_constant
   auto* sums = reinterpret_cast<float*>(memory);
 #pragma unroll
   for (int s = 0; s < kSteps; ++s) {
-    float* to = sums + ((slice * kSteps + s) * 8 + lane / 4) * pitch + row_group * kWarpRows + 2 * j;
+    float* to = sums + ((slice * kSteps + s) * 8 + 2 * j) * pitch + row_group * kWarpRows + lane / 4;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) *reinterpret_cast<float2*>(to + 8 * h) = {sum[s][h][0], sum[s][h][1]};
+    for (int h = 0; h < 2; ++h) to[8 * h] = sum[s][h][0], to[pitch + 8 * h] = sum[s][h][1];
   }
   __syncthreads();
   const int rows_here = min(block_rows, m.rows - row_block * block_rows);
@@ -393,7 +362,7 @@ void launch(std::span<const MatMul> ops, const Launch& launch) {
       if (op.matrix.rows == 0 || op.slots == 0) continue;
       Plan& p = fewer.plan[fewer.count];
       fewer.op[fewer.count++] = op;
-      p = plan_of<F>(op, op.tile_expert ? op.token_tile / 8 : steps, row_groups, launch);
+      p = plan_of<F>(op, steps, row_groups, launch);
       p.first_block = more_blocks;
       more_blocks += p.row_blocks * (op.tile_expert ? op.tiles : (op.slots + 8 * steps - 1) / (8 * steps));
       more_shared = std::max(more_shared, static_cast<size_t>(p.stages) * static_cast<size_t>(p.stage_bytes));

@@ -14,7 +14,9 @@ constexpr int kMaxTokenTile = 32;  // vectors that one block multiplies: 8, 16 o
 
 // Vectors as operands of one Order (fragment.cuh).
 struct Operands {
-  uint4* fragments = nullptr;   // [ceil(vectors / 8), groups, 2 or 4, 32 lanes]: lanes 4 t to 4 t + 3 are vector t's
+  // [ceil(vectors / 8), groups, 2 or 4, 32 lanes]: lanes 4 t to 4 t + 3 are vector t's; of each its first part for a
+  // product of 16 columns, then its second; a third is in the other half of the units.
+  uint4* fragments = nullptr;
   float* unscale = nullptr;     // [vectors] undoes the power of two of a vector
   float* group_sums = nullptr;  // [vectors, groups, 2]
 };

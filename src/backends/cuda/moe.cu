@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "backends/cuda/device.cuh"
 #include "backends/cuda/kernels.h"
 #include "backends/cuda/matmul.h"
@@ -56,7 +58,7 @@ __global__ void __launch_bounds__(kSortThreads)
 
 constexpr int kCombineThreads = 256;
 
-// A block takes a token, a thread kVector columns at a time.
+// A block takes a share of a token's columns, a thread kVector at a time.
 template <typename Vector>
 __global__ void __launch_bounds__(kCombineThreads)
     combine_kernel(const float* y, const int32_t* slot, const float* weights, int per_token, int width, bool add,
@@ -71,7 +73,8 @@ __global__ void __launch_bounds__(kCombineThreads)
     chosen[per_token + k] = __int_as_float(__ldcg(slot + token * per_token + k));
   }
   __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x) * kVector; i < width; i += kCombineThreads * kVector) {
+  const int first = static_cast<int>(blockIdx.y * kCombineThreads + threadIdx.x) * kVector;
+  for (int i = first; i < width; i += static_cast<int>(gridDim.y) * kCombineThreads * kVector) {
     float sum[kVector] = {};
 #pragma unroll 6
     for (int k = 0; k < per_token; ++k) {
@@ -101,8 +104,10 @@ void combine_experts(const float* y, const int32_t* slot, const float* weights, 
                      int width, bool add, float* x, const Launch& launch) {
   const size_t shared = 2 * sizeof(float) * static_cast<size_t>(per_token);
   const bool vectors = width % 4 == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0;
-  launch(vectors ? combine_kernel<float4> : combine_kernel<float>, dim3(num_tokens), dim3(kCombineThreads), shared, y,
-         slot, weights, per_token, width, add, x);
+  const int turns = (width + kCombineThreads * (vectors ? 4 : 1) - 1) / (kCombineThreads * (vectors ? 4 : 1));
+  const int shares = std::clamp(launch.num_sms() / num_tokens, 1, turns);
+  launch(vectors ? combine_kernel<float4> : combine_kernel<float>, dim3(num_tokens, shares), dim3(kCombineThreads),
+         shared, y, slot, weights, per_token, width, add, x);
 }
 
 }  // namespace proa::cuda

@@ -84,7 +84,8 @@ constexpr int kTileThreads = 256;
 constexpr int kTileTokens = 64;
 constexpr int kTileExperts = 128;
 constexpr int kTileStep = 16;  // columns at once
-constexpr int kMaxShares = 8;
+// Shares of the columns; of few tokens more, as there is little else to give to the SMs.
+constexpr int max_shares(int num_tokens) { return num_tokens <= 128 ? 24 : 8; }
 
 struct RouteShares {
   int count, cols;  // of columns
@@ -165,26 +166,29 @@ __global__ void __launch_bounds__(kTileThreads)
   }
 }
 
-__global__ void __launch_bounds__(kWarp)
+// A thread sums the shares of an expert, then one warp chooses.
+__global__ void __launch_bounds__(kRouteThreads)
     choose_of_shares_kernel(const __grid_constant__ Route op, const RouteShares shares, float* logits) {
   extern __shared__ float room[];
   wait_for_predecessor();
   start_successor();
   const int64_t token = blockIdx.x;
   float squares = 0;
+#pragma unroll 8
   for (int i = 0; i < shares.count; ++i) squares += __ldcg(shares.squares + i * op.num_tokens + token);
   const float scale = op.gate.scale / sqrtf(squares / static_cast<float>(op.hidden_size) + op.eps);
   logits += token * op.n_routed_experts;
-  for (int e = lane_id(); e < op.n_routed_experts; e += kWarp) {
+  for (int e = static_cast<int>(threadIdx.x); e < op.n_routed_experts; e += kRouteThreads) {
     float dot = 0;
+#pragma unroll 8
     for (int i = 0; i < shares.count; ++i) {
       dot += __ldcg(shares.dots + (i * int64_t{op.num_tokens} + token) * op.n_routed_experts + e);
     }
     __stcg(logits + e, dot * scale);
   }
   __threadfence();
-  __syncwarp();
-  choose(op, logits, token, room);
+  __syncthreads();
+  if (warp_id() == 0) choose(op, logits, token, room);
 }
 
 bool is_plain(const Route& op) {
@@ -197,13 +201,14 @@ bool is_plain(const Route& op) {
 
 size_t route_many_floats(const Route& op) {
   if (op.num_tokens <= kFusedTokens || !is_plain(op)) return 0;
-  return static_cast<size_t>(op.num_tokens) * static_cast<size_t>(op.n_routed_experts + 1) * kMaxShares;
+  return static_cast<size_t>(op.num_tokens) * static_cast<size_t>(op.n_routed_experts + 1) *
+         static_cast<size_t>(max_shares(op.num_tokens));
 }
 
 void route_many(const Route& op, float* logits, float* memory, const Launch& launch) {
   const int tiles = (op.num_tokens + kTileTokens - 1) / kTileTokens;
   const int expert_tiles = (op.n_routed_experts + kTileExperts - 1) / kTileExperts;
-  const int wanted = std::clamp(2 * launch.num_sms() / (tiles * expert_tiles), 1, kMaxShares);
+  const int wanted = std::clamp(2 * launch.num_sms() / (tiles * expert_tiles), 1, max_shares(op.num_tokens));
   RouteShares shares;
   shares.cols = (op.hidden_size / wanted + kTileStep) / kTileStep * kTileStep;
   shares.count = (op.hidden_size + shares.cols - 1) / shares.cols;
@@ -211,7 +216,7 @@ void route_many(const Route& op, float* logits, float* memory, const Launch& lau
   shares.squares = memory + int64_t{shares.count} * op.num_tokens * op.n_routed_experts;
   launch(many_logits_kernel, dim3(tiles, shares.count, expert_tiles), dim3(kTileThreads), 0, op, shares);
   const size_t room = 2 * sizeof(float) * static_cast<size_t>(op.n_routed_experts);
-  launch(choose_of_shares_kernel, dim3(op.num_tokens), dim3(kWarp), room, op, shares, logits);
+  launch(choose_of_shares_kernel, dim3(op.num_tokens), dim3(kRouteThreads), room, op, shares, logits);
 }
 
 bool route_fused(const Route& op, float* logits, uint32_t* tickets, const Launch& launch) {
