@@ -24,6 +24,7 @@ constexpr int kBarrierBytes = 256;
 constexpr int kSumBytes = kRows * kVectors * static_cast<int>(sizeof(float));  // of a warp
 constexpr int kSumsBytes = 2 * kMultipliers * kSumBytes;
 constexpr int kFewestStages = 3;
+constexpr int kMaxTiles = 64;  // of tokens, that a block meets
 
 template <class F>
 constexpr bool kStreams = !Fragment<F>::kLong && Fragment<F>::kPasses == 1 && Fragment<F>::kScaleGroup != 16 &&
@@ -85,49 +86,91 @@ __device__ __forceinline__ void share_out(const Work& work, Range* ranges) {
   }
 }
 
-// Calls f(op, tile, row_tile, new_tile) for a block's tiles in turn.
-template <typename Function>
-__device__ __forceinline__ void for_tiles(const Work& work, const Range* ranges, Function&& f) {
-#pragma unroll 1
-  for (int i = 0; i < work.count; ++i) {
-    const int row_tiles = work.plan[i].row_tiles, end = ranges[i].end;
-    int at = ranges[i].begin, tile = at / row_tiles, row_tile = at - tile * row_tiles;
-    bool new_tile = true;
-#pragma unroll 1
-    for (; at < end; ++at) {
-      f(i, tile, row_tile, new_tile);
-      new_tile = ++row_tile == row_tiles;
-      if (new_tile) row_tile = 0, ++tile;
-    }
-  }
-}
-
-struct Source {
+// A tile of vectors as a block's warps need it. Its vectors lie in columns from `column` on of the eight that operands
+// have room for; where those of the tile before leave enough free, they are fetched while it is multiplied (`early`).
+struct Tile {
   const uint8_t* data;
   const uint8_t* group_scales;
   const float* row_scales;
   float scale;
+  int op;
+  int first, count;  // slots
+  int column;
+  bool early;
+  int vector[kVectors];
 };
-__device__ __forceinline__ Source source_of(const MatMul& a, int tile) {
-  Source s = {a.matrix.data, a.matrix.group_scales, a.matrix.row_scales, a.matrix.scale};
-  if (!a.tile_expert) return s;
-  const int expert = __ldcg(a.tile_expert + tile);
-  s.data = reinterpret_cast<const uint8_t*>(a.expert_data[expert]);
-  if (a.expert_scales && a.expert_row_scales) s.row_scales = reinterpret_cast<const float*>(a.expert_scales[expert]);
-  if (a.expert_scales && !a.expert_row_scales) {
-    s.group_scales = reinterpret_cast<const uint8_t*>(a.expert_scales[expert]);
+constexpr int kTilesBytes = kMaxTiles * static_cast<int>(sizeof(Tile));
+
+// By all warps of a block: how many there are. Choices were sorted before the vectors were put in order, so these are
+// known before the predecessor ends.
+__device__ __forceinline__ int list_tiles(const Work& work, const Range* ranges, Tile* tiles) {
+  int t = 0;
+  for (int i = 0; i < work.count; ++i) {
+    const MatMul& a = work.op[i];
+    const int row_tiles = work.plan[i].row_tiles;
+    if (ranges[i].begin == ranges[i].end) continue;
+    for (int tile = ranges[i].begin / row_tiles; tile <= (ranges[i].end - 1) / row_tiles; ++tile, ++t) {
+      if (t % (kThreads / kWarp) != warp_id()) continue;
+      int first = 0, count = a.slots;
+      Tile& to = tiles[t];
+      if (a.tile_expert) {
+        first = __ldcg(a.tile_first + tile);
+        count = __ldcg(a.tile_count + tile);
+      }
+      if (lane_id() < count) {
+        const int slot = first + lane_id();
+        to.vector[lane_id()] = a.rows ? __ldcg(a.rows + slot) : slot;
+      }
+      if (lane_id() > 0) continue;
+      to.op = i;
+      to.first = first;
+      to.count = count;
+      to.data = a.matrix.data;
+      to.group_scales = a.matrix.group_scales;
+      to.row_scales = a.matrix.row_scales;
+      to.scale = a.matrix.scale;
+      if (!a.tile_expert) continue;
+      const int expert = __ldcg(a.tile_expert + tile);
+      to.data = reinterpret_cast<const uint8_t*>(a.expert_data[expert]);
+      if (a.expert_scale) to.scale = a.expert_scale[expert];
+      if (!a.expert_scales) continue;
+      if (a.expert_row_scales) to.row_scales = reinterpret_cast<const float*>(a.expert_scales[expert]);
+      if (!a.expert_row_scales) to.group_scales = reinterpret_cast<const uint8_t*>(a.expert_scales[expert]);
+    }
   }
-  if (a.expert_scale) s.scale = a.expert_scale[expert];
-  return s;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int n = 0, column = 0, end = 0; n < t; ++n) {
+      const int count = tiles[n].count;
+      const bool behind = end + count <= kVectors, before = count <= column;
+      tiles[n].early = n > 0 && (behind || before);
+      column = n > 0 && behind ? end : 0;
+      end = column + count;
+      tiles[n].column = column;
+    }
+  }
+  __syncthreads();
+  return t;
 }
-struct Slots {
-  int first, count;
-};
-__device__ __forceinline__ Slots slots_of(const MatMul& a, int tile) {
-  if (!a.tile_expert) return {0, a.slots};
-  return {__ldcg(a.tile_first + tile), __ldcg(a.tile_count + tile)};
+
+// Calls f(op, row_tile, t, new_tile) for a block's tiles of rows in turn, with the t-th tile of vectors.
+template <typename Function>
+__device__ __forceinline__ void for_tiles(const Work& work, const Range* ranges, Function&& f) {
+  int t = 0;
+#pragma unroll 1
+  for (int i = 0; i < work.count; ++i) {
+    const int row_tiles = work.plan[i].row_tiles, end = ranges[i].end;
+    int at = ranges[i].begin, row_tile = at % row_tiles;
+    bool new_tile = true;
+#pragma unroll 1
+    for (; at < end; ++at) {
+      f(i, row_tile, t, new_tile);
+      new_tile = ++row_tile == row_tiles;
+      if (new_tile) row_tile = 0;
+      if (new_tile || at + 1 == end) ++t;
+    }
+  }
 }
-__device__ __forceinline__ int vector_of(const MatMul& a, int slot) { return a.rows ? __ldcg(a.rows + slot) : slot; }
 
 // A ring's place and how often it was gone round.
 struct Cursor {
@@ -150,7 +193,8 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Wo
   __shared__ Range ranges[kMaxMatMuls];
   const int lane = lane_id(), warp = warp_id();
   const uint32_t barriers = shared_address(memory), operands = barriers + kBarrierBytes;
-  const uint32_t all_sums = operands + work.operand_bytes, ring = all_sums + kSumsBytes;
+  const uint32_t all_sums = operands + work.operand_bytes, ring = all_sums + kSumsBytes + kTilesBytes;
+  Tile* const tiles = reinterpret_cast<Tile*>(reinterpret_cast<char*>(memory) + (ring - barriers - kTilesBytes));
   const auto full = [&](int slot) { return barriers + 8 * slot; };
   const auto empty = [&](int slot) { return barriers + 64 + 8 * slot; };
   const auto sums_full = [&](int slot) { return barriers + 128 + 8 * slot; };
@@ -172,27 +216,21 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Wo
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
   }
-  bool routed = false;
-  for (int i = 0; i < work.count; ++i) routed |= work.op[i].tile_expert != nullptr;
-  if (warp == 0) {
-    if (routed) wait_for_predecessor();
-    share_out(work, ranges);
-  }
+  if (warp == 0) share_out(work, ranges);
   __syncthreads();
+  const int num_tiles = list_tiles(work, ranges, tiles);
 
   if (warp == kMultipliers) {  // fetches
-    if (routed) wait_for_predecessor();
     Cursor at;
-    Source source = {};
-    for_tiles(work, ranges, [&](int i, int tile, int row_tile, bool new_tile) {
+    for_tiles(work, ranges, [&](int i, int row_tile, int t, bool) {
       const MatMul& a = work.op[i];
       const Plan& p = work.plan[i];
-      if (new_tile) source = source_of(a, tile);
+      const Tile& tile = tiles[t];
       const int r = lane % kRows, row = row_tile * kRows + r;
       const bool of_scales = lane >= kRows;
       const bool there = row < a.matrix.rows && (Frag::kGroupScales || !of_scales);
       const int64_t stride = of_scales ? a.matrix.scales_stride : a.matrix.stride;
-      const auto row_begin = reinterpret_cast<uint64_t>(of_scales ? source.group_scales : source.data) + row * stride;
+      const auto row_begin = reinterpret_cast<uint64_t>(of_scales ? tile.group_scales : tile.data) + row * stride;
 #pragma unroll 1
       for (int group = 0; group < p.groups; group += p.piece_groups) {
         const int groups = min(p.piece_groups, p.groups - group);
@@ -242,37 +280,35 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Wo
   start_successor();
   if (warp > kMultipliers) {  // adds
     Cursor at;
-    Source source = {};
-    Slots slots = {};
     float factor[4];
-    const int r = lane % kRows, v = lane / kRows * 4;
-    for_tiles(work, ranges, [&](int i, int tile, int row_tile, bool new_tile) {
+    bool wanted[4];
+    const int r = lane % kRows, first_column = lane / kRows * 4;
+    for_tiles(work, ranges, [&](int i, int row_tile, int t, bool new_tile) {
       const MatMul& a = work.op[i];
+      const Tile& tile = tiles[t];
+      const int v = first_column - tile.column;  // of four vectors the first; some may be another tile's or nobody's
       if (new_tile) {
-        source = source_of(a, tile);
-        slots = slots_of(a, tile);
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-          factor[k] = v + k < slots.count
-                          ? __ldcg(a.x.unscale + vector_of(a, slots.first + v + k)) * Frag::kFactor * source.scale
-                          : 0;
+          wanted[k] = v + k >= 0 && v + k < tile.count;
+          factor[k] = wanted[k] ? __ldcg(a.x.unscale + tile.vector[v + k]) * Frag::kFactor * tile.scale : 0;
         }
       }
       const int row = row_tile * kRows + r;
       const bool there = row < a.matrix.rows;
-      const float row_scale = there && source.row_scales ? source.row_scales[row] : 1;
-      float* const y = a.y + (slots.first + v) * a.y_stride + row;
-      const float* const before = a.output == Output::gate ? a.gate + (slots.first + v) * a.y_stride + row : y;
+      const float row_scale = there && tile.row_scales ? tile.row_scales[row] : 1;
+      const int64_t at_first = (tile.first + v) * a.y_stride + row;
+      const float* const before = a.output == Output::gate ? a.gate : a.y;
       float other[4] = {};
       if (a.output == Output::add || a.output == Output::gate) {
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-          if (there && v + k < slots.count) other[k] = __ldcg(before + k * a.y_stride);
+          if (there && wanted[k]) other[k] = __ldcg(before + at_first + k * a.y_stride);
         }
       }
       wait_barrier(sums_full(at.slot), at.parity);
       float sum[4] = {};
-      const uint32_t from = all_sums + at.slot * kMultipliers * kSumBytes + (r * kVectors + v) * sizeof(float);
+      const uint32_t from = all_sums + at.slot * kMultipliers * kSumBytes + (r * kVectors + first_column) * sizeof(float);
 #pragma unroll
       for (int w = 0; w < kMultipliers; ++w) {
         const uint4 part = load_shared(from + w * kSumBytes);
@@ -286,50 +322,55 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Wo
       at.next(2);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        if (!there || v + k >= slots.count) continue;
+        if (!there || !wanted[k]) continue;
         float value = sum[k] * factor[k] * row_scale;
         if (a.output == Output::add) value += other[k];
         if (a.output == Output::activate) value = activated(a.relu2, value);
         if (a.output == Output::gate) value *= activated(a.relu2, other[k]);
-        y[k * a.y_stride] = value;
+        a.y[at_first + k * a.y_stride] = value;
       }
     });
     return;
   }
 
   Cursor at, sums_at;
-  Slots slots = {};
-  uint32_t my_operands = 0;
-  uint32_t data_begin = 0, scales_begin = 0;
+  uint32_t my_operands = 0, data_begin = 0, scales_begin = 0;
   const int j = lane % 4;
-  for_tiles(work, ranges, [&](int i, int tile, int row_tile, bool new_tile) {
+  constexpr int kSize = kUnits<F> * 512;
+  // This warp's columns of the vectors of a tile.
+  const auto fetch_vectors = [&](const MatMul& a, const Plan& p, const Tile& tile) {
+    const int n = lane / 4 - tile.column;
+    if (n < 0 || n >= tile.count) return;
+    const int vector = tile.vector[n];
+    const uint4* from = a.x.fragments +
+                        (static_cast<int64_t>(vector / 8) * p.groups + warp) * kUnits<F> * kWarp + vector % 8 * 4 + j;
+    uint32_t to = operands + warp * kSize + lane * 16;
+    for (int g = warp; g < p.groups; g += kMultipliers) {
+#pragma unroll
+      for (int u = 0; u < kUnits<F>; ++u) copy_async_to(to + u * 512, from + u * kWarp);
+      from += kMultipliers * kUnits<F> * kWarp;
+      to += kMultipliers * kSize;
+    }
+  };
+  for_tiles(work, ranges, [&](int i, int row_tile, int t, bool new_tile) {
     const MatMul& a = work.op[i];
     const Matrix& m = a.matrix;
     const Plan& p = work.plan[i];
-    constexpr int kSize = kUnits<F> * 512;
+    const Tile& tile = tiles[t];
     if (new_tile) {
-      const Source source = source_of(a, tile);
-      data_begin = static_cast<uint32_t>(reinterpret_cast<uint64_t>(source.data));
-      scales_begin = static_cast<uint32_t>(reinterpret_cast<uint64_t>(source.group_scales));
-      slots = slots_of(a, tile);
-      // Lanes without a vector multiply the first one's once more, for nobody.
-      const bool valid = lane / 4 < slots.count;
-      my_operands = operands + (valid ? lane : j) * 16;
-      if (valid) {
-        const int vector = vector_of(a, slots.first + lane / 4);
-        const uint4* from = a.x.fragments +
-                            (static_cast<int64_t>(vector / 8) * p.groups + warp) * kUnits<F> * kWarp + vector % 8 * 4 + j;
-        uint32_t to = operands + warp * kSize + lane * 16;
-        for (int g = warp; g < p.groups; g += kMultipliers) {
-#pragma unroll
-          for (int u = 0; u < kUnits<F>; ++u) copy_async_to(to + u * 512, from + u * kWarp);
-          from += kMultipliers * kUnits<F> * kWarp;
-          to += kMultipliers * kSize;
-        }
-      }
+      data_begin = static_cast<uint32_t>(reinterpret_cast<uint64_t>(tile.data));
+      scales_begin = static_cast<uint32_t>(reinterpret_cast<uint64_t>(tile.group_scales));
+      if (!tile.early) fetch_vectors(a, p, tile);
       close_copies();
       wait_for_copies<0>();
       __syncwarp();
+      // Lanes without a vector multiply the first one's once more, for nobody.
+      const int n = lane / 4 - tile.column;
+      my_operands = operands + (n >= 0 && n < tile.count ? lane : tile.column * 4 + j) * 16;
+      if (t + 1 < num_tiles && tiles[t + 1].early) {
+        const Tile& next = tiles[t + 1];
+        fetch_vectors(work.op[next.op], work.plan[next.op], next);
+      }
     }
     // Where rows lane / 4 and 8 more begin, as far as it matters for their place in a stage. Rows past the last are
     // computed from whatever lies there, and nobody takes their sums.
@@ -378,8 +419,9 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Wo
           if constexpr (Frag::kMin) {
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
-              if (2 * j + e >= slots.count) continue;
-              const int64_t vector = vector_of(a, slots.first + 2 * j + e);
+              const int n_th = 2 * j + e - tile.column;
+              if (n_th < 0 || n_th >= tile.count) continue;
+              const int64_t vector = tile.vector[n_th];
               const float2 total = __ldcg(reinterpret_cast<const float2*>(a.x.group_sums) + vector * p.groups + group);
               sum[0][e] += Frag::minimum(first_row, g, 0) * (total.x + total.y);
               sum[1][e] += Frag::minimum(second_row, g, 0) * (total.x + total.y);
@@ -422,7 +464,7 @@ struct Layout {
 template <class F>
 Layout layout_of(int groups, const Launch& launch) {
   const int operands = groups * kUnits<F> * 512;
-  return {operands, launch.shared_limit() - kBarrierBytes - kSumsBytes - operands};
+  return {operands, launch.shared_limit() - kBarrierBytes - kSumsBytes - kTilesBytes - operands};
 }
 template <class F>
 int stage_bytes_of(int rounds) {
@@ -464,13 +506,17 @@ void launch(std::span<const MatMul> ops, const Launch& launch) {
       const int own = rounds_of(work.plan[i].groups), pieces = (own + piece_rounds - 1) / piece_rounds;
       work.plan[i].piece_groups = (own + pieces - 1) / pieces * kMultipliers;
     }
+    // So many that none meets more than kMaxTiles.
+    int tiles = 0;
+    for (int i = 0; i < work.count; ++i) tiles += work.op[i].tile_expert ? work.op[i].tiles : 1;
+    const int blocks = std::max(launch.num_sms(), tiles / (kMaxTiles - 2 * kMaxMatMuls) + 1);
     work.operand_bytes = layout.operand_bytes;
     work.stage_bytes = stage_bytes_of<F>(piece_rounds);
     work.scales_pitch = Fragment<F>::kGroupScales ? (2 * piece_rounds * kMultipliers + 30) / 16 * 16 : 0;
     work.pitch = work.stage_bytes / kRows - work.scales_pitch;
     work.stages = std::min(kMaxStages, layout.room / work.stage_bytes);
     // The limit of a kernel's shared memory is the kernel's, not the launch's: one for all.
-    launch(kernel<F>, dim3(launch.num_sms()), dim3(kThreads), static_cast<size_t>(launch.shared_limit()), work);
+    launch(kernel<F>, dim3(blocks), dim3(kThreads), static_cast<size_t>(launch.shared_limit()), work);
   }
 }
 
