@@ -4,12 +4,12 @@
   tools/serve_clients.py PROA MODEL [--hybrid FOLDER] [--only NAME,NAME]
 
 MODEL: any with a chat template, SmolLM2 for example. FOLDER: a Nemotron-H with its tokenizer (models/proa-buoy), which is
-served with the reasoning and tool parsers of the family.
+served with the reasoning and tool parsers of the family. tests/scripts/clients_test.py runs the same as tests.
 
 In this Python: openai (plain, async, streams, tools, errors), langchain-openai, litellm, kanoa, prometheus-client,
-schemathesis over /openapi.json, lm-eval. On the PATH: promtool and prometheus (Debian's package `prometheus`; every
-expression of kanoa-mlops' dashboards is evaluated while there is work), aiperf (which wants an environment of its own).
-KANOA_MLOPS: a checkout of kanoa-mlops, whose test_text_comparison.py is run as it is.
+schemathesis over /openapi.json, lm-eval (pip install 'lm-eval[api]'). On the PATH: promtool and prometheus (Debian's package
+`prometheus`; every expression of kanoa-mlops' dashboards is evaluated while there is work), aiperf (which wants an
+environment of its own). KANOA_MLOPS: a checkout of kanoa-mlops, whose test_text_comparison.py is run as it is.
 What is not installed is left out, and said. Exit status 1 when a client was not content.
 """
 import argparse
@@ -32,6 +32,7 @@ import traceback
 import urllib.parse
 import urllib.request
 
+HYBRID = str(pathlib.Path(__file__).resolve().parent.parent / "models/proa-buoy")
 HELLO = [{"role": "user", "content": "Who are you?"}]
 TOOLS = [{"type": "function", "function": {"name": "look", "description": "looks",
                                            "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}}}}]
@@ -41,18 +42,18 @@ TOOLS = [{"type": "function", "function": {"name": "look", "description": "looks
 def served(proa, model, *flags):
     with tempfile.TemporaryDirectory() as folder, open(folder + "/log", "wb") as log:
         process = subprocess.Popen([proa, "serve", model, "--host", "127.0.0.1", "--port", "0", "--served-model-name", "m",
-                                    "--enable-tokenizer-info-endpoint", "--enable-auto-tool-choice", "--tool-call-parser", "qwen3_coder", "--max-model-len", "1024",
-                                    *flags], stdout=subprocess.DEVNULL, stderr=log)
+                                    "--enable-tokenizer-info-endpoint", "--enable-auto-tool-choice", "--tool-call-parser",
+                                    "qwen3_coder", "--max-model-len", "1024", *flags], stdout=subprocess.DEVNULL, stderr=log)
         try:
             while not (found := re.search(r"Uvicorn running on (\S+)", open(folder + "/log").read())):
                 if process.poll() is not None:
-                    sys.exit(open(folder + "/log").read())
+                    raise AssertionError(open(folder + "/log").read())
                 time.sleep(0.05)
             yield found.group(1)
         finally:
             process.terminate()
-            if process.wait(timeout=30) != 0:
-                print("the server ended with", process.returncode)
+            if process.wait(timeout=60) != 0:
+                raise AssertionError(f"the server ended with {process.returncode}\n" + open(folder + "/log").read()[-3000:])
 
 
 def run(*command, **options):
@@ -247,9 +248,9 @@ def check_prometheus(base):
     return f"{len(EXPRESSIONS)} dashboard expressions"
 
 
-def check_aiperf(base, tokenizer):
+def check_aiperf(base):
     with tempfile.TemporaryDirectory() as folder:
-        run("aiperf", "profile", "--model", "m", "--url", base, "--endpoint-type", "chat", "--streaming", "--tokenizer", tokenizer,
+        run("aiperf", "profile", "--model", "m", "--url", base, "--endpoint-type", "chat", "--streaming", "--tokenizer", HYBRID,
             "--concurrency", "4", "--request-count", "12", "--prompt-input-tokens-mean", "60", "--prompt-output-tokens-mean", "20",
             "--extra-inputs", "ignore_eos:true", "--ui", "simple", "--output-artifact-dir", folder,
             env={name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")})
@@ -271,8 +272,8 @@ doc_to_target: TARGET
 """
 
 
-def check_lm_eval(base, tokenizer):
-    """A task of choices, which echoes prompts for their log probabilities, and one that generates, with the server's tokenizer."""
+def check_lm_eval(base):
+    """A task of choices, which echoes prompts for their log probabilities, and one that generates; the server tokenizes."""
     questions = [{"question": f"{n} plus {n} is", "choices": [f" {2 * n}", f" {2 * n + 1}"], "answer": 0} for n in range(1, 9)]
     results = {}
     for kind, output, target in (("choices", "multiple_choice", '"{{answer}}"\ndoc_to_choice: "{{choices}}"'),
@@ -283,8 +284,7 @@ def check_lm_eval(base, tokenizer):
             pathlib.Path(folder, "buoy.yaml").write_text(
                 LM_EVAL_TASK.replace("TASKDIR", folder).replace("OUTPUT", output).replace("TARGET", target))
             environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": folder}
-            arguments = f"model=m,base_url={base}/v1/completions,num_concurrent=2,max_retries=1,"
-            arguments += f"tokenizer={tokenizer}" if kind == "choices" else "tokenizer_backend=remote"
+            arguments = f"model=m,base_url={base}/v1/completions,num_concurrent=2,max_retries=1,tokenizer_backend=remote"
             run(sys.executable, "-m", "lm_eval", "--model", "local-completions", "--model_args", arguments, "--tasks", "buoy",
                 "--include_path", folder, "--output_path", folder + "/out", env=environment)
             report = json.load(open(next(pathlib.Path(folder, "out").rglob("*.json"))))
@@ -314,59 +314,58 @@ def check_hybrid(base):
 
 
 NEEDS = {"hybrid": "openai", "promtool": None, "prometheus": None, "aiperf": None, "kanoa_mlops": "requests"}
+EVERY = ["openai", "langchain_openai", "litellm", "prometheus_client", "promtool", "prometheus", "lm_eval", "aiperf"]
+# What schemathesis draws asks for up to 128 answers as long as there is room: this much of both takes a slow machine a moment.
+SHORT = ["--max-model-len", "192", "--max-queue", "16"]
+PARSED = ["--reasoning-parser", "nemotron_v3"]
+
+
+def servers(model, hybrid):
+    """(what is served, model, flags, clients) of each server."""
+    yield "SmolLM2", model, [], [*EVERY, "kanoa", "kanoa_mlops"]  # what kanoa-mlops looks for in answers wants a model that knows it
+    yield "SmolLM2", model, SHORT, ["schemathesis"]
+    yield "Nemotron-H", hybrid, PARSED, [*EVERY, "hybrid"]
+    yield "Nemotron-H", hybrid, [], ["kanoa"]  # its template names no parser, and it reads no thoughts
+    yield "Nemotron-H", hybrid, [*PARSED, *SHORT], ["schemathesis"]
 
 
 def missing(name):
-    if name == "kanoa_mlops":
-        return None if os.environ.get("KANOA_MLOPS") else "KANOA_MLOPS is not set"
-    if NEEDS.get(name, name) is None:
+    """Why the client cannot run here, or None."""
+    if name == "kanoa_mlops" and not os.environ.get("KANOA_MLOPS"):
+        return "KANOA_MLOPS is not set"
+    module = NEEDS.get(name, name)
+    if module is None:
         return None if shutil.which(name) else "not on the PATH"
-    return None if importlib.util.find_spec(NEEDS.get(name, name)) else "not installed"
+    return None if importlib.util.find_spec(module) else f"{module} is not installed"
+
+
+def check(name, base):
+    """Runs the client; returns what there is to say, raises where it was not content."""
+    return globals()["check_" + name](base)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("proa")
     parser.add_argument("model")
-    parser.add_argument("--hybrid", default=str(pathlib.Path(__file__).resolve().parent.parent / "models/proa-buoy"))
+    parser.add_argument("--hybrid", default=HYBRID)
     parser.add_argument("--only", type=lambda text: text.split(","))
     options = parser.parse_args()
-    checks = {name.removeprefix("check_"): check for name, check in globals().items() if name.startswith("check_")}
-    first = [name for name in checks if name not in ("schemathesis", "aiperf", "lm_eval", "hybrid")]
-    short = ["--max-model-len", "192"]  # what is drawn rarely says how long an answer may be
-    rows = []
-
-    def attempt(name, *arguments):
-        if options.only and name not in options.only:
-            return
-        began = time.monotonic()
-        why = missing(name)
-        if not why:
-            try:
-                rows.append((name, "content", checks[name](*arguments), time.monotonic() - began))
-            except Exception:
-                print(f"{name}: {traceback.format_exc()}", file=sys.stderr)
-                rows.append((name, "FAILED", "", time.monotonic() - began))
-        else:
-            rows.append((name, "left out", why, 0))
-        print("%-20s %-9s %6.1f s  %s" % (rows[-1][0], rows[-1][1], rows[-1][3], rows[-1][2]), flush=True)
-
-    with served(options.proa, options.model) as base:
-        for name in first:
-            attempt(name, base)
-    with served(options.proa, options.model, *short) as base:
-        attempt("schemathesis", base)
-    flags = ["--reasoning-parser", "nemotron_v3"]
-    with served(options.proa, options.hybrid, *flags) as base:
-        for name in ("aiperf", "lm_eval"):
-            attempt(name, base, options.hybrid)
-        for name in ("hybrid", "openai", "langchain_openai", "litellm"):
-            checks["H: " + name] = checks[name]
-            NEEDS["H: " + name] = NEEDS.get(name, name)
-            if not options.only or name in options.only:
-                options.only = options.only and [*options.only, "H: " + name]
-                attempt("H: " + name, base)
-    sys.exit(any(row[1] == "FAILED" for row in rows))
+    failed = False
+    for served_as, model, flags, names in servers(options.model, options.hybrid):
+        names = [name for name in names if not options.only or name in options.only]
+        ready = [name for name in names if not missing(name)]
+        with served(options.proa, model, *flags) if ready else contextlib.nullcontext() as base:
+            for name in names:
+                began, outcome, said = time.monotonic(), "left out", missing(name)
+                if name in ready:
+                    try:
+                        outcome, said = "content", check(name, base)
+                    except Exception:
+                        print(f"{name}: {traceback.format_exc()}", file=sys.stderr)
+                        outcome, said, failed = "FAILED", "", True
+                print(f"{served_as:10}  {name:18} {outcome:9} {time.monotonic() - began:6.1f} s  {said}", flush=True)
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

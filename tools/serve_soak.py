@@ -24,6 +24,9 @@ import threading
 import time
 import urllib.request
 
+# Seconds a client waits for a byte. A server that lost a request is found after them, one on a busy machine is not.
+PATIENCE = 900
+
 BODY = {"messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 200, "ignore_eos": True, "temperature": 1}
 
 
@@ -44,14 +47,14 @@ class Soak:
                 b"Content-Length: %d\r\n\r\n" % len(data)) + data
 
     def connect(self):
-        return socket.create_connection(("127.0.0.1", self.port), timeout=120)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
 
     def good(self, rng):
         stream = rng.random() < 0.5
         body = {**BODY, "max_tokens": rng.randrange(1, 300), "stream": stream, "n": rng.choice([1, 1, 1, 2])}
         if rng.random() < 0.2:
             body["messages"] = [{"role": "user", "content": "x " * rng.randrange(1, 400)}]
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
         response = connection.getresponse()
         text = response.read().decode()
@@ -65,7 +68,7 @@ class Soak:
 
     def canary(self, rng):
         body = {**BODY, "temperature": 0, "max_tokens": 24, "ignore_eos": False}
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
         response = connection.getresponse()
         answer = json.loads(response.read())
@@ -116,7 +119,7 @@ class Soak:
     def bad(self, rng):
         body = rng.choice([b"{", b"[" * 5000, b'{"messages":[]}', b'{"messages":[{"role":"user","content":"x"}],"n":-1}',
                            b'{"messages":[{"role":"user","content":"' + b"x" * 100000 + b'"}]}'])
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
         self.count(f"bad {connection.getresponse().status}")
         connection.close()
