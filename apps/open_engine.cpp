@@ -38,6 +38,8 @@ Result<GenerationConfig> read_generation_config(const Checkpoint& checkpoint, st
   result.params.min_p = static_cast<float>(min_p);
   result.params.top_k = static_cast<int>(top_k);
   result.params.repetition_penalty = static_cast<float>(repetition);
+  PROA_ASSIGN(const int64_t max_new_tokens, config.integer("max_new_tokens", {.min = 0}, 0));
+  if (max_new_tokens > 0) result.max_new_tokens = max_new_tokens;
 
   PROA_ASSIGN(const auto eos, config.integer_or_list("eos_token_id", {.min = 0}, std::vector<int64_t>{}));
   for (const int64_t id : eos) {
@@ -244,8 +246,14 @@ Result<OpenedModel> load_model(const OpenOptions& options, PreparedModel prepare
   if (source) {
     PROA_ASSIGN(chat_template, ChatTemplate::create(source->text, special_token_texts(tokenizer), source->from));
   }
-  return OpenedModel{
-      checkpoint, model, backend, std::move(tokenizer), std::move(chat_template), generation.params, std::move(config)};
+  return OpenedModel{checkpoint,
+                     model,
+                     backend,
+                     std::move(tokenizer),
+                     std::move(chat_template),
+                     generation.params,
+                     generation.max_new_tokens,
+                     std::move(config)};
 }
 
 Result<OpenedEngine> open_engine(const OpenOptions& options,

@@ -64,6 +64,7 @@ struct OpenedModel {
   Tokenizer tokenizer;
   std::optional<ChatTemplate> chat_template;  // none: the checkpoint has none and its vocabulary knows no ChatML
   SamplingParams defaults;                    // of the checkpoint's generation_config.json, as vLLM takes them
+  std::optional<int64_t> max_new_tokens;      // of the same file: of any answer
   EngineConfig config;                        // as the flags and generation_config.json have it
 };
 
@@ -78,7 +79,8 @@ Result<Format> parse_kv_cache_dtype(const std::string& name);  // a value of --k
 // generation_config.json: what vLLM takes from it, and the ids that end a reply.
 struct GenerationConfig {
   SamplingParams params;
-  std::vector<int32_t> eos_token_ids;  // those given and those of the file
+  std::vector<int32_t> eos_token_ids;     // those given and those of the file
+  std::optional<int64_t> max_new_tokens;  // none: the file does not limit answers
 };
 Result<GenerationConfig> read_generation_config(const Checkpoint& checkpoint, std::span<const int32_t> eos_ids);
 

@@ -76,14 +76,16 @@ void log_access(LogWriter& log, const ServeOptions& options, const http::AccessR
   log.out(std::move(line));
 }
 
-Result<void> override_defaults(const nlohmann::ordered_json& overrides, SamplingParams& params) {
+Result<void> override_defaults(const nlohmann::ordered_json& overrides, RequestPolicy& policy) {
   FieldReader fields(overrides, "--override-generation-config");
+  SamplingParams& params = policy.defaults;
   fields.read("temperature", params.temperature);
   fields.read("top_p", params.top_p);
   fields.read("top_k", params.top_k);
   fields.read("min_p", params.min_p);
   fields.read("repetition_penalty", params.repetition_penalty);
-  if (const auto error = fields.error()) {
+  fields.read("max_new_tokens", policy.max_new_tokens);
+  if (fields.error() || policy.max_new_tokens.value_or(1) < 1) {
     return Error{"read the command line", "--override-generation-config", "sampling parameters as numbers",
                  overrides.dump(), ""};
   }
@@ -106,10 +108,13 @@ Result<OpenedEngine> open(ServeOptions& options, LogWriter& log) {
   PROA_ASSIGN(const MemoryPlan plan, plan_memory(options.open, prepared, prepared.config));
   log.info(stamp("engine") + plan.text());
   PROA_ASSIGN(OpenedModel opened, load_model(options.open, std::move(prepared)));
-  SamplingParams& defaults = options.service.policy.defaults;
-  if (!options.vllm_defaults) defaults = opened.defaults;
-  if (options.generation_overrides.is_object()) PROA_TRY(override_defaults(options.generation_overrides, defaults));
-  PROA_TRY(validate(defaults, opened.tokenizer.vocab_size()));
+  RequestPolicy& policy = options.service.policy;
+  if (!options.vllm_defaults) {
+    policy.defaults = opened.defaults;
+    policy.max_new_tokens = opened.max_new_tokens;
+  }
+  if (options.generation_overrides.is_object()) PROA_TRY(override_defaults(options.generation_overrides, policy));
+  PROA_TRY(validate(policy.defaults, opened.tokenizer.vocab_size()));
   PROA_ASSIGN(auto engine, Engine::create(opened.model, opened.backend, opened.tokenizer, opened.config));
   return OpenedEngine{std::move(opened), std::move(engine)};
 }

@@ -97,8 +97,19 @@ constexpr const char* kQuantizations[] = {kBitsAndBytes,
                                           "hqq",
                                           "rtn",
                                           "inc"};
-constexpr const char* kRefusedSwitches[] = {"headless", "enable-lora"};
-constexpr const char* kRefusedOptions[] = {"tokenizer", "hf-overrides", "lora-modules", "middleware", "hf-config-path"};
+// Flags that would change something, are accepted as all of vLLM's, and are told why they do not.
+struct Overruled {
+  const char *name, *remark;
+  bool takes_value = true;
+};
+constexpr Overruled kOverruled[] = {
+    {"tokenizer", "the checkpoint's own is used"},
+    {"hf-overrides", "config.json is taken as it is"},
+    {"lora-modules", "adapters are not loaded, and requests that name one get a 404"},
+    {"headless", "the API is served nonetheless", false},
+};
+constexpr const char* kRefusedSwitches[] = {"enable-lora"};
+constexpr const char* kRefusedOptions[] = {"middleware", "hf-config-path"};
 
 void add_marking_flags(CLI::App& command, std::vector<std::string>& given, const char* const* names, size_t count,
                        bool takes_value) {
@@ -235,7 +246,8 @@ void add_api_flags(CLI::App& command, ServeFlags& flags) {
   command
       .add_option(
           "--generation-config", flags.generation_config,
-          "auto: sampling defaults of the checkpoint's generation_config.json; vllm: none; or another such file")
+          "auto: sampling defaults of the checkpoint's generation_config.json, and its max_new_tokens, which no answer "
+          "exceeds; vllm: none; or another such file")
       ->capture_default_str();
   command.add_option("--override-generation-config", flags.override_generation_config, "JSON: {\"temperature\": 0.6}");
   command.add_option("--max-logprobs", policy.max_logprobs, "alternatives per token a request may ask for, at most 20")
@@ -307,6 +319,9 @@ void add_serve_flags(CLI::App& command, ServeFlags& flags) {
   add_http_flags(command, flags);
   add_marking_flags(command, flags.ignored, kIgnoredSwitches, std::size(kIgnoredSwitches), false);
   add_marking_flags(command, flags.ignored, kIgnoredOptions, std::size(kIgnoredOptions), true);
+  for (const Overruled& one : kOverruled) {
+    add_marking_flags(command, flags.overruled, &one.name, 1, one.takes_value);
+  }
   add_marking_flags(command, flags.refused, kRefusedSwitches, std::size(kRefusedSwitches), false);
   add_marking_flags(command, flags.refused, kRefusedOptions, std::size(kRefusedOptions), true);
 }
@@ -492,6 +507,11 @@ Result<ServeOptions> settle(const ServeFlags& flags) {
     if (!about.empty()) options.warnings.push_back(std::move(line));
   };
   warn("without effect here:", ignored);
+  for (const Overruled& one : kOverruled) {
+    const std::string flag = std::string("--") + one.name;
+    const bool given = std::find(flags.overruled.begin(), flags.overruled.end(), flag) != flags.overruled.end();
+    if (given) options.warnings.push_back(flag + ": " + one.remark);
+  }
   warn("given more than once, the last one counts:", flags.again);
   return options;
 }

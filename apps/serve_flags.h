@@ -49,9 +49,10 @@ struct ServeFlags {
   std::vector<std::string> served_model_names, api_keys;
   bool no_access_log = false, no_stats_log = false;
   int tensor_parallel = 1, pipeline_parallel = 1, data_parallel = 1;
-  std::vector<std::string> ignored;  // flags without effect that were given
-  std::vector<std::string> refused;  // flags that cannot be honoured and were given
-  std::vector<std::string> again;    // flags with one value that were given more than once
+  std::vector<std::string> ignored;    // flags without effect that were given
+  std::vector<std::string> overruled;  // flags that would have one, and are told why they have none
+  std::vector<std::string> refused;    // flags that cannot be honoured and were given
+  std::vector<std::string> again;      // flags with one value that were given more than once
 };
 
 void add_serve_flags(CLI::App& command, ServeFlags& flags);

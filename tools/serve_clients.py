@@ -315,8 +315,8 @@ def check_hybrid(base):
 
 NEEDS = {"hybrid": "openai", "promtool": None, "prometheus": None, "aiperf": None, "kanoa_mlops": "requests"}
 EVERY = ["openai", "langchain_openai", "litellm", "prometheus_client", "promtool", "prometheus", "lm_eval", "aiperf"]
-# What schemathesis draws asks for up to 128 answers as long as there is room: this much of both takes a slow machine a moment.
-SHORT = ["--max-model-len", "192", "--max-queue", "16"]
+# What schemathesis draws asks for up to 128 answers and rarely says how long they may be.
+SHORT = ["--max-model-len", "192", "--override-generation-config", '{"max_new_tokens": 16}']
 PARSED = ["--reasoning-parser", "nemotron_v3"]
 
 

@@ -15,7 +15,8 @@ namespace proa {
 
 // What flags and checkpoint say about requests.
 struct RequestPolicy {
-  SamplingParams defaults;           // for fields that a request leaves out
+  SamplingParams defaults;                // for fields that a request leaves out
+  std::optional<int64_t> max_new_tokens;  // of any answer, whatever a request asks for
   int max_logprobs = kMaxLogprobs;   // alternatives per token
   bool force_include_usage = false;  // --enable-force-include-usage
   bool return_tokens_as_token_ids = false;

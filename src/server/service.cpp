@@ -360,7 +360,8 @@ std::optional<ApiError> Service::fit(RequestFields& fields, std::vector<int32_t>
                            std::to_string(limit) + " - " + std::to_string(size) + ").",
                        "max_tokens");
   }
-  const int64_t max_tokens = fields.max_tokens.value_or(limit - size);
+  const int64_t max_tokens =
+      std::min(fields.max_tokens.value_or(limit - size), config_.policy.max_new_tokens.value_or(limit));
   fields.max_tokens = max_tokens;
   if (fields.params.min_tokens > max_tokens) {
     return bad_request("min_tokens must be less than or equal to max_tokens=" + std::to_string(max_tokens) + ", got " +

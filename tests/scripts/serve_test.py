@@ -161,6 +161,11 @@ class CommandLine(unittest.TestCase):
                         warns=["without effect here: --dtype --trust-remote-code",
                                "--kv-cache-dtype fp8_e4m3: keys and values are kept in bfloat16, which takes twice the memory"])
 
+    def test_what_is_overruled_is_said_with_its_reason(self):
+        self.understood("/nowhere/model", "--tokenizer", "org/name", "--hf-overrides", "{}", "--lora-modules", "a=b", "--headless",
+                        warns=["--tokenizer: the checkpoint's own is used", "--hf-overrides: config.json is taken as it is",
+                               "--lora-modules: adapters are not loaded", "--headless: the API is served nonetheless"])
+
     def test_of_two_values_the_last_counts(self):
         self.understood("/nowhere/model", "--port=2", "--port", "1", "--max-num-seqs=2", "--max_num_seqs", "3",
                         "--served-model-name", "a", "--served-model-name", "b",
@@ -181,7 +186,7 @@ class CommandLine(unittest.TestCase):
             ("--max-model-len", ["m", "--max-model-len", "12.5"]),
             ("--max-model-len", ["m", "--max-model-len", "many"]),
             ("--middleware", ["m", "--middleware", "x.y"]),
-            ("--lora-modules", ["m", "--lora-modules", "a=b"]),
+            ("--enable-lora", ["m", "--enable-lora", "--lora-modules", "a=b"]),
             ("--allowed-origins", ["m", "--allowed-origins", "http://a"]),
             ("--override-generation-config", ["m", "--override-generation-config", "{"]),
             ("--generation-config", ["m", "--generation-config", "/nowhere.json"]),
@@ -319,6 +324,10 @@ class Serving(unittest.TestCase):
             with Served("--generation-config", folder, "--override-generation-config", '{"top_k": 0}') as served:
                 answers = {served.chat(body)[1]["choices"][0]["message"]["content"] for _ in range(20)}
                 self.assertGreater(len(answers), 1)
+            with Served("--override-generation-config", '{"max_new_tokens": 3}') as served:
+                for asked in ({}, {"max_tokens": 5}, {"max_tokens": 2}):
+                    usage = served.chat({"messages": HELLO["messages"], "ignore_eos": True, **asked})[1]["usage"]
+                    self.assertEqual(usage["completion_tokens"], min(3, asked.get("max_tokens", 3)))
 
     def test_keys(self):
         with Served("--open-metrics", env={"VLLM_API_KEY": "k"}) as served:
