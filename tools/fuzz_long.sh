@@ -4,11 +4,11 @@
 # The programs lie in $PROA_FUZZ_BIN (default build/fuzz/tests/fuzz; CONTRIBUTING.md says how to build them) and get seeds and
 # dictionaries of tests/fuzz, and more seeds of $PROA_FUZZ_CORPUS/<reader> if that is set. OUTDIR/summary.txt gets a line per
 # fuzzer; inputs that failed, the ends of the logs and a minimised corpus lie beside it. Exit status 1 when anything was found.
-# PROA_FUZZ_RUNS is the number of runs.
+# PROA_FUZZ_RUNS is the number of runs; PROA_FUZZERS names some of the fuzzers ("http request").
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ $# -lt 2 ]; then
-  sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+  sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
   exit 2
 fi
 mkdir -p "$1" && out=$(cd "$1" && pwd) && seconds=$2 && jobs=${3:-$(nproc)}
@@ -19,12 +19,18 @@ trap 'rm -rf "$work"' EXIT
 
 # Fuzzer, longest input, and its share of the processes: the slower, the more.
 fuzzers=(safetensors:2048:1 gguf:4096:2 config:2048:2 tokenizer_json:4096:2 template:1024:7 detokenizer:512:2 tool_parser:1024:1 request:1024:1 http:1024:1)
+if [ -n "${PROA_FUZZERS:-}" ]; then
+  all=("${fuzzers[@]}") fuzzers=()
+  for fuzzer in "${all[@]}"; do
+    case " $PROA_FUZZERS " in *" ${fuzzer%%:*} "*) fuzzers+=("$fuzzer") ;; esac
+  done
+fi
 shares=0
 for fuzzer in "${fuzzers[@]}"; do shares=$((shares + ${fuzzer##*:})); done
 
 export ASAN_OPTIONS=${ASAN_OPTIONS:-malloc_context_size=2:quarantine_size_mb=16}
 # Some sandboxes do not let leaks be counted.
-if ! "$bin/safetensors_fuzz" -runs=1 -artifact_prefix="$work/" >"$work/probe.log" 2>&1 &&
+if ! "$bin/${fuzzers[0]%%:*}_fuzz" -runs=1 -artifact_prefix="$work/" >"$work/probe.log" 2>&1 &&
   grep -q 'LeakSanitizer has encountered a fatal error' "$work/probe.log"; then
   export ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0
 fi

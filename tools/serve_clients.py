@@ -41,19 +41,20 @@ TOOLS = [{"type": "function", "function": {"name": "look", "description": "looks
 @contextlib.contextmanager
 def served(proa, model, *flags):
     with tempfile.TemporaryDirectory() as folder, open(folder + "/log", "wb") as log:
+        said = pathlib.Path(folder, "log").read_text
         process = subprocess.Popen([proa, "serve", model, "--host", "127.0.0.1", "--port", "0", "--served-model-name", "m",
                                     "--enable-tokenizer-info-endpoint", "--enable-auto-tool-choice", "--tool-call-parser",
                                     "qwen3_coder", "--max-model-len", "1024", *flags], stdout=subprocess.DEVNULL, stderr=log)
         try:
-            while not (found := re.search(r"Uvicorn running on (\S+)", open(folder + "/log").read())):
+            while not (found := re.search(r"Uvicorn running on (\S+)", said())):
                 if process.poll() is not None:
-                    raise AssertionError(open(folder + "/log").read())
+                    raise AssertionError(said())
                 time.sleep(0.05)
             yield found.group(1)
         finally:
             process.terminate()
             if process.wait(timeout=60) != 0:
-                raise AssertionError(f"the server ended with {process.returncode}\n" + open(folder + "/log").read()[-3000:])
+                raise AssertionError(f"the server ended with {process.returncode}\n" + said()[-3000:])
 
 
 def run(*command, **options):
@@ -164,11 +165,12 @@ def check_prometheus_client(base):
 
 
 def check_schemathesis(base):
-    run(sys.executable, "-m", "schemathesis.cli", "run", base + "/openapi.json", "--url", base,
-        "--max-examples", "30", "--request-timeout", "60", "--seed", "1",
-        "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance",
-        cwd=tempfile.gettempdir(), env={**os.environ, "NO_COLOR": "1"})
-    return importlib.metadata.version("schemathesis")
+    text = run(sys.executable, "-m", "schemathesis.cli", "run", base + "/openapi.json", "--url", base,
+               "--max-examples", "30", "--request-timeout", "600", "--seed", "1",
+               "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance",
+               cwd=tempfile.gettempdir(), env={**os.environ, "NO_COLOR": "1"})
+    counted = re.search(r"(\d+) generated", text)
+    return importlib.metadata.version("schemathesis") + (f", {counted.group(1)} requests" if counted else "")
 
 
 def check_kanoa(base):
@@ -192,7 +194,7 @@ def check_kanoa_mlops(base):
     with tempfile.TemporaryDirectory() as results:
         run(sys.executable, str(folder / "tests/integration/test_text_comparison.py"), cwd=results,
             env={**os.environ, "MODEL_NAME": "m", "API_URL": base + "/v1/chat/completions"})
-        report = json.load(open(results + "/benchmark_results.json"))
+        report = json.loads(pathlib.Path(results, "benchmark_results.json").read_text())
     assert len(report["tests"]) == 5 and all(test["tokens_generated"] > 0 for test in report["tests"])
     return f"text comparison, {report['summary']['avg_tokens_per_second']:.0f} tok/s"
 
@@ -254,7 +256,7 @@ def check_aiperf(base):
             "--concurrency", "4", "--request-count", "12", "--prompt-input-tokens-mean", "60", "--prompt-output-tokens-mean", "20",
             "--extra-inputs", "ignore_eos:true", "--ui", "simple", "--output-artifact-dir", folder,
             env={name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")})
-        report = json.load(open(next(pathlib.Path(folder).rglob("profile_export_aiperf.json"))))
+        report = json.loads(next(pathlib.Path(folder).rglob("profile_export_aiperf.json")).read_text())
     assert report["request_count"]["avg"] == 12 and not report.get("error_summary"), report.get("error_summary")
     assert report["time_to_first_token"]["avg"] > 0 and report["inter_token_latency"]["avg"] > 0
     return (f"{report['output_token_throughput']['avg']:.0f} tok/s, first token {report['time_to_first_token']['avg']:.0f} ms, "
@@ -287,7 +289,7 @@ def check_lm_eval(base):
             arguments = f"model=m,base_url={base}/v1/completions,num_concurrent=2,max_retries=1,tokenizer_backend=remote"
             run(sys.executable, "-m", "lm_eval", "--model", "local-completions", "--model_args", arguments, "--tasks", "buoy",
                 "--include_path", folder, "--output_path", folder + "/out", env=environment)
-            report = json.load(open(next(pathlib.Path(folder, "out").rglob("*.json"))))
+            report = json.loads(next(pathlib.Path(folder, "out").rglob("*.json")).read_text())
             results[kind] = {name: value for name, value in report["results"]["buoy"].items() if isinstance(value, float)}
     assert results["choices"] and results["generate"], results
     return f"{importlib.metadata.version('lm-eval')}, accuracy {results['choices'].get('acc,none')}"

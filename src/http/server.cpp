@@ -92,6 +92,18 @@ std::string whole_response(const Response& response, int version, bool close, bo
   return bytes;
 }
 
+// What the server says itself: body and type as its owner has them.
+Response own_answer(const ServerConfig& config, int status, std::string_view message) {
+  Response answer{.status = status, .content_type = "text/plain; charset=utf-8", .body = std::string(message)};
+  if (config.error_response) {
+    Response given = config.error_response(status, message);
+    answer.content_type = std::move(given.content_type);
+    answer.body = std::move(given.body);
+  }
+  if (status == 503) answer.headers.push_back({"retry-after", "1"});
+  return answer;
+}
+
 std::string chunk(std::string_view part) {
   std::array<char, 24> size{};
   const int length = std::snprintf(size.data(), size.size(), "%zx\r\n", part.size());
@@ -310,10 +322,7 @@ class ServerExchange final : public Exchange, public std::enable_shared_from_thi
   // After the handler: whatever it did, the client learns how it stands.
   void complete(const ServerConfig& config) {
     if (stage_ == Stage::open) {
-      Response response;
-      if (config.error_response) response = config.error_response(500, "Internal Server Error");
-      response.status = 500;
-      respond(std::move(response));
+      respond(own_answer(config, 500, "Internal Server Error"));
     } else if (stage_ == Stage::streaming) {
       stage_ = Stage::ended;
       report(AccessRecord::Event::finished, true);
@@ -525,22 +534,13 @@ void Connection::dispatch() {
 
 void Connection::reject(int status, std::string_view message) {
   release_body();
-  Response response;
-  if (server_.config.error_response) {
-    response = server_.config.error_response(status, message);
-  } else {
-    response.content_type = "text/plain; charset=utf-8";
-    response.body = std::string(message);
-  }
-  response.status = status;
-  if (status == 503) response.headers.push_back({"retry-after", "1"});
   if (server_.config.on_access) {
     server_.config.on_access({AccessRecord::Event::finished, false, peer_, "", "", 11, status, 0});
   }
   state_ = State::closing;
   ++read_deadline_;
   answered_ = returned_ = close_after_ = true;
-  out_ += whole_response(response, 11, true, false);
+  out_ += whole_response(own_answer(server_.config, status, message), 11, true, false);
   write_more();
 }
 
@@ -790,13 +790,10 @@ void Server::Impl::accept(Acceptor& acceptor) {
 void Server::Impl::begin(Socket socket, std::string peer) {
   if (connections.size() >= config.max_connections) {
     if (config.ssl_certfile.empty()) {
-      Response response;
-      if (config.error_response) response = config.error_response(503, "Too many connections");
-      response.status = 503;
-      response.headers.push_back({"retry-after", "1"});
       error_code ignored;
       socket.non_blocking(true, ignored);
-      socket.send(asio::buffer(whole_response(response, 11, true, false)), 0, ignored);
+      socket.send(asio::buffer(whole_response(own_answer(config, 503, "Too many connections"), 11, true, false)), 0,
+                  ignored);
       socket.shutdown(Socket::shutdown_send, ignored);
     }
     if (config.on_access) config.on_access({AccessRecord::Event::finished, false, peer, "", "", 11, 503, 0});

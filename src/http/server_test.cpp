@@ -431,7 +431,7 @@ TEST(HttpServer, RefusesWhatItHasNoRoomFor) {
     gate.pass(exchange);
   };
   config.error_response = [](int status, std::string_view message) {
-    return Response{.body = std::to_string(status) + " " + std::string(message)};
+    return Response{.body = std::to_string(status) + " " + std::string(message), .headers = {{"retry-after", "9"}}};
   };
   const auto server = start(std::move(config));
   TestClient working(server->port()), waiting(server->port()), third(server->port()), health(server->port());
@@ -441,7 +441,11 @@ TEST(HttpServer, RefusesWhatItHasNoRoomFor) {
   health.get("/health");
   EXPECT_EQ(health.read().status, 200) << "quick requests have their own threads";
   third.get("/3");
-  EXPECT_EQ(third.read().body, "503 The server is overloaded, please try again later");
+  const Response overloaded = third.read();
+  EXPECT_EQ(overloaded.body, "503 The server is overloaded, please try again later");
+  EXPECT_EQ(std::count_if(overloaded.headers.begin(), overloaded.headers.end(),
+                          [](const Header& header) { return header.name == "retry-after"; }),
+            1);
   EXPECT_TRUE(third.at_end());
   EXPECT_EQ(server->load().requests, 1u);
 

@@ -92,6 +92,24 @@ TEST(Monitor, AFailedStepFailsItsRequestsOnly) {
   EXPECT_EQ(server.post("/v1/completions", R"({"prompt":"xy","max_tokens":3})").status, 200);
   EXPECT_EQ(server.get("/health").status, 200);
   EXPECT_EQ(lines.wait_for("steps failed"), "1 steps failed, and their requests");
+
+  // A stream that has begun has its status: it ends with the error as an event.
+  Gate gate;
+  server.model->on_step = [&] { gate.pass(); };
+  http::TestClient client(server.port());
+  client.post("/v1/completions", R"({"prompt":"xy","max_tokens":3,"stream":true})");
+  gate.permit(1);
+  client.fill();
+  backend->fail_next_ = true;
+  gate.open();
+  const http::Response cut = client.read();
+  EXPECT_EQ(cut.status, 200);
+  EXPECT_NE(cut.body.find("\"text\":\"a\""), std::string::npos) << cut.body;
+  const size_t error = cut.body.find("data: {\"error\":{\"message\":");
+  EXPECT_NE(error, std::string::npos) << cut.body;
+  EXPECT_TRUE(cut.body.ends_with("\"code\":500}}\n\ndata: [DONE]\n\n")) << cut.body;
+  server.model->on_step = nullptr;
+  EXPECT_EQ(server.post("/v1/completions", R"({"prompt":"xy","max_tokens":3})").status, 200);
 }
 
 }  // namespace

@@ -18,8 +18,28 @@ bool is_empty(const Json& value) {
   return (value.is_structured() && value.empty()) || (value.is_boolean() && !value.get<bool>());
 }
 
+// More than one kind of constraint on the answer, which vLLM refuses with these words.
+bool contradicts_itself(const FieldReader& fields) {
+  int kinds = 0;
+  for (const char* name : {"guided_json", "guided_regex", "guided_choice", "guided_grammar"}) {
+    kinds += fields.find(name) ? 1 : 0;
+  }
+  if (const Json* given = fields.find("structured_outputs"); given && given->is_object()) {
+    for (const char* name : {"json", "regex", "choice", "grammar", "json_object", "structural_tag"}) {
+      const auto kind = given->find(name);
+      kinds += kind != given->end() && !kind->is_null() ? 1 : 0;
+    }
+  }
+  return kinds > 1;
+}
+
 // Fields that change the answer and that this server cannot honour: saying so beats a wrong answer.
 std::optional<ApiError> find_unsupported(const FieldReader& fields, const RequestPolicy& policy) {
+  if (contradicts_itself(fields)) {
+    return bad_request(
+        "You can only use one kind of constraints for structured outputs ('json', 'regex', 'choice' or 'grammar').",
+        "structured_outputs");
+  }
   for (const char* name : {"logprob_token_ids", "use_beam_search", "structured_outputs", "guided_json", "guided_regex",
                            "guided_choice", "guided_grammar", "prompt_embeds", "repetition_detection"}) {
     const Json* value = fields.find(name);

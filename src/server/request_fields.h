@@ -17,8 +17,8 @@ namespace proa {
 struct RequestPolicy {
   SamplingParams defaults;                // for fields that a request leaves out
   std::optional<int64_t> max_new_tokens;  // of any answer, whatever a request asks for
-  int max_logprobs = kMaxLogprobs;   // alternatives per token
-  bool force_include_usage = false;  // --enable-force-include-usage
+  int max_logprobs = kMaxLogprobs;        // alternatives per token
+  bool force_include_usage = false;       // --enable-force-include-usage
   bool return_tokens_as_token_ids = false;
   int stream_interval = 1;  // tokens of a choice in one event of a stream, but for the first
   std::string response_role = "assistant";

@@ -695,6 +695,12 @@ TEST(Service, EveryErrorHasItsStatusTypeAndParam) {
        "response_format"},
       {kHi + R"(,"guided_json":{"type":"object"}})", 400, "BadRequestError", "`guided_json` is not supported",
        "guided_json"},
+      {kHi + R"(,"structured_outputs":{"json":{},"regex":null}})", 400, "BadRequestError",
+       "`structured_outputs` is not supported", "structured_outputs"},
+      {kHi + R"(,"structured_outputs":{"json":{},"regex":"a"}})", 400, "BadRequestError",
+       "You can only use one kind of", "structured_outputs"},
+      {kHi + R"(,"guided_choice":["a"],"guided_regex":"a"})", 400, "BadRequestError", "You can only use one kind of",
+       "structured_outputs"},
       {kHi + R"(,"logit_bias":[5]})", 400, "Bad Request", "valid dictionary", "body.logit_bias"},
       {kHi + R"(,"logit_bias":{"x":1}})", 400, "BadRequestError",
        "Found token_id `x` in logit_bias but token_id must be an integer or string representing an integer",
@@ -754,26 +760,51 @@ TEST(Service, EveryErrorHasItsStatusTypeAndParam) {
       {R"({"prompt":"x","thinking_token_budget":5})", 400, "BadRequestError", "chat completions",
        "thinking_token_budget"},
   };
+  http::TestClient one(server.port());  // every bad request leaves the connection usable
+  const auto expect_error = [&](const std::string& path, const std::string& body, const auto& row) {
+    one.post(path, body);
+    const http::Response response = one.read();
+    EXPECT_EQ(response.status, row.status) << body;
+    const Json error = Json::parse(response.body, nullptr, false);
+    ASSERT_TRUE(error.is_object() && error.contains("error")) << response.body;
+    EXPECT_EQ(error["error"]["code"], row.status) << body;
+    EXPECT_EQ(error["error"]["type"], row.type) << body << response.body;
+    EXPECT_NE(error["error"]["message"].get<std::string>().find(row.message), std::string::npos)
+        << body << response.body;
+    EXPECT_EQ(error["error"]["param"].is_null() ? "" : error["error"]["param"].get<std::string>(), row.param) << body;
+  };
+  // What is said of a field that both have is the same.
+  const auto chat_alone = [](const std::string& fields) {
+    const auto names = {"max_tokens\":0",  "max_tokens\":1000", "max_completion_tokens",
+                        "logprobs\":true", "top_logprobs",      "tool",
+                        "chat_template",   "continue_final",    "thinking"};
+    return std::any_of(names.begin(), names.end(),
+                       [&](const char* name) { return fields.find(name) != std::string::npos; });
+  };
   const http::Response bomb = server.post(kChat, std::string(4 << 20, '['));
   EXPECT_EQ(bomb.status, 400);
   EXPECT_NE(bomb.body.find("levels of nesting"), std::string::npos) << bomb.body;
-  http::TestClient one(server.port());  // every bad request leaves the connection usable
   for (const auto& row : rows) {
     const bool completion = row.body.find("\"prompt\"") != std::string::npos;
-    one.post(completion ? "/v1/completions" : kChat, row.body);
-    const http::Response response = one.read();
-    EXPECT_EQ(response.status, row.status) << row.body;
-    const Json error = Json::parse(response.body, nullptr, false);
-    ASSERT_TRUE(error.is_object() && error.contains("error")) << response.body;
-    EXPECT_EQ(error["error"]["code"], row.status) << row.body;
-    EXPECT_EQ(error["error"]["type"], row.type) << row.body << response.body;
-    EXPECT_NE(error["error"]["message"].get<std::string>().find(row.message), std::string::npos)
-        << row.body << response.body;
-    EXPECT_EQ(error["error"]["param"].is_null() ? "" : error["error"]["param"].get<std::string>(), row.param)
-        << row.body;
+    expect_error(completion ? "/v1/completions" : kChat, row.body, row);
+    if (row.body.starts_with(kHi) && !chat_alone(row.body.substr(kHi.size()))) {
+      expect_error("/v1/completions", R"({"prompt":"Hi","temperature":0)" + row.body.substr(kHi.size()), row);
+    }
   }
   one.post(kChat, kHi + "}");
   EXPECT_EQ(one.read().status, 200);
+}
+
+// What a template refuses is said in its own words.
+TEST(Service, ATemplateThatRaises) {
+  ServiceConfig config;
+  config.policy.trust_request_chat_template = true;
+  ScriptedServer server(std::move(config));
+  const http::Response response =
+      server.post(kChat, kHi + R"(,"chat_template":"{{ raise_exception('roles must alternate') }}"})");
+  EXPECT_EQ(response.status, 400);
+  EXPECT_EQ(response.body,
+            R"({"error":{"message":"roles must alternate","type":"BadRequestError","param":null,"code":400}})");
 }
 
 // A body near the limit that is all tools: read, rendered, and found too long, in bounded memory.
@@ -991,6 +1022,105 @@ TEST(Service, Metrics) {
            std::string("process_resident_memory_bytes "),
        }) {
     EXPECT_NE(response.body.find(line), std::string::npos) << line << "\n" << response.body;
+  }
+}
+
+// Dashboards and scrapers ask by name, label and bound. Not here: families that vLLM has only where LoRA, speculation,
+// NaN checks, --kv-cache-metrics or --enable-mfu-metrics are on.
+TEST(Service, FamiliesAreThoseOfVllm) {
+  ScriptedServer server;
+  server.say("abc");
+  server.post(kChat, kHi + "}");
+  const std::string text = server.get("/metrics").body;
+  const auto bounds = [&](const std::string& name) {
+    std::string all;
+    for (size_t at = 0; (at = text.find("\n" + name + "_bucket{", at)) != std::string::npos; ++at) {
+      const size_t begin = text.find("le=\"", at) + 4;
+      all += text.substr(begin, text.find('"', begin) - begin) + " ";
+    }
+    return all;
+  };
+  const char* tokens = "1.0 2.0 5.0 10.0 20.0 50.0 100.0 200.0 500.0 +Inf ";  // up to max_model_len
+  const char* between = "0.01 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.4 0.5 0.75 1.0 2.5 5.0 7.5 10.0 20.0 40.0 80.0 +Inf ";
+  const char* whole =
+      "0.3 0.5 0.8 1.0 1.5 2.0 2.5 5.0 10.0 15.0 20.0 30.0 40.0 50.0 60.0 120.0 240.0 480.0 960.0 1920.0 7680.0 +Inf ";
+  const struct {
+    const char *name, *type, *bounds = "", *label = "";
+  } rows[] = {
+      {"vllm:num_requests_running", "gauge"},
+      {"vllm:num_requests_waiting", "gauge"},
+      {"vllm:num_requests_waiting_by_reason", "gauge", "", "reason=\"capacity\""},
+      {"vllm:num_requests_waiting_by_reason", "gauge", "", "reason=\"deferred\""},
+      {"vllm:kv_cache_usage_perc", "gauge"},
+      {"vllm:engine_sleep_state", "gauge", "", "sleep_state=\"awake\""},
+      {"vllm:engine_sleep_state", "gauge", "", "sleep_state=\"weights_offloaded\""},
+      {"vllm:engine_sleep_state", "gauge", "", "sleep_state=\"discard_all\""},
+      {"vllm:cache_config_info", "gauge", "", "mamba_ssm_cache_dtype=\"float32\""},
+      {"vllm:prefix_cache_queries_total", "counter"},
+      {"vllm:prefix_cache_hits_total", "counter"},
+      {"vllm:external_prefix_cache_queries_total", "counter"},
+      {"vllm:external_prefix_cache_hits_total", "counter"},
+      {"vllm:mm_cache_queries_total", "counter"},
+      {"vllm:mm_cache_hits_total", "counter"},
+      {"vllm:num_preemptions_total", "counter"},
+      {"vllm:prompt_tokens_total", "counter"},
+      {"vllm:generation_tokens_total", "counter"},
+      {"vllm:prompt_tokens_by_source_total", "counter", "", "source=\"local_compute\""},
+      {"vllm:prompt_tokens_by_source_total", "counter", "", "source=\"local_cache_hit\""},
+      {"vllm:prompt_tokens_by_source_total", "counter", "", "source=\"external_kv_transfer\""},
+      {"vllm:prompt_tokens_cached_total", "counter"},
+      {"vllm:request_success_total", "counter", "", "finished_reason=\"stop\""},
+      {"vllm:request_success_total", "counter", "", "finished_reason=\"length\""},
+      {"vllm:request_success_total", "counter", "", "finished_reason=\"abort\""},
+      {"vllm:request_success_total", "counter", "", "finished_reason=\"error\""},
+      {"vllm:request_prompt_tokens", "histogram", tokens},
+      {"vllm:request_generation_tokens", "histogram", tokens},
+      {"vllm:request_max_num_generation_tokens", "histogram", tokens},
+      {"vllm:request_params_max_tokens", "histogram", tokens},
+      {"vllm:request_prefill_kv_computed_tokens", "histogram", tokens},
+      {"vllm:request_params_n", "histogram", "1.0 2.0 5.0 10.0 20.0 +Inf "},
+      {"vllm:iteration_tokens_total", "histogram",
+       "1.0 8.0 16.0 32.0 64.0 128.0 256.0 512.0 1024.0 2048.0 4096.0 8192.0 16384.0 +Inf "},
+      {"vllm:time_to_first_token_seconds", "histogram",
+       "0.001 0.005 0.01 0.02 0.04 0.06 0.08 0.1 0.25 0.5 0.75 1.0 2.5 5.0 7.5 10.0 20.0 40.0 80.0 160.0 640.0 2560.0 "
+       "+Inf "},
+      {"vllm:inter_token_latency_seconds", "histogram", between},
+      {"vllm:request_time_per_output_token_seconds", "histogram", between},
+      {"vllm:time_per_output_token_seconds", "histogram", between},
+      {"vllm:e2e_request_latency_seconds", "histogram", whole},
+      {"vllm:request_queue_time_seconds", "histogram", whole},
+      {"vllm:request_inference_time_seconds", "histogram", whole},
+      {"vllm:request_prefill_time_seconds", "histogram", whole},
+      {"vllm:request_decode_time_seconds", "histogram", whole},
+      {"vllm:avg_generation_throughput_toks_per_s", "gauge"},
+      {"vllm:avg_prompt_throughput_toks_per_s", "gauge"},
+      {"vllm:gpu_cache_usage_perc", "gauge"},
+      {"vllm:cpu_cache_usage_perc", "gauge"},
+      {"http_requests_total", "counter", "", "status=\"2xx\""},
+      {"http_request_size_bytes", "summary", "", "handler=\"/v1/chat/completions\""},
+      {"http_response_size_bytes", "summary", "", "handler=\"/v1/chat/completions\""},
+      {"http_request_duration_seconds", "histogram", "", "method=\"POST\""},
+      {"http_request_duration_highr_seconds", "histogram"},
+      {"process_cpu_seconds_total", "counter"},
+      {"process_resident_memory_bytes", "gauge"},
+      {"process_virtual_memory_bytes", "gauge"},
+      {"process_start_time_seconds", "gauge"},
+      {"process_open_fds", "gauge"},
+      {"process_max_fds", "gauge"},
+  };
+  for (const auto& row : rows) {
+    const std::string name = row.name;
+    const size_t family = text.find("# TYPE " + name + " " + row.type + "\n");
+    ASSERT_NE(family, std::string::npos) << name;
+    const std::string samples = text.substr(family, text.find("# HELP", family) - family);
+    EXPECT_NE(samples.find("\n" + name), std::string::npos) << name << " has a sample";
+    EXPECT_NE(samples.find(row.label), std::string::npos) << samples;
+    if (name.starts_with("vllm:")) {
+      EXPECT_NE(samples.find("engine=\"0\""), std::string::npos) << samples;
+    }
+    if (*row.bounds != '\0') {
+      EXPECT_EQ(bounds(name), row.bounds) << name;
+    }
   }
 }
 

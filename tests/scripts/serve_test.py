@@ -363,6 +363,38 @@ class Serving(unittest.TestCase):
                     plain.sendall(b"GET /health HTTP/1.1\r\nHost: t\r\n\r\n")
                     self.assertNotIn(b"200", plain.recv(100))
                 self.assertEqual(served.stop(), 0)
+            # Who must show a certificate: the server's own is its authority here.
+            with Served("--ssl-certfile", folder + "/cert", "--ssl-keyfile", folder + "/key", "--ssl-ca-certs", folder + "/cert",
+                        "--ssl-cert-reqs", "2") as served:
+                def ask(context):
+                    connection = http.client.HTTPSConnection("127.0.0.1", served.port, timeout=TIMEOUT_S, context=context)
+                    try:
+                        return served.request("GET", "/health", connection=connection)[0]
+                    except OSError:
+                        return None
+                    finally:
+                        connection.close()
+                nobody = ssl.create_default_context(cafile=folder + "/cert")
+                somebody = ssl.create_default_context(cafile=folder + "/cert")
+                somebody.load_cert_chain(folder + "/cert", folder + "/key")
+                self.assertEqual((ask(nobody), ask(somebody)), (None, 200))
+
+    def test_load_and_origins(self):
+        with Served("--enable-server-load-tracking", "--allowed-origins", '["http://a"]', "--allow-credentials") as served:
+            connection = served.connection()
+            connection.request("POST", CHAT, json.dumps({**LONG, "stream": True}), {"Content-Type": "application/json",
+                                                                                    "Origin": "http://a"})
+            response = connection.getresponse()
+            self.assertEqual(response.headers["Access-Control-Allow-Origin"], "http://a")
+            response.read(1)
+            self.assertEqual(served.request("GET", "/load"), (200, '{"server_load":1}'))
+            response.close()
+            connection.close()
+            deadline = time.monotonic() + TIMEOUT_S
+            while served.request("GET", "/load")[1] != '{"server_load":0}':
+                self.assertLess(time.monotonic(), deadline)
+                time.sleep(0.02)
+            self.assertEqual(served.request("GET", "/v1/models", headers={"Origin": "http://b"})[0], 200)
 
 
 class BadClients(unittest.TestCase):
