@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -156,6 +157,55 @@ class CommandLine(unittest.TestCase):
             with self.subTest(row=row):
                 self.understood(*row)
 
+    # Every option that vLLM 0.13 and its successors document for serving text, by what it takes.
+    SWITCHES = """trust-remote-code enable-mamba-cache-stochastic-rounding enable-chunked-prefill enable-prefix-caching enforce-eager
+        async-scheduling enable-expert-parallel allow-credentials enable-sleep-mode disable-log-stats enable-log-requests
+        kv-cache-metrics language-model-only disable-uvicorn-access-log disable-fastapi-docs enable-request-id-headers
+        trust-request-chat-template exclude-tools-when-tool-choice-none return-tokens-as-token-ids enable-prompt-tokens-details
+        enable-force-include-usage enable-per-request-metrics enable-server-load-tracking enable-tokenizer-info-endpoint
+        enable-log-outputs enable-log-deltas headless enable-mfu-metrics""".split()
+    OPTIONS = """host=1.2.3.4 port=1 served-model-name=a dtype=auto dtype=half dtype=float16 dtype=bfloat16 dtype=float dtype=float32
+        quantization=awq quantization=gptq quantization=gptq_marlin quantization=awq_marlin quantization=fp8 quantization=fbgemm_fp8
+        quantization=modelopt quantization=modelopt_fp4 quantization=compressed-tensors quantization=bitsandbytes quantization=gguf
+        quantization=mxfp4 quantization=torchao quantization=experts_int8 quantization=modelopt_mixed quantization=modelopt_mxfp8
+        quantization=fp8_per_tensor quantization=fp8_per_block quantization=fp8_per_channel load-format=auto
+        load-format=safetensors load-format=fastsafetensors load-format=bitsandbytes kv-cache-dtype=auto kv-cache-dtype=float16
+        kv-cache-dtype=bfloat16 kv-cache-dtype=fp8 kv-cache-dtype=fp8_e4m3 kv-cache-dtype=fp8_e5m2 mamba-cache-dtype=float32
+        mamba-ssm-cache-dtype=auto mamba-ssm-cache-dtype=float32 mamba-ssm-cache-dtype=float16 mamba-ssm-cache-dtype=bfloat16
+        mamba-cache-mode=all mamba-block-size=64 mamba-backend=triton mamba-cache-philox-rounds=10 max-model-len=131072
+        max-model-len=128k max-model-len=25.6k max-model-len=auto max-model-len=-1 max-num-seqs=5 max-num-batched-tokens=8K
+        gpu-memory-utilization=0.8 kv-cache-memory-bytes=1.5g block-size=16 tensor-parallel-size=1 pipeline-parallel-size=1
+        data-parallel-size=1 api-key=k chat-template=t.jinja tool-call-parser=qwen3_coder tool-call-parser=qwen3_xml
+        tool-call-parser=hermes reasoning-parser=nano_v3 reasoning-parser=nemotron_v3 reasoning-parser=deepseek_r1
+        reasoning-parser-plugin=p.py moe-backend=auto speculative-config={} root-path=/p allowed-origins=["*"]
+        allowed-methods=["*"] allowed-headers=["*"] seed=0 generation-config=auto generation-config=vllm
+        override-generation-config={} max-logprobs=20 max-logprobs=-1 logprobs-mode=raw_logprobs scheduling-policy=fcfs
+        scheduling-policy=priority stream-interval=1 structured-outputs-config={} structured-outputs-config.backend=auto revision=main
+        tokenizer=t tokenizer-revision=main hf-overrides={} download-dir=d hf-token=t swap-space=4 cpu-offload-gb=0
+        shutdown-timeout=5 otlp-traces-endpoint=u show-hidden-metrics-for-version=0.12 limit-mm-per-prompt={} uds=/s
+        uvicorn-log-level=info disable-access-log-for-endpoints=/a,/b ssl-certfile=c ssl-ca-certs=c ssl-cert-reqs=0
+        response-role=assistant chat-template-content-format=auto default-chat-template-kwargs={} tool-parser-plugin=p.py
+        max-log-len=10 log-config-file=f fingerprint-mode=hash lora-modules=a=b h11-max-incomplete-event-size=4194304
+        h11-max-header-count=256 api-server-count=1""".split()
+
+    def test_every_flag_in_every_spelling(self):
+        """All of them in each command line, which differ in the values and in how they are written."""
+        values = {}
+        for option in self.OPTIONS:
+            name, value = option.split("=", 1)
+            values.setdefault(name, []).append(value)
+        for i in range(max(map(len, values.values()))):
+            chosen = {name: given[i % len(given)] for name, given in values.items()}
+            dashes = [word for name, value in chosen.items() for word in ("--" + name, value)]
+            lines = ["--" + ".".join([name.split(".")[0].replace("-", "_"), *name.split(".")[1:]]) + "=" + value
+                     for name, value in chosen.items()]
+            for row in (dashes + ["--" + name for name in self.SWITCHES],
+                        lines + ["--" + name.replace("-", "_") for name in self.SWITCHES],
+                        lines + ["--no-" + name for name in self.SWITCHES]):
+                done = self.run_serve("/nowhere/model", *row)
+                self.assertEqual(done.returncode, 1, f"{row}: {done.stderr}")
+                self.assertIn("/nowhere/model", done.stderr)
+
     def test_what_has_no_effect_is_said_once(self):
         self.understood("/nowhere/model", "--trust-remote-code", "--dtype", "auto", "--kv-cache-dtype", "fp8_e4m3",
                         warns=["without effect here: --dtype --trust-remote-code",
@@ -300,7 +350,9 @@ class Serving(unittest.TestCase):
                 answers = list(pool.map(lambda i: served.chat({**HELLO, "max_tokens": 4 + i % 5}), range(24)))
                 self.assertEqual({status for status, _ in answers}, {200})
             self.assertEqual(served.chat(HELLO)[1]["choices"], expected)
-            idle = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(300)]
+            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+            idle = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(1000 if most >= 2000 else 300)]
             self.assertEqual(served.request("GET", "/health")[0], 200)
             for connection in idle:
                 connection.close()
