@@ -2,23 +2,26 @@
 # Installs the Debian packages that are missing; quiet and offline when none is.
 #   tools/install_packages.sh build          what building and demo.sh need
 #   tools/install_packages.sh build tests    and what test.sh needs on top
+#   tools/install_packages.sh clients        what tools/install_clients.sh needs
 # Needs root or sudo only when something is missing. This is the one list of packages.
 set -euo pipefail
 
 build=(g++ cmake ninja-build pkg-config libhwy-dev libsimdjson-dev nlohmann-json3-dev libcli11-dev libpcre2-dev
   libutf8proc-dev libedit-dev libboost1.81-dev libcurl4-openssl-dev libssl-dev python3 python3-pip ca-certificates)
 tests=(libgtest-dev)
+clients=(prometheus chromium python3-venv)
 
 wanted=()
 for group in "$@"; do
   case $group in
     build) wanted+=("${build[@]}") ;;
     tests) wanted+=("${tests[@]}") ;;
-    *) echo "install_packages.sh: no group $group, only build and tests" >&2; exit 2 ;;
+    clients) wanted+=("${clients[@]}") ;;
+    *) echo "install_packages.sh: no group $group, only build, tests and clients" >&2; exit 2 ;;
   esac
 done
 if [ ${#wanted[@]} -eq 0 ]; then
-  sed -n '2,5s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,6s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 
