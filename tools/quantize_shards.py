@@ -68,10 +68,10 @@ def main():
             ranges = f"{args.output}.ranges.json"
             pathlib.Path(ranges).write_text('{"inputs": {}, "default": 8}\n')
         flags += ["--calibration", ranges]
-    begin, peak_memory, peak_disk, shards, number = time.time(), 0, 0, 1, 1
+    begin, peak_memory, peak_disk, source, shards, number = time.time(), 0, 0, 0, 1, 1
     while number <= shards:
         made = run("synth", args.model, *shape, "--shard", number, "-o", work, "--force", "--json", "--threads", args.threads)
-        shards = made["shards"]
+        shards, source = made["shards"], source + made["bytes"]
         done = run("quantize", work, args.output, *flags, "--as-they-come")
         partial = pathlib.Path(f"{args.output}.partial")
         in_use = disk(work) + disk(partial) + disk(args.output)
@@ -82,7 +82,7 @@ def main():
         shutil.rmtree(work)
         number += 1
     assert done["whole"], "shards are done and the output is not whole"
-    print(f"{args.output}: {done['bytes'] / 1e9:.2f} GB of {done['source_bytes'] / 1e9:.2f} GB in {time.time() - begin:.0f} s; "
+    print(f"{args.output}: {done['bytes'] / 1e9:.2f} GB of {source / 1e9:.2f} GB in {time.time() - begin:.0f} s; "
           f"peak memory {peak_memory / 1e6:.0f} MB, peak disk {peak_disk / 1e9:.2f} GB")
     if args.check:
         print(run("inspect", args.output)[:600])
