@@ -4,16 +4,14 @@
     python tools/quantize_check.py models/proa-buoy buoy-q4_0.gguf [more.gguf ...]
 
 The original weights are quantised again by ggml_quantize_chunk of the llama.cpp library (without an importance matrix,
-as llama-quantize does) and by the gguf package where it can. Needs llama-cpp-python, gguf, safetensors, torch, numpy.
-Then the file is loaded by llama.cpp and its logits are compared with those of the F32 file of the same model, if one is
-named with --reference.
+as llama-quantize does) and by the gguf package where it can. Needs gguf, safetensors, torch, numpy, and the library:
+that of llama-cpp-python, or any libggml-base.so by --library. Logits are what quantize_check_llama.py compares.
 """
 import argparse
 import ctypes
 import pathlib
 
 import gguf
-import llama_cpp
 import numpy as np
 import safetensors.torch
 import torch
@@ -36,9 +34,12 @@ LAYER = {
 }  # fmt: skip
 
 
-def library():
-    path = next((pathlib.Path(llama_cpp.__file__).parent / "lib").glob("libggml-base.so*"))
-    lib = ctypes.CDLL(str(path))
+def library(path):
+    if not path:
+        import llama_cpp
+
+        path = next((pathlib.Path(llama_cpp.__file__).parent / "lib").glob("libggml-base.so*"))
+    lib = ctypes.CDLL(str(path.resolve()))
     lib.ggml_quantize_chunk.restype = ctypes.c_size_t
     lib.ggml_quantize_chunk.argtypes = [
         ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
@@ -63,11 +64,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=pathlib.Path)
     parser.add_argument("files", type=pathlib.Path, nargs="+")
+    parser.add_argument("--library", type=pathlib.Path, help="libggml-base.so")
     args = parser.parse_args()
     weights = {}
     for shard in sorted(args.source.glob("*.safetensors")):
         weights |= {k: v.to(torch.float32).numpy() for k, v in safetensors.torch.load_file(shard).items()}
-    lib = library()
+    lib = library(args.library)
     for file in args.files:
         reader = gguf.GGUFReader(file)
         blocks = differ = package_blocks = package_differ = 0
