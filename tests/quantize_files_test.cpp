@@ -37,10 +37,12 @@ class Folder {
 };
 
 // Nano in small as it is published: BF16, experts one by one; weights uniform within a reach.
-DummyCheckpoint small_bf16(uint64_t max_shard_bytes = 1u << 30) {
-  const auto config = nlohmann::ordered_json::parse(find_known_model("NVIDIA-Nemotron-3-Nano-30B-A3B")->model->config);
-  return must(make_dummy("small", must(scale_config(config, 7, 32)), *must(find_precision("bf16")),
-                         {.max_shard_bytes = max_shard_bytes}));
+DummyCheckpoint small_bf16(uint64_t max_shard_bytes = 1u << 30,
+                           const nlohmann::ordered_json& changes = nlohmann::ordered_json::object()) {
+  auto config = nlohmann::ordered_json::parse(find_known_model("NVIDIA-Nemotron-3-Nano-30B-A3B")->model->config);
+  config = must(scale_config(config, 7, 32));
+  config.update(changes);
+  return must(make_dummy("small", config, *must(find_precision("bf16")), {.max_shard_bytes = max_shard_bytes}));
 }
 
 void write_file_of(const DummyFile& file, const std::string& folder) {
@@ -54,11 +56,14 @@ void write_texts(const DummyCheckpoint& dummy, const std::string& folder) {
   for (const auto& [name, text] : dummy.texts) std::ofstream(folder + "/" + name) << text;
 }
 
+std::string write_source(const DummyCheckpoint& dummy, const std::string& folder) {
+  write_texts(dummy, folder);
+  for (const DummyFile& file : dummy.files) write_file_of(file, folder);
+  return folder;
+}
+
 std::string write_source(const Folder& folder, uint64_t max_shard_bytes = 1u << 30) {
-  const DummyCheckpoint dummy = small_bf16(max_shard_bytes);
-  write_texts(dummy, folder / "source");
-  for (const DummyFile& file : dummy.files) write_file_of(file, folder / "source");
-  return folder / "source";
+  return write_source(small_bf16(max_shard_bytes), folder / "source");
 }
 
 const QuantizeProgress kGoOn = [](uint64_t) -> Result<void> { return {}; };
@@ -431,6 +436,33 @@ TEST_F(QuantizeFiles, BadInput) {
   for (const auto& row : rows) {
     EXPECT_NE(message(row.path, row.precision).find(row.expected), std::string::npos)
         << row.path << "\n  " << message(row.path, row.precision);
+  }
+}
+
+// Rows that no block fits: an error with every such matrix, where nothing is written; formats without blocks take them.
+TEST_F(QuantizeFiles, APrecisionThatATensorCannotHave) {
+  const std::string odd = write_source(small_bf16(1u << 30, {{"moe_intermediate_size", 40}}), folder_ / "odd");
+  const QuantizeSource source = must(open_quantize_source(odd, false));
+  const std::string expert = "backbone.layers.1.mixer.experts.0.down_proj.weight: rows of a multiple of ";
+  const std::pair<const char*, std::string> rows[] = {
+      {"q8_0", expert + "32 values expected, found 40"},
+      {"q5_0", expert + "32 values expected, found 40"},
+      {"q4_0", expert + "32 values expected, found 40"},
+      {"iq4_nl", expert + "32 values expected, found 40"},
+      {"mxfp4", expert + "32 values expected, found 40"},
+      {"nvfp4", expert + "16 values expected, found 40"},
+      {"bf16", ""},
+      {"f16", ""},
+      {"f32", ""},
+      {"fp8", ""},
+  };
+  for (const auto& [precision, expected] : rows) {
+    const auto plan = plan_quantize(source, *must(find_quantize_precision(precision)), {.name = "odd"});
+    EXPECT_EQ(plan.ok(), expected.empty()) << precision;
+    const std::string message = plan.ok() ? "" : plan.error().message();
+    EXPECT_NE(message.find(expected), std::string::npos) << precision << "\n  " << message;
+    // A line stands for all experts of a layer.
+    EXPECT_EQ(message.find("experts.1."), std::string::npos) << message;
   }
 }
 

@@ -85,6 +85,11 @@ bool same_shape(std::vector<int64_t> a, std::vector<int64_t> b) {
   return a == b;
 }
 
+// NVFP4 as Lightning has it.
+bool is_mixed(const Precision& precision, const QuantizeSource& source) {
+  return precision.name == "nvfp4" && source.config.contains("mtp_layers_block_type");
+}
+
 // What is wrong with the source's tensors; those of absent shards are not known.
 Result<void> check_source(const QuantizeSource& source, const std::vector<Part>& parts) {
   Differences lines;
@@ -111,6 +116,32 @@ Result<void> check_source(const QuantizeSource& source, const std::vector<Part>&
   }
   if (!lines.any()) return {};
   return Error{kDoing, source.path, "", lines.text(), ""};
+}
+
+// Matrices that the precision would have quantised, had their rows been as long as its blocks want.
+Result<void> check_rows(const QuantizeSource& source, const std::vector<Part>& parts, const Precision& precision,
+                        bool gguf) {
+  const NemotronHConfig& c = source.model;
+  const bool mixed = is_mixed(precision, source);
+  Differences lines;
+  for (const Part& part : parts) {
+    if (part.expert > 0) continue;  // as the first one
+    const std::string& name = gguf ? part.gguf : part.hf->name;
+    const int layer = layer_of(part.hf->name);
+    const int64_t block = gguf ? 32 : 16;
+    std::vector<int64_t> longer = part.hf->shape;
+    longer.back() = (longer.back() + block - 1) / block * block;
+    const auto stored = [&](const std::vector<int64_t>& shape) {
+      return gguf ? static_cast<int>(gguf_format(precision, c, name, shape, layer, 0))
+                  : static_cast<int>(hf_scheme(precision, c, mixed, name, shape, layer));
+    };
+    if (stored(longer) == stored(part.hf->shape)) continue;
+    lines.add(printable(part.source) + ": rows of a multiple of " + std::to_string(block) + " values expected, found " +
+              std::to_string(part.hf->shape.back()));
+  }
+  if (!lines.any()) return {};
+  return Error{kDoing, source.path + " as " + std::string(precision.name), "", lines.text(),
+               gguf ? "f16, bf16 or fp8, which have no blocks" : "fp8 or bf16, which have no blocks"};
 }
 
 // ---- GGUF ----
@@ -239,7 +270,7 @@ void lay_out(std::string name, std::vector<HfTensor>& tensors, QuantizePlan& pla
 Result<void> plan_folder(const QuantizeSource& source, const std::vector<Part>& parts, const PlanOptions& options,
                          QuantizePlan& plan) {
   const NemotronHConfig& c = source.model;
-  const bool mixed = plan.precision->name == "nvfp4" && source.config.contains("mtp_layers_block_type");
+  const bool mixed = is_mixed(*plan.precision, source);
   QuantisedModules modules;
   Shards<HfTensor> shards(options.max_shard_bytes);
   const auto add = [&](QuantizeItem item, const std::string& name, const std::string& raw_dtype, uint64_t raw_bytes) {
@@ -339,6 +370,7 @@ Result<QuantizePlan> plan_quantize(const QuantizeSource& source, const Precision
   const std::vector<TensorSpec> table = tensor_table(source.model, Names(Checkpoint::Kind::huggingface));
   std::vector<Part> parts = list_parts(source.model, names, table);
   PROA_TRY(check_source(source, parts));
+  PROA_TRY(check_rows(source, parts, precision, plan.gguf));
   // Shard by shard, so that a source is read from front to back.
   if (plan.gguf) {
     PROA_TRY(plan_gguf(source, parts, options, plan));

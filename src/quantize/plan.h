@@ -74,7 +74,7 @@ inline bool is_folder_precision(const Precision& precision) {
 }
 
 // Errors, all of one kind together: tensors that are missing, of another shape, or stored in another way than as plain
-// floats; a tokenizer that a GGUF file cannot hold.
+// floats; matrices whose rows are no multiple of the precision's blocks; a tokenizer that a GGUF file cannot hold.
 Result<QuantizePlan> plan_quantize(const QuantizeSource& source, const Precision& precision,
                                    const PlanOptions& options);
 

@@ -73,6 +73,26 @@ class Quantize(Case):
         self.assertIn("File too large", done.stderr)
         self.assertEqual(list(self.folder.iterdir()), [])
 
+    def test_a_full_disk(self):
+        """A file system of 2 MB of its own, which a kernel that lets users mount one gives."""
+        disk = self.folder / "disk"
+        disk.mkdir()
+        mount = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c",
+                 f'mount -t tmpfs -o size=2m none {disk} && "$@"; code=$?; ls -A {disk}; exit $code', "sh"]
+        try:
+            if subprocess.run([*mount, "true"], capture_output=True).returncode:
+                self.skipTest("no file system can be mounted here")
+        except FileNotFoundError:
+            self.skipTest("no unshare here")
+        ranges = self.folder / "ranges.json"
+        ranges.write_text('{"inputs": {}, "default": 8}')
+        for name, flags in (("out.gguf", ["q4_0"]), ("out", ["fp8", "--calibration", ranges])):
+            with self.subTest(name):
+                done = subprocess.run([*mount, PROA, "quantize", BUOY, disk / name, "--to", *flags], capture_output=True, text=True)
+                self.assertEqual(done.returncode, 1, done.stderr)
+                self.assertRegex(done.stderr, rf"^proa: .*{name}: expected [0-9.]+ MB of free disk, found 2")
+                self.assertEqual(done.stdout, "", "nothing is left")
+
     def test_interrupted_it_goes_on(self):
         config = self.folder / "big"
         self.ok("synth", "NVIDIA-Nemotron-3-Nano-30B-A3B", "--layers", 7, "--scale-down", 12, "-o", config)
@@ -85,14 +105,17 @@ class Quantize(Case):
             deadline = time.time() + 30
             while not (self.folder / "out.gguf.partial").exists() and process.poll() is None and time.time() < deadline:
                 time.sleep(0.002)
-            if not interrupted:
-                process.send_signal(signal.SIGINT)
+            if interrupted < 2:  # asked to stop, then killed
+                process.send_signal((signal.SIGINT, signal.SIGKILL)[interrupted])
             _, errors = process.communicate(timeout=60)
             if process.returncode == 0:
                 break
-            self.assertEqual(process.returncode, 130, errors)
-            self.assertIn("goes on from here", errors)
             self.assertFalse(out.exists())
+            if interrupted == 0:
+                self.assertEqual(process.returncode, 130, errors)
+                self.assertIn("goes on from here", errors)
+            else:
+                self.assertEqual(process.returncode, -signal.SIGKILL, errors)
             interrupted += 1
         self.assertEqual(process.returncode, 0, errors)
         self.assertEqual(out.read_bytes(), whole.read_bytes())
