@@ -408,7 +408,7 @@ void add_eval_command(CLI::App& app, int& exit_code) {
       if (option->count() == 0 || option->get_positional() || option->get_name() == "--help") continue;
       line += " " + option->get_name();
       const auto& values = option->results();
-      if (option->get_type_size() == 0) continue;
+      if (option->get_expected_max() == 0) continue;  // a flag, which has no value
       for (size_t i = 0; i < values.size(); ++i) line += (i == 0 ? " " : ",") + values[i];
     }
     const auto done = eval(*options, line);

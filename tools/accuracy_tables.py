@@ -1,6 +1,8 @@
 """Puts the tables of docs/accuracy.md in place from what `proa eval --output` wrote.
 
-    python tools/accuracy_tables.py [--weights weights.json] [--caches caches.json] [docs/accuracy.md]
+    python tools/accuracy_tables.py [--weights weights.json] [--caches caches.json] [--needles needles.json] [docs/accuracy.md]
+
+needles.json is a report or a list of them; of each the first row counts.
 """
 
 import argparse
@@ -46,6 +48,21 @@ def kinds(rows):
     return out
 
 
+def needles(reports):
+    """Found and counted by length, in the order of the reports."""
+    cells = {}
+    for report in reports:
+        for kind, cell in report["rows"][0]["by_kind"].items():
+            what, length = kind.split(" ")
+            cells.setdefault(length, {})[what] = f"{cell['right']} of {cell['questions']}"
+    size = {"K": 2**10, "M": 2**20}
+    lengths = sorted(cells, key=lambda length: int(length[:-1]) * size[length[-1]])
+    out = "| | " + " | ".join(lengths) + " |\n|---|" + "--:|" * len(lengths) + "\n"
+    for label, what in (("found", "needle"), ("counted right", "count")):
+        out += f"| {label} | " + " | ".join(cells[length].get(what, "") for length in lengths) + " |\n"
+    return out
+
+
 def put(text, section, begins, new):
     """Replaces the first table after `section` whose first line begins so."""
     at = text.index(begins, text.index(section))
@@ -57,6 +74,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=pathlib.Path)
     parser.add_argument("--caches", type=pathlib.Path)
+    parser.add_argument("--needles", type=pathlib.Path)
     parser.add_argument("docs", type=pathlib.Path, nargs="?", default=DOCS)
     args = parser.parse_args()
     text = args.docs.read_text()
@@ -68,6 +86,9 @@ def main():
         rows = json.loads(args.caches.read_text())["rows"]
         label = "KV {kv_cache_dtype}, state {mamba_ssm_cache_dtype}".format_map
         text = put(text, "\n## Caches", "| | weights, MB", table(rows, label))
+    if args.needles:
+        reports = json.loads(args.needles.read_text())
+        text = put(text, "\n## Beyond the training length", "| | ", needles(reports if isinstance(reports, list) else [reports]))
     args.docs.write_text(text)
 
 
