@@ -34,4 +34,25 @@ inline constexpr Scales256 kUE4M3Halves =
 inline constexpr Scales256 kE4M3Halves =
     table_of<Scales256>([](int code) { return 0.5f * e4m3_to_float(static_cast<uint8_t>(code)); });
 
+// All values of E2M1 times a scale, as bfloat16, where they are exact; by the code of the scale. 8 KiB each.
+struct Products16 {
+  alignas(64) uint16_t at[256][16];
+};
+constexpr Products16 products_of(const Scales256& halves) {
+  Products16 table{};
+  for (int scale = 0; scale < 256; ++scale) {
+    for (int code = 0; code < 16; ++code) {
+      const double value = static_cast<double>(halves.at[scale]) * e2m1_doubled(code);
+      const bool finite = value > -0x1p128 && value < 0x1p128;
+      const float half = value != value ? halves.at[scale] : finite ? static_cast<float>(value) : 0;
+      table.at[scale][code] = static_cast<uint16_t>(float_bits(half) >> 16);
+      if (!finite && value == value) table.at[scale][code] = value < 0 ? 0xff80 : 0x7f80;
+    }
+  }
+  return table;
+}
+inline constexpr Products16 kE8M0Products = products_of(kE8M0Halves);
+inline constexpr Products16 kUE4M3Products = products_of(kUE4M3Halves);
+inline constexpr Products16 kE4M3Products = products_of(kE4M3Halves);
+
 }  // namespace proa

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "backends/cpu/linear.h"
+#include "backends/cpu/linear_amx.h"
 #include "core/anonymous_memory.h"
 #include "hwy/highway.h"
 
@@ -15,7 +16,9 @@ std::vector<int64_t> CpuBackend::targets() {
   const int64_t available = hwy::SupportedTargets() & HWY_TARGETS;
 #if defined(__x86_64__)
   if ((available & HWY_AVX3) && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi")) {
-    if (__builtin_cpu_supports("avx512bf16")) result.push_back(kTargetBf16);
+    const bool bf16 = __builtin_cpu_supports("avx512bf16");
+    if (bf16 && matrix_unit().bf16) result.push_back(kTargetAmx);
+    if (bf16) result.push_back(kTargetBf16);
     result.push_back(kTargetVnni);
   }
 #endif
@@ -27,7 +30,7 @@ std::vector<int64_t> CpuBackend::targets() {
 
 int64_t CpuBackend::default_target() {
   for (int64_t target : targets()) {
-    if (target != kTargetBf16 && target != kTargetVnni) return target;
+    if (target != kTargetAmx && target != kTargetBf16 && target != kTargetVnni) return target;
   }
   return targets().back();
 }
@@ -60,11 +63,11 @@ DeviceMemory host_memory() {
   return {.total = static_cast<size_t>(total_memory()), .free = static_cast<size_t>(available_memory())};
 }
 
-double CpuBackend::product_rounding(Format format, int /*num_tokens*/) const {
+double CpuBackend::product_rounding(Format format, int num_tokens) const {
   // A step of a block's 255 is at most (most - least) / 255, its error a 1 / sqrt(12) of that; 32 normal values spread
   // over 4.1 deviations: 0.005. Squared ones, which are never negative, over 4 of theirs.
   const Weight weight{.rows = 1, .cols = 256, .format = format};
-  Forms forms = forms_of(*this, {weight});
+  Forms forms = forms_of(*this, {weight}, Tokens(1, num_tokens));
   if (format == Format::E2M1) forms.halves = multiplies_bf16();
   return forms.digits ? 0.01 : forms.halves ? 0x1p-8 : 0;  // BF16 has eight bits: 2^-9 a value at most, and rows are short
 }

@@ -44,8 +44,10 @@ class CpuBackend : public Backend {
   static constexpr int64_t kTargetVnni = HWY_AVX3_DL;
   // That with products of BF16; Highway has no name for it.
   static constexpr int64_t kTargetBf16 = HWY_AVX3_DL >> 1;
+  // That with a matrix unit for BF16 (AMX).
+  static constexpr int64_t kTargetAmx = HWY_AVX3_DL >> 2;
   static const char* target_name(int64_t target) {
-    return target == kTargetBf16 ? "AVX3_BF16" : hwy::TargetName(target);
+    return target == kTargetAmx ? "AVX3_AMX" : target == kTargetBf16 ? "AVX3_BF16" : hwy::TargetName(target);
   }
   // Instruction sets that are compiled in and that this machine runs, as HWY_AVX3 and so on; the best first.
   static std::vector<int64_t> targets();
@@ -78,8 +80,10 @@ class CpuBackend : public Backend {
 
   // That of the kernels. What a target has beyond it, kernels with names of their own use: linear_vnni.h.
   int64_t target() const { return multiplies_bytes() ? HWY_AVX3 : target_; }
-  bool multiplies_bytes() const { return target_ == kTargetVnni || target_ == kTargetBf16; }
-  bool multiplies_bf16() const { return target_ == kTargetBf16; }
+  bool multiplies_bytes() const { return target_ == kTargetVnni || multiplies_bf16(); }
+  bool multiplies_bf16() const { return target_ == kTargetBf16 || multiplies_tiles(); }
+  bool multiplies_tiles() const { return target_ == kTargetAmx; }
+  bool same_bits_in_any_batch() const override { return !multiplies_tiles(); }
   double product_rounding(Format format, int num_tokens) const override;
   ThreadPool& threads() { return threads_; }
 

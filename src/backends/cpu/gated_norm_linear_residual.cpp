@@ -47,7 +47,7 @@ HWY_EXPORT(gated_norm);
 
 void CpuBackend::gated_norm_linear_residual(const GatedNormLinearResidual& op) {
   const int64_t rooms = room_floats(op.inner, op.num_tokens) * threads().num_threads();
-  const Forms forms = forms_of(*this, {op.weight});
+  const Forms forms = forms_of(*this, {op.weight}, op.num_tokens);
   const size_t bytes = Input::bytes(op.num_tokens, op.inner, forms) + Arena::padded<float>(rooms);
   std::byte* memory = scratch(bytes);
   if (counting()) return;

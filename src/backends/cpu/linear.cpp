@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "backends/cpu/code_values.h"
+#include "backends/cpu/linear_amx.h"
 #include "backends/cpu/linear_bf16.h"
 #include "backends/cpu/linear_vnni.h"
 
@@ -508,12 +509,21 @@ int64_t panel_rows(int64_t cols) {
   return std::clamp<int64_t>(65536 / std::max<int64_t>(cols, 1) / 4 * 4, 4, kMostPanelRows);
 }
 
-// The kernel of a weight: of digits, of halves, or neither.
-bool reads_digits(const CpuBackend& backend, const Weight& weight) {
-  return backend.multiplies_bytes() && weight.scales.group == 0 && vnni_multiplies(weight.format);
+// The kernel of a weight for so many tokens: of tiles, of digits, of halves alone, or none of them. Integer weights are
+// unpacked to tiles at half the pace that their products with a few tokens' digits have, and rounded, which is too much
+// where logits are made.
+constexpr int64_t kFewForTiles = 3;
+bool reads_tiles(const CpuBackend& backend, const Weight& weight, int64_t num_tokens, bool fine) {
+  return backend.multiplies_tiles() && amx_multiplies(weight.format, weight.cols, weight.scales) &&
+         !(vnni_multiplies(weight.format) && (fine || num_tokens <= kFewForTiles));
 }
-bool reads_halves(const CpuBackend& backend, const Weight& weight) {
-  return backend.multiplies_bf16() && bf16_multiplies(weight.format, weight.cols, weight.scales);
+bool reads_digits(const CpuBackend& backend, const Weight& weight, int64_t num_tokens, bool fine) {
+  return backend.multiplies_bytes() && weight.scales.group == 0 && vnni_multiplies(weight.format) &&
+         !reads_tiles(backend, weight, num_tokens, fine);
+}
+bool reads_halves(const CpuBackend& backend, const Weight& weight, int64_t num_tokens, bool fine) {
+  return reads_tiles(backend, weight, num_tokens, fine) ||
+         (backend.multiplies_bf16() && bf16_multiplies(weight.format, weight.cols, weight.scales));
 }
 
 }  // namespace
@@ -535,29 +545,35 @@ Linear Input::read_by(Linear linear, int64_t first_token) const {
   return linear;
 }
 
-Forms forms_of(const CpuBackend& backend, std::initializer_list<Weight> weights) {
-  Forms forms;
+Forms forms_of(const CpuBackend& backend, std::initializer_list<Weight> weights, Tokens tokens, bool fine) {
+  Forms forms{.fine = fine};
   for (const Weight& weight : weights) {
-    forms.digits = forms.digits || (weight.rows > 0 && reads_digits(backend, weight));
-    forms.halves = forms.halves || (weight.rows > 0 && reads_halves(backend, weight));
+    for (int64_t count : {tokens.fewest, tokens.most}) {
+      forms.digits = forms.digits || (weight.rows > 0 && reads_digits(backend, weight, count, fine));
+      forms.halves = forms.halves || (weight.rows > 0 && reads_halves(backend, weight, count, fine));
+    }
   }
   return forms;
 }
 
 int64_t room_floats(int64_t cols, int64_t num_tokens) {
-  const auto rounded = static_cast<int64_t>(std::max(vnni_room(num_tokens), bf16_room(num_tokens)) / sizeof(float));
+  const auto rounded = static_cast<int64_t>(
+      std::max({vnni_room(num_tokens), bf16_room(num_tokens), amx_room(cols, num_tokens)}) / sizeof(float));
   return std::max(panel_rows(cols) * padded_cols(cols), rounded);
 }
 
 int64_t row_unit(const CpuBackend& backend, const Weight& weight, int64_t num_tokens) {
-  if (reads_digits(backend, weight)) return vnni_row_unit(num_tokens);
-  return reads_halves(backend, weight) ? bf16_row_unit(num_tokens) : 4;
+  if (reads_tiles(backend, weight, num_tokens, false)) return kAmxRows;
+  if (reads_digits(backend, weight, num_tokens, false)) return vnni_row_unit(num_tokens);
+  return reads_halves(backend, weight, num_tokens, false) ? bf16_row_unit(num_tokens) : 4;
 }
 
 void linear_rows(const CpuBackend& backend, const Linear& op, int64_t begin, int64_t end, float* room) {
   auto* bytes = reinterpret_cast<std::byte*>(room);
-  if (op.digits.data && reads_digits(backend, op.weight)) return vnni_rows(op, begin, end, bytes);
-  if (op.halves.high && reads_halves(backend, op.weight)) return bf16_rows(op, begin, end, bytes);
+  const bool fine = op.digits.fine;
+  if (op.halves.high && reads_tiles(backend, op.weight, op.num_tokens, fine)) return amx_rows(op, begin, end, bytes);
+  if (op.digits.data && reads_digits(backend, op.weight, op.num_tokens, fine)) return vnni_rows(op, begin, end, bytes);
+  if (op.halves.high && reads_halves(backend, op.weight, op.num_tokens, fine)) return bf16_rows(op, begin, end, bytes);
   PROA_DISPATCH(linear_rows, backend.target())(op, begin, end, panel_rows(op.weight.cols), room);
 }
 

@@ -2,8 +2,9 @@
 // registers for few tokens, and once into a panel that stays in cache for many. The sum of one (row, token) is taken in
 // the same order whatever the number of tokens, so prefill in chunks and decode give the same bits.
 //
-// Where the machine multiplies bytes (linear_vnni.h), integer weights meet activations of 8 bits; all other products
-// are those of decoded weights and F32 activations.
+// Where the machine multiplies bytes (linear_vnni.h), integer weights meet activations of 8 bits, where it multiplies
+// BF16 (linear_bf16.h), short floats meet activations of that, and where it has a matrix unit (linear_amx.h) both kinds
+// do; all other products are those of decoded weights and F32 activations.
 #pragma once
 
 #include <algorithm>
@@ -50,7 +51,13 @@ struct Forms {
   bool digits = false, halves = false;
   bool fine = false;  // twice the bits
 };
-Forms forms_of(const CpuBackend& backend, std::initializer_list<Weight> weights);
+// How many tokens a matrix meets; the experts of a step some each.
+struct Tokens {
+  int64_t fewest, most;
+  Tokens(int64_t count) : fewest(count), most(count) {}  // NOLINT: a number of tokens is one
+  Tokens(int64_t fewest, int64_t most) : fewest(fewest), most(most) {}
+};
+Forms forms_of(const CpuBackend& backend, std::initializer_list<Weight> weights, Tokens tokens, bool fine = false);
 // A matrix of the experts, but for its bytes.
 inline Weight any_of(const ExpertWeights& experts) {
   return {.rows = experts.rows, .cols = experts.cols, .format = experts.format, .scales = experts.scales};

@@ -17,9 +17,10 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 
-#define PROA_BF16 "avx2,fma,f16c,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"
+#define PROA_BF16 "avx2,fma,f16c,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16"
 #define PROA_BF16_ATTR __attribute__((target(PROA_BF16)))  // of lambdas, which clang's pragma leaves out
 HWY_PUSH_ATTRIBUTES(PROA_BF16)
+#include "backends/cpu/bf16_blocks-inl.h"
 namespace proa {
 namespace {
 
@@ -32,72 +33,6 @@ constexpr int kAhead = 12;  // blocks of 16 rows to fetch ahead: 12 KiB of BF16
 constexpr int kTokensAtOnce = 128;
 constexpr int kSums = 4 * kTileRows;
 
-struct Row {
-  const std::byte* data;
-  const std::byte* scales;
-};
-
-// Codes of E2M1, a 16-bit word each, times a scale for each 16 of them.
-HWY_INLINE __m512i scaled_e2m1(__m512i codes, float first, float second) {
-  const __m512i values = _mm512_setr_epi32(0x3f800000, 0x40404000, 0x40c04080, 0x41404100, static_cast<int>(0xbf808000),
-                                           static_cast<int>(0xc040c000), static_cast<int>(0xc0c0c080),
-                                           static_cast<int>(0xc140c100), 0, 0, 0, 0, 0, 0, 0, 0);
-  const __m512i v = _mm512_permutexvar_epi16(codes, values);  // bfloat16 of twice the value
-  const __m512 scale = _mm512_insertf32x8(_mm512_set1_ps(first), _mm256_set1_ps(second), 1);
-  const __m512i low = _mm512_castps_si512(_mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(v, 16)), scale));
-  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));
-  const __m512i high = _mm512_castps_si512(_mm512_mul_ps(_mm512_castsi512_ps(_mm512_and_si512(v, upper)), scale));
-  return _mm512_or_si512(_mm512_srli_epi32(low, 16), _mm512_and_si512(high, upper));
-}
-
-// Block `i` of 32 columns of a row as bfloat16.
-HWY_INLINE __m512i unpack(BF16, const Row& row, int64_t i) { return _mm512_loadu_si512(row.data + 64 * i); }
-
-HWY_INLINE __m512i unpack(F8_E4M3, const Row& row, int64_t i) {
-  const __m512i code = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row.data + 32 * i)));
-  const __m512i magnitude = _mm512_and_si512(code, _mm512_set1_epi16(0x7f));
-  const __m512i sign = _mm512_slli_epi16(_mm512_andnot_si512(_mm512_set1_epi16(0x7f), code), 8);
-  __m512i v = _mm512_add_epi16(_mm512_slli_epi16(magnitude, 4), _mm512_set1_epi16(120 << 7));
-  // Below 8 the value is the code times 2^-9.
-  const __m512i small =
-      _mm512_setr_epi32(0x3b000000, 0x3bc03b80, 0x3c203c00, 0x3c603c40, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
-  v = _mm512_mask_permutexvar_epi16(v, _mm512_cmplt_epu16_mask(magnitude, _mm512_set1_epi16(8)), magnitude, small);
-  v = _mm512_mask_mov_epi16(v, _mm512_cmpeq_epi16_mask(magnitude, _mm512_set1_epi16(0x7f)), _mm512_set1_epi16(0x7fc0));
-  return _mm512_or_si512(v, sign);
-}
-
-HWY_INLINE __m512i unpack(E2M1, const Row& row, int64_t i) {
-  const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row.data + 16 * i)));
-  const __m512i codes = _mm512_or_si512(_mm512_and_si512(bytes, _mm512_set1_epi32(15)),
-                                        _mm512_slli_epi32(_mm512_srli_epi32(bytes, 4), 16));
-  const auto* scales = reinterpret_cast<const uint8_t*>(row.scales) + 2 * i;
-  return scaled_e2m1(codes, kE4M3Halves.at[scales[0]], kE4M3Halves.at[scales[1]]);
-}
-
-HWY_INLINE __m512i unpack(NVFP4, const Row& row, int64_t i) {
-  const std::byte* block = row.data + i / 2 * 36;
-  const __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block + 4 + i % 2 * 16)));
-  const __m512i low = _mm512_castsi256_si512(_mm256_and_si256(bytes, _mm256_set1_epi16(15)));
-  const __m512i high = _mm512_castsi256_si512(_mm256_srli_epi16(bytes, 4));
-  const __m512i codes = _mm512_permutex2var_epi64(low, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high);
-  const auto* scales = reinterpret_cast<const uint8_t*>(block) + i % 2 * 2;
-  return scaled_e2m1(codes, kUE4M3Halves.at[scales[0]], kUE4M3Halves.at[scales[1]]);
-}
-
-template <class F>
-constexpr int64_t kBlockBytes = std::is_same_v<F, BF16>      ? 64
-                                : std::is_same_v<F, F8_E4M3> ? 32
-                                                             : 16;
-
-HWY_INLINE void transpose_quads(__m512i* v) {  // 4 x 4 words of 32 bits in each lane
-  const __m512i a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpackhi_epi32(v[0], v[1]);
-  const __m512i c = _mm512_unpacklo_epi32(v[2], v[3]), d = _mm512_unpackhi_epi32(v[2], v[3]);
-  v[0] = _mm512_unpacklo_epi64(a, c);
-  v[1] = _mm512_unpackhi_epi64(a, c);
-  v[2] = _mm512_unpacklo_epi64(b, d);
-  v[3] = _mm512_unpackhi_epi64(b, d);
-}
-
 // Block i of 16 rows: w[p][l] holds columns 8 l + 2 p and the next of each row.
 template <class F>
 HWY_INLINE void unpack_rows(const Row* rows, int64_t i, int64_t ahead, __m512i (&w)[4][4]) {
@@ -107,19 +42,7 @@ HWY_INLINE void unpack_rows(const Row* rows, int64_t i, int64_t ahead, __m512i (
     __builtin_prefetch(rows[r].data + i * kBlockBytes<F> + ahead);
     v[r] = unpack(F(), rows[r], i);
   }
-#pragma GCC unroll 4
-  for (int quad = 0; quad < 4; ++quad) transpose_quads(v + 4 * quad);
-#pragma GCC unroll 4
-  for (int p = 0; p < 4; ++p) {
-    const __m512i ab_low = _mm512_shuffle_i32x4(v[p], v[4 + p], 0x44),
-                  ab_high = _mm512_shuffle_i32x4(v[p], v[4 + p], 0xee);
-    const __m512i cd_low = _mm512_shuffle_i32x4(v[8 + p], v[12 + p], 0x44);
-    const __m512i cd_high = _mm512_shuffle_i32x4(v[8 + p], v[12 + p], 0xee);
-    w[p][0] = _mm512_shuffle_i32x4(ab_low, cd_low, 0x88);
-    w[p][1] = _mm512_shuffle_i32x4(ab_low, cd_low, 0xdd);
-    w[p][2] = _mm512_shuffle_i32x4(ab_high, cd_high, 0x88);
-    w[p][3] = _mm512_shuffle_i32x4(ab_high, cd_high, 0xdd);
-  }
+  transpose(v, w);
 }
 
 HWY_INLINE __m512i word(const uint16_t* x) {  // two columns, in all lanes
@@ -131,41 +54,11 @@ HWY_INLINE __m512 add_products(__m512 sum, __m512i w, __m512i x) {
   return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(w), reinterpret_cast<__m512bh>(x));
 }
 
-void rows_from(const Weight& weight, int64_t row, int64_t end, Row* rows) {
-  for (int r = 0; r < 16; ++r) {
-    const int64_t at = std::min(row + r, end - 1);
-    rows[r] = {weight.row(at), weight.scales ? weight.scales.row(at) : nullptr};
-  }
-}
-
 // From block i of 16 rows to what is read kAhead blocks later, of these rows or of the next 16.
 template <class F>
 HWY_INLINE int64_t ahead_of(const Weight& weight, int64_t i, int64_t blocks) {
   if (i + kAhead < blocks) return kAhead * kBlockBytes<F>;
   return 16 * static_cast<int64_t>(weight.row_stride) + (kAhead - blocks) * kBlockBytes<F>;
-}
-
-// 16 sums of one token to y.
-void put(const Linear& op, int token, int64_t row, int64_t end, __m512 sum) {
-  if (row >= end) return;
-  const auto mask = static_cast<__mmask16>((1u << std::min<int64_t>(16, end - row)) - 1);
-  if (op.weight.scales && op.weight.format == Format::F8_E4M3) {  // one F32 per row
-    alignas(64) float scales[16] = {};
-    for (int64_t r = row; r < std::min(end, row + 16); ++r) {
-      std::memcpy(&scales[r - row], op.weight.scales.row(r), sizeof(float));
-    }
-    sum = _mm512_mul_ps(sum, _mm512_load_ps(scales));
-  }
-  sum = _mm512_mul_ps(sum, _mm512_set1_ps(op.weight.scale));
-  if (op.scale) sum = _mm512_mul_ps(sum, _mm512_set1_ps(op.scale[token]));
-  float* y = op.y + (op.y_rows ? op.y_rows[token] : token) * op.y_stride + row;
-  if (op.add) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), sum);
-  _mm512_mask_storeu_ps(y, mask, sum);
-}
-
-HWY_INLINE const uint16_t* input(const Linear& op, int token, bool low) {
-  const int64_t row = op.x_rows ? op.x_rows[token] : token;
-  return (low ? op.halves.low : op.halves.high) + row * op.halves.stride;
 }
 
 // T tokens by 16 rows at a time.
@@ -179,7 +72,7 @@ void few_tokens(const Linear& op, int64_t begin, int64_t end) {
   }
   for (int64_t row = begin; row < end; row += 16) {
     Row rows[16];
-    rows_from(op.weight, row, end, rows);
+    rows_from<16>(op.weight, row, end, rows);
     __m512 sum[T][4];
     for (int t = 0; t < T; ++t) {
       for (int p = 0; p < 4; ++p) sum[t][p] = _mm512_setzero_ps();
@@ -199,8 +92,9 @@ void few_tokens(const Linear& op, int64_t begin, int64_t end) {
         }
       }
     }
+    const __m512 factors = factors_of(op.weight, row, end);
     for (int t = 0; t < T; ++t) {
-      put(op, t, row, end, _mm512_add_ps(_mm512_add_ps(_mm512_add_ps(sum[t][0], sum[t][1]), sum[t][2]), sum[t][3]));
+      put(op, t, row, end, factors, _mm512_add_ps(_mm512_add_ps(_mm512_add_ps(sum[t][0], sum[t][1]), sum[t][2]), sum[t][3]));
     }
   }
 }
@@ -281,7 +175,7 @@ void unpack_panel(const Weight& weight, int64_t row, int64_t end, int64_t first,
                             : kTileRows * static_cast<int64_t>(weight.row_stride) - first * kBlockBytes<F>;
   for (int v = 0; v < kVectors; ++v) {
     Row rows[16];
-    rows_from(weight, row + 16 * v, end, rows);
+    rows_from<16>(weight, row + 16 * v, end, rows);
     for (int64_t i = 0; i < count; ++i) {
       __m512i w[4][4];
       unpack_rows<F>(rows, first + i, ahead, w);
@@ -314,6 +208,8 @@ void many_tokens(const Linear& op, int64_t begin, int64_t end, std::byte* room) 
           multiply_tokens<kFine>(to - from, panel, chunk, x, low, sums + kSums * from, i == 0);
         }
       }
+      __m512 factors[kVectors];
+      for (int v = 0; v < kVectors; ++v) factors[v] = factors_of(op.weight, row + 16 * v, end);
       for (int t = 0; t < count; ++t) {
         for (int v = 0; v < kVectors; ++v) {
           const float* c = sums + kSums * t + 16 * v;
@@ -321,7 +217,7 @@ void many_tokens(const Linear& op, int64_t begin, int64_t end, std::byte* room) 
               _mm512_add_ps(_mm512_add_ps(_mm512_add_ps(_mm512_load_ps(c), _mm512_load_ps(c + kTileRows)),
                                           _mm512_load_ps(c + 2 * kTileRows)),
                             _mm512_load_ps(c + 3 * kTileRows));
-          put(op, first + t, row + 16 * v, end, sum);
+          put(op, first + t, row + 16 * v, end, factors[v], sum);
         }
       }
     }

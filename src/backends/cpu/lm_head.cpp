@@ -5,8 +5,7 @@ namespace proa {
 
 void CpuBackend::lm_head(const LmHead& op) {
   const int64_t rooms = threads().num_threads() * room_floats(op.hidden_size, op.num_rows);
-  Forms forms = forms_of(*this, {op.weight});
-  forms.fine = true;  // logits decide
+  const Forms forms = forms_of(*this, {op.weight}, op.num_rows, true);  // logits decide
   const auto needed = Input::bytes(op.num_rows, op.hidden_size, forms) + Arena::padded<float>(rooms);
   std::byte* memory = scratch(needed);
   if (counting()) return;

@@ -10,7 +10,8 @@ void CpuBackend::mlp(const Mlp& op) {
   const int num_threads = threads().num_threads();
   const int64_t room_size =
       std::max(room_floats(op.hidden_size, op.num_tokens), room_floats(intermediate, op.num_tokens));
-  const Forms u_forms = forms_of(*this, {op.up, op.gate}), h_forms = forms_of(*this, {op.down});
+  const Forms u_forms = forms_of(*this, {op.up, op.gate}, op.num_tokens);
+  const Forms h_forms = forms_of(*this, {op.down}, op.num_tokens);
   const int64_t gate_floats = op.gate ? op.num_tokens * padded_cols(intermediate) : 0;
   const auto needed = Input::bytes(op.num_tokens, op.hidden_size, u_forms) +
                       Input::bytes(op.num_tokens, intermediate, h_forms) + Arena::padded<float>(gate_floats) +

@@ -56,9 +56,11 @@ void CpuBackend::moe(const Moe& op) {
   const int64_t latent = op.up.cols;  // hidden_size where there is no latent
   const int64_t width = op.up.rows, shared_width = op.shared_up.rows;
   const Weight any_up = any_of(op.up), any_down = any_of(op.down);
-  const Forms u_forms = op.latent_in ? forms_of(*this, {op.latent_in, op.shared_up}) : forms_of(*this, {any_up, op.shared_up});
-  const Forms z_forms = forms_of(*this, {any_up}), h_forms = forms_of(*this, {any_down});
-  const Forms r_forms = forms_of(*this, {op.latent_out}), shared_forms = forms_of(*this, {op.shared_down});
+  const Tokens each(std::min<int64_t>(1, tokens), tokens);  // that an expert has
+  const Forms u_forms = op.latent_in ? forms_of(*this, {op.latent_in, op.shared_up}, tokens)
+                                     : forms_of(*this, {any_up, op.shared_up}, each);
+  const Forms z_forms = forms_of(*this, {any_up}, each), h_forms = forms_of(*this, {any_down}, each);
+  const Forms r_forms = forms_of(*this, {op.latent_out}, tokens), shared_forms = forms_of(*this, {op.shared_down}, tokens);
   const int64_t latent_tokens = op.latent_in ? tokens : 0, shared_tokens = op.shared_up ? tokens : 0;
   int64_t room_size = 0;
   for (int64_t cols : {int64_t{op.hidden_size}, latent, width, shared_width}) {

@@ -9,7 +9,7 @@ void CpuBackend::norm_linear(const NormLinear& op) {
   const int64_t rooms = threads().num_threads() * room_floats(op.hidden_size, op.num_tokens);
   Forms forms;
   for (const LinearOutput& output : op.outputs) {
-    const Forms each = forms_of(*this, {output.weight});
+    const Forms each = forms_of(*this, {output.weight}, op.num_tokens);
     forms.digits = forms.digits || each.digits;
     forms.halves = forms.halves || each.halves;
   }
@@ -36,7 +36,7 @@ void CpuBackend::norm_linear(const NormLinear& op) {
 void CpuBackend::linear_residual(const LinearResidual& op) {
   const int64_t cols = op.weight.cols;
   const int64_t rooms = threads().num_threads() * room_floats(cols, op.num_tokens);
-  const Forms forms = forms_of(*this, {op.weight});
+  const Forms forms = forms_of(*this, {op.weight}, op.num_tokens);
   const auto needed = Input::bytes(op.num_tokens, cols, forms) + Arena::padded<float>(rooms);
   std::byte* memory = scratch(needed);
   if (counting()) return;

@@ -3,11 +3,11 @@
 #include <cstring>
 #include <vector>
 
+#include "backends/cpu/linear_amx.h"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #include <asm/hwcap.h>
@@ -342,18 +342,13 @@ struct Has {
   bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   bool avx512 =
       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-  bool avx512_vnni = false, avx512_bf16 = false, avx_vnni = false, amx_int8 = false, amx_bf16 = false;
+  bool avx512_vnni = false, avx512_bf16 = false, avx_vnni = false, amx_int8 = matrix_unit().int8,
+       amx_bf16 = matrix_unit().bf16;
 
   Has() {
     unsigned eax, ebx, ecx, edx;
     if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) {
       avx512_vnni = avx512 && (ecx >> 11 & 1);
-      const bool tiles = edx >> 24 & 1;
-      // The system keeps tiles for a process only once that has asked: ARCH_REQ_XCOMP_PERM for component 18.
-      if (tiles && syscall(SYS_arch_prctl, 0x1023, 18) == 0) {
-        amx_int8 = edx >> 25 & 1;
-        amx_bf16 = edx >> 22 & 1;
-      }
     }
     if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) {
       avx_vnni = avx2 && (eax >> 4 & 1);
