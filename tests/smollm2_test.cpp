@@ -183,7 +183,7 @@ TEST(SmolLM2Fast, LogitsOfTwentyPrompts) {
     own = std::max(own, pair.at("kl_mean").get<double>());
   }
   int fast = 0;
-  for (const char* target : {"AVX3_DL", "AVX3_BF16"}) {
+  for (const char* target : {"AVX3_DL", "AVX3_BF16", "AVX3_AMX"}) {
     auto backend = make_backend("cpu", {.cpu_target = target});
     if (!backend.ok()) continue;
     ++fast;
@@ -214,7 +214,7 @@ TEST(SmolLM2Fast, Perplexity) {
   const auto text = integers(must(Safetensors::open(goldens_folder() + "smollm2/goldens.safetensors")), "text_ids");
   const double f32 = read_json(goldens_folder() + "smollm2/goldens_blas.json").at("perplexity").at("perplexity");
   int fast = 0;
-  for (const char* target : {"AVX3_DL", "AVX3_BF16"}) {
+  for (const char* target : {"AVX3_DL", "AVX3_BF16", "AVX3_AMX"}) {
     auto backend = make_backend("cpu", {.cpu_target = target});
     if (!backend.ok()) continue;
     ++fast;

@@ -568,6 +568,13 @@ int64_t row_unit(const CpuBackend& backend, const Weight& weight, int64_t num_to
   return reads_halves(backend, weight, num_tokens, false) ? bf16_row_unit(num_tokens) : 4;
 }
 
+int64_t row_grain(CpuBackend& backend, const Weight& weight, int64_t num_tokens) {
+  const int64_t unit = row_unit(backend, weight, num_tokens);
+  if (num_tokens <= kFewForTiles || !reads_tiles(backend, weight, num_tokens, false)) return unit;
+  const int64_t ranges = 2 * backend.threads().num_threads();
+  return std::max(unit, (weight.rows + ranges - 1) / ranges / unit * unit);
+}
+
 void linear_rows(const CpuBackend& backend, const Linear& op, int64_t begin, int64_t end, float* room) {
   auto* bytes = reinterpret_cast<std::byte*>(room);
   const bool fine = op.digits.fine;
@@ -578,9 +585,13 @@ void linear_rows(const CpuBackend& backend, const Linear& op, int64_t begin, int
 }
 
 void linear(CpuBackend& backend, std::span<const Linear> linears, float* rooms) {
-  int64_t size = 0;
-  for (const Linear& op : linears) size = std::max(size, room_floats(op.weight.cols, op.num_tokens));
-  backend.threads().parallel_for(kRowShares, 1, [&](int64_t begin, int64_t end, int thread) {
+  int64_t size = 0, grain = 1;
+  for (const Linear& op : linears) {
+    size = std::max(size, room_floats(op.weight.cols, op.num_tokens));
+    const int64_t rows = row_grain(backend, op.weight, op.num_tokens);
+    grain = std::max(grain, std::min<int64_t>(kRowShares, rows * kRowShares / std::max<int64_t>(1, op.weight.rows)));
+  }
+  backend.threads().parallel_for(kRowShares, grain, [&](int64_t begin, int64_t end, int thread) {
     for (const Linear& op : linears) {
       const int64_t unit = row_unit(backend, op.weight, op.num_tokens);
       const RowRange range = shares_of(op.weight.rows, unit, begin, end);

@@ -169,7 +169,7 @@ void CpuBackend::moe(const Moe& op) {
   const Linear shared_down = shared.read_by(
       {.weight = op.shared_down, .num_tokens = op.num_tokens, .y = op.x, .y_stride = op.hidden_size, .add = true});
   if (!op.latent_in) {
-    threads().parallel_for(op.hidden_size, row_unit(*this, any_down, op.num_tokens),
+    threads().parallel_for(op.hidden_size, row_grain(*this, any_down, op.num_tokens),
                            [&](int64_t begin, int64_t end, int thread) {
                              routed_down(op.x, op.hidden_size, begin, end, thread);
                              if (op.shared_up) down_rows(shared_down, begin, end, thread);
@@ -183,7 +183,7 @@ void CpuBackend::moe(const Moe& op) {
   });
   const Linear out = r.read_by(
       {.weight = op.latent_out, .num_tokens = op.num_tokens, .y = op.x, .y_stride = op.hidden_size, .add = true});
-  threads().parallel_for(op.hidden_size, row_unit(*this, op.latent_out, op.num_tokens),
+  threads().parallel_for(op.hidden_size, row_grain(*this, op.latent_out, op.num_tokens),
                          [&](int64_t begin, int64_t end, int thread) {
                            if (op.shared_up) down_rows(shared_down, begin, end, thread);
                            down_rows(out, begin, end, thread);
