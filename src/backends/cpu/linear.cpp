@@ -511,19 +511,20 @@ int64_t panel_rows(int64_t cols) {
 
 // The kernel of a weight for so many tokens: of tiles, of digits, of halves alone, or none of them. Integer weights are
 // unpacked to tiles at half the pace that their products with a few tokens' digits have, and rounded, which is too much
-// where logits are made.
+// where logits are made. Short floats meet a single token in F32, since machines with tiles multiply BF16 in vectors at
+// half the pace of that.
 constexpr int64_t kFewForTiles = 3;
 bool reads_tiles(const CpuBackend& backend, const Weight& weight, int64_t num_tokens, bool fine) {
-  return backend.multiplies_tiles() && amx_multiplies(weight.format, weight.cols, weight.scales) &&
-         !(vnni_multiplies(weight.format) && (fine || num_tokens <= kFewForTiles));
+  if (!backend.multiplies_tiles() || !amx_multiplies(weight.format, weight.cols, weight.scales)) return false;
+  return vnni_multiplies(weight.format) ? num_tokens > kFewForTiles && !fine : num_tokens > 1;
 }
 bool reads_digits(const CpuBackend& backend, const Weight& weight, int64_t num_tokens, bool fine) {
   return backend.multiplies_bytes() && weight.scales.group == 0 && vnni_multiplies(weight.format) &&
          !reads_tiles(backend, weight, num_tokens, fine);
 }
 bool reads_halves(const CpuBackend& backend, const Weight& weight, int64_t num_tokens, bool fine) {
-  return reads_tiles(backend, weight, num_tokens, fine) ||
-         (backend.multiplies_bf16() && bf16_multiplies(weight.format, weight.cols, weight.scales));
+  if (backend.multiplies_tiles()) return reads_tiles(backend, weight, num_tokens, fine);
+  return backend.multiplies_bf16() && bf16_multiplies(weight.format, weight.cols, weight.scales);
 }
 
 }  // namespace
