@@ -385,6 +385,7 @@ void add_eval_command(CLI::App& app, int& exit_code) {
       ->capture_default_str();
   command->add_option("--cpu-target", open.cpu_target,
                       "instruction set of the CPU: AVX3_DL and AVX3_BF16 multiply rounded activations, others F32");
+  add_activation_flag(*command, open);
   command->add_option("--max-num-seqs", open.max_num_seqs, "answers at once")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();

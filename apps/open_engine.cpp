@@ -100,6 +100,13 @@ SpecialTokenTexts special_token_texts(const Tokenizer& tokenizer) {
   return tokens;
 }
 
+void add_activation_flag(CLI::App& command, OpenOptions& options) {
+  command
+      .add_option("--activation-dtype", options.activation_dtype,
+                  "auto, or fp8: prompts' activations are rounded to E4M3 where they meet FP8 weights, on an H100")
+      ->capture_default_str();
+}
+
 void add_open_flags(CLI::App& command, OpenOptions& options) {
   command
       .add_option("model", options.model,
@@ -123,6 +130,7 @@ void add_open_flags(CLI::App& command, OpenOptions& options) {
       ->capture_default_str();
   command.add_option("--cpu-target", options.cpu_target,
                      "instruction set of the CPU: AVX3_DL and AVX3_BF16 multiply rounded activations, others F32");
+  add_activation_flag(command, options);
   command
       .add_option(
           "--max-model-len", options.max_model_len,
@@ -161,7 +169,9 @@ void add_prefix_cache_flags(CLI::App& command, OpenOptions& options) {
 Result<PreparedModel> prepare_model(const OpenOptions& options) {
   PROA_ASSIGN(const Format kv_cache_dtype, parse_kv_cache_dtype(options.kv_cache_dtype));
   PROA_ASSIGN(auto made,
-              make_backend(options.device, {.num_threads = options.threads, .cpu_target = options.cpu_target}));
+              make_backend(options.device, {.num_threads = options.threads,
+                                            .cpu_target = options.cpu_target,
+                                            .activation_dtype = options.activation_dtype}));
   PreparedModel prepared{.backend = std::move(made)};
   PROA_ASSIGN(auto headers, open_headers(options));
   prepared.checkpoint = std::make_shared<const Checkpoint>(std::move(headers));

@@ -33,7 +33,8 @@ struct OpenOptions {                 // flags, named as vLLM's
   std::string kv_cache_dtype = "auto";  // auto, bfloat16, float16, float32
   std::string chat_template;            // a file; empty: the checkpoint's own
   int threads = 0;
-  std::string cpu_target;     // an instruction set of the CPU, as BackendOptions has it
+  std::string cpu_target;                 // an instruction set of the CPU, as BackendOptions has it
+  std::string activation_dtype = "auto";  // or fp8, likewise
   int64_t max_model_len = 0;  // tokens; 0: the model's own, at most kDefaultMaxModelLen and what fits
   int max_num_batched_tokens = 512;
   int max_num_seqs = 1;
@@ -43,6 +44,7 @@ struct OpenOptions {                 // flags, named as vLLM's
   double kv_offloading_size = 0;  // GiB of the host's memory for what a GPU has no room for
 };
 
+void add_activation_flag(CLI::App& command, OpenOptions& options);  // a part of:
 void add_open_flags(CLI::App& command, OpenOptions& options);
 void add_prefix_cache_flags(CLI::App& command, OpenOptions& options);  // of commands that answer more than once
 

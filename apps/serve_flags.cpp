@@ -191,6 +191,7 @@ void add_model_flags(CLI::App& command, ServeFlags& flags) {
       ->capture_default_str();
   command.add_option("--cpu-target", open.cpu_target,
                      "instruction set of the CPU: AVX3_DL and AVX3_BF16 multiply rounded activations, others F32");
+  add_activation_flag(command, open);
   command.add_option("--seed", open.seed, "of dummy weights");
   command.add_option(
       "--max-model-len", flags.max_model_len,

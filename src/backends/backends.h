@@ -16,10 +16,13 @@ struct BackendOptions {
   // "", or an instruction set to force, named as Highway does: "AVX3", "AVX2", "NEON", "SCALAR". Two are faster and round
   // what they multiply, to 8 bits or BF16: "AVX3_DL" (VNNI) and "AVX3_BF16". So they are taken only when asked for.
   std::string cpu_target;
+  // "auto": as exact as the device multiplies. "fp8": a CUDA device of sm_90a rounds what FP8 weights multiply to E4M3,
+  // by the checkpoint's input_scale or one for each token, where 128 tokens or more come at once.
+  std::string activation_dtype = "auto";
 };
 
 // `device` is "auto" (the first CUDA device that works, else the CPU), "cpu", "cuda:N", or "reference" (every op on the
-// plain reference). Error: names --device, what was found and what would work.
+// plain reference). Error: names --device or another option, what was found and what would work.
 Result<std::unique_ptr<Backend>> make_backend(std::string_view device, const BackendOptions& options = {});
 
 // A GPU architecture that this program holds code for; none where it was built without CUDA.
@@ -30,8 +33,8 @@ struct CudaArchitecture {
 };
 std::vector<CudaArchitecture> cuda_architectures();
 
-// Every backend this machine can run, for tests: the reference, the CPU with each instruction set it has, and the first
-// CUDA device.
+// Every backend this machine can run, for tests: the reference, the CPU with each instruction set it has, the first CUDA
+// device, and the same with activations in FP8.
 std::vector<std::unique_ptr<Backend>> all_backends();
 
 }  // namespace proa

@@ -111,14 +111,14 @@ class Finder {
 
     const TensorEntry* scale = take({name + "_scale", module + "_weight_scale"});
     const TensorEntry* global = take({name + "_scale_2", module + "_weight_scale_2"});
-    take({module + ".input_scale", module + "_input_scale"});
+    const TensorEntry* input = take({module + ".input_scale", module + "_input_scale"});
     if (!scale) return differ(entry, entry.type + " without " + printable(module) + ".weight_scale");
     if (entry.shape.size() < 2 || entry.shape.size() > 3) {
       return differ(entry, "expected a matrix or one per expert, found shape " + to_string(entry.shape));
     }
     if (scheme == QuantScheme::fp8) {
       if (global) differ(*global, "not expected beside FP8");
-      add_fp8(*scale);
+      add_fp8(*scale, input);
     } else if (!global) {
       differ(entry, "NVFP4 without " + printable(module) + ".weight_scale_2");
     } else {
@@ -135,13 +135,26 @@ class Finder {
 
   static bool is_kv_scale(std::string_view name) { return name.ends_with(".k_scale") || name.ends_with(".v_scale"); }
 
-  void add_fp8(const TensorEntry& scale) {
+  // An expert that no token of the calibration chose may have anything for a scale.
+  static float largest_scale(const TensorEntry& entry) {
+    float largest = 0;
+    if (entry.format != Format::F32) return largest;
+    for (int64_t i = 0; i < elements(entry); ++i) {
+      float scale = 0;
+      std::memcpy(&scale, entry.data + i * static_cast<int64_t>(sizeof scale), sizeof scale);
+      if (std::isfinite(scale)) largest = std::max(largest, scale);
+    }
+    return largest;
+  }
+
+  void add_fp8(const TensorEntry& scale, const TensorEntry* input) {
     const auto& shape = current_->shape;
     const int64_t matrices = shape.size() == 3 ? shape.front() : 1;
     const int64_t rows = shape[shape.size() - 2];
     // Readers have checked that a product over all of the shape fits.
     Scaling scaling{.scheme = QuantScheme::fp8, .scales = values(scale, {1, matrices, matrices * rows})};
     if (scaling.scales.empty()) return;
+    if (input) scaling.input_scale = largest_scale(*input);
     const auto count = static_cast<int64_t>(scaling.scales.size());
     if (count != 1 && count != matrices) {
       scaling.row_scales = std::move(scaling.scales);

@@ -6,8 +6,9 @@
 //   NVFP4   X.weight U8 [N, K / 2], two E2M1 in a byte;  X.weight_scale F8_E4M3 [N, K / 16];  X.weight_scale_2 []
 //   GGUF    X.weight of any type;       X.scale [1]
 //
-// A scale of the matrix is [E] where it is one per expert. X.input_scale belongs to activations, which stay as they are
-// here, and is left out, as are k_scale and v_scale of KV caches. (Reference nemotron-h 4.1, 4.3, 4.6, 5.6.)
+// A scale of the matrix is [E] where it is one per expert. X.input_scale [], [1] or [E] belongs to activations, which
+// stay as they are unless a backend is told to round them: that of FP8 is kept. k_scale and v_scale of KV caches are left
+// out. (Reference nemotron-h 4.1, 4.3, 4.6, 5.6.)
 // A new scheme is a case here, and where its stored values are of a new kind a format in quant/.
 #pragma once
 
@@ -29,6 +30,7 @@ struct Scaling {
   int64_t group = 0;
   std::vector<float> row_scales{};  // [E · N], or empty
   std::vector<float> scales{};      // of whole matrices: [1] for all, or [E]
+  float input_scale = 0;            // of FP8's activations, the largest that is above 0 and finite; 0: none
 };
 
 struct ScaledTensors {

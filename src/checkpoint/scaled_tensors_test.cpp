@@ -119,6 +119,25 @@ TEST(ScaledTensors, LeavesOutWhatBelongsToActivationsAndCaches) {
   for (const auto& [name, entry] : result->entries) names += name + " ";
   EXPECT_EQ(names, "a.k_proj.weight b.input_scale b.weight ");  // b is not quantised: what is its input_scale?
   EXPECT_EQ(result->scaling.begin()->second.scales, std::vector<float>{2});
+  EXPECT_EQ(result->scaling.begin()->second.input_scale, 0);
+}
+
+// Experts that no token of a calibration chose leave anything.
+TEST(ScaledTensors, KeepsTheLargestInputScaleOfFp8) {
+  const float nan = std::numeric_limits<float>::quiet_NaN(), infinity = std::numeric_limits<float>::infinity();
+  const struct {
+    std::vector<int64_t> shape;
+    std::vector<float> values;
+    float kept;
+  } rows[] = {{{}, {0.5f}, 0.5f}, {{1}, {0.25f}, 0.25f}, {{4}, {0.5f, nan, infinity, 2}, 2}, {{2}, {0, -1}, 0}};
+  for (const auto& row : rows) {
+    File file;
+    file.put("a.weight", {2, 2}, "F8_E4M3").put("a.weight_scale", {}, "F32", {1});
+    file.put("a.input_scale", row.shape, "F32", row.values);
+    const auto result = file.read();
+    ASSERT_TRUE(result.ok()) << result.error().message();
+    EXPECT_EQ(result->scaling.begin()->second.input_scale, row.kept);
+  }
 }
 
 TEST(ScaledTensors, Errors) {

@@ -113,6 +113,7 @@ std::vector<Weight> WeightLoader::matrices(const Tensor& tensor, WeightUse& use)
   for (size_t i = 0; i < result.size(); ++i) {
     Weight& weight = result[i];
     weight.scale = scaling.scales[scaling.scales.size() == 1 ? 0 : i];
+    weight.input_scale = scaling.input_scale;
     if (!group_scales.empty()) {
       const Weight& scales = group_scales[i];
       weight.scales = {scales.data, scales.row_stride, scales.format, scaling.group};

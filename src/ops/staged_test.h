@@ -28,6 +28,7 @@ class StagedBackend final : public Backend {
   double product_rounding(Format weights, int num_tokens) const override {
     return device_->product_rounding(weights, num_tokens);
   }
+  bool quantises(Format weights, int num_tokens) const override { return device_->quantises(weights, num_tokens); }
   Result<Buffer> allocate(size_t bytes) override { return device_->allocate(bytes); }
 
   void embed(const Embed& host) override {

@@ -61,6 +61,9 @@ ExpertWeights ExpertTables::assign(const std::vector<Weight>& experts) {
   }
   const Weight& first = experts.front();
   const bool plain = std::all_of(scale.begin(), scale.end(), [](float s) { return s == 1; });
+  const auto most = std::max_element(experts.begin(), experts.end(), [](const Weight& a, const Weight& b) {
+    return a.input_scale < b.input_scale;
+  });
   return {.data = data.data(),
           .rows = first.rows,
           .cols = first.cols,
@@ -70,7 +73,8 @@ ExpertWeights ExpertTables::assign(const std::vector<Weight>& experts) {
           .residency = first.residency,
           .scales = first.scales,
           .scales_data = first.scales ? scales.data() : nullptr,
-          .scale = plain ? nullptr : scale.data()};
+          .scale = plain ? nullptr : scale.data(),
+          .input_scale = most->input_scale};
 }
 
 }  // namespace proa

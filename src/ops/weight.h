@@ -39,6 +39,9 @@ struct Weight {
   Residency residency = Residency::host;
   Scales scales{};
   float scale = 1;  // of the whole matrix; a kernel may apply it to the result
+  // What x is divided by before it becomes E4M3, on a backend that is told to round it so (Backend::quantises). 0: each
+  // vector has a scale of its own, which makes its largest value 448.
+  float input_scale = 0;
 
   explicit operator bool() const { return data != nullptr; }
   const std::byte* row(int64_t r) const { return data + static_cast<size_t>(r) * row_stride; }
@@ -74,11 +77,13 @@ struct ExpertWeights {
   Scales scales{};                                // but for `data`, which is in the table below
   const std::byte* const* scales_data = nullptr;  // [n_experts]; null: no scales
   const float* scale = nullptr;                   // [n_experts] of the whole matrices; null: 1
+  float input_scale = 0;                          // the largest of theirs; 0: none has one
 
   Weight expert(int64_t e) const {
     Weight weight = {data[e], rows, cols, row_stride, format, layout, residency, scales};
     weight.scales.data = scales_data ? scales_data[e] : nullptr;
     if (scale) weight.scale = scale[e];
+    weight.input_scale = input_scale;
     return weight;
   }
 };

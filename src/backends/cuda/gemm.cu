@@ -13,8 +13,30 @@ namespace {
 constexpr int kPrepareThreads = 256;
 constexpr int kPrepareShared = 200 << 10;
 
+// What vectors become, and what they are multiplied with before and their products after.
+struct Power {
+  float before, after;
+};
+template <Order kTheOrder>
+struct AsHalves {
+  using Value = __half;
+  static constexpr Order kOrder = kTheOrder;
+  static __device__ Power power(const Halves&, float largest) {
+    const float power = half_scale(largest);
+    return {power, 1.0f / power};
+  }
+};
+struct AsE4m3 {
+  using Value = uint8_t;
+  static constexpr Order kOrder = Order::plain;
+  static __device__ Power power(const Halves& out, float largest) {
+    const float scale = out.scale > 0 ? out.scale : fmaxf(largest, 0x1p-100f) / 448.0f;
+    return {1.0f / scale, scale};
+  }
+};
+
 // A block takes a row. kFours: what it reads can be read by four floats.
-template <Order kOrder, bool kFours>
+template <class As, bool kFours>
 __global__ void __launch_bounds__(kPrepareThreads)
     prepare_halves_kernel(const __grid_constant__ Prepare a, const __grid_constant__ Halves out) {
   extern __shared__ float values[];  // [place_of(cols)]
@@ -24,35 +46,45 @@ __global__ void __launch_bounds__(kPrepareThreads)
   const int tid = static_cast<int>(threadIdx.x);
   const int64_t slot = blockIdx.x;
   const RowInShared row = load_row<kFours>(a, slot, values, room);
-  const float power = half_scale(row.largest), factor = row.norm * power;
-  if (tid == 0) out.unscale[slot] = 1.0f / power;
+  const Power power = As::power(out, row.largest);
+  const float factor = row.norm * power.before;
+  if (tid == 0) out.unscale[slot] = power.after;
   for (int chunk = tid; 8 * chunk < out.stride; chunk += kPrepareThreads) {
     const int group = chunk / 4, quarter = chunk % 4;
     float v[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      const int k = 32 * group + column_of(kOrder, i / 2, 2 * quarter + i % 2);
+      const bool halves = std::is_same_v<typename As::Value, __half>;
+      const int k = 32 * group + (halves ? column_of(As::kOrder, i / 2, 2 * quarter + i % 2) : 8 * quarter + i);
       v[i] = k < a.cols ? values[place_of(k)] * factor : 0.0f;
+    }
+    auto* to = reinterpret_cast<typename As::Value*>(out.x) + slot * out.stride + 8 * chunk;
+    if constexpr (std::is_same_v<As, AsE4m3>) {
+      *reinterpret_cast<uint2*>(to) = {gemm::as_e4m3(v[0], v[1], v[2], v[3]), gemm::as_e4m3(v[4], v[5], v[6], v[7])};
+      continue;
     }
     uint4 halves;
     halves.x = bits_of(__floats2half2_rn(v[0], v[1]));
     halves.y = bits_of(__floats2half2_rn(v[2], v[3]));
     halves.z = bits_of(__floats2half2_rn(v[4], v[5]));
     halves.w = bits_of(__floats2half2_rn(v[6], v[7]));
-    *reinterpret_cast<uint4*>(out.x + slot * out.stride + 8 * chunk) = halves;
+    *reinterpret_cast<uint4*>(to) = halves;
   }
 }
 
-// Four values from column 4 a of a group of 32 on, as halves where `order` has them; to: the group's first. Called by
-// whole warps, lane l with a == l % 8.
-template <Order kOrder>
-__device__ __forceinline__ void put_four(__half* to, float4 v, float factor) {
+// Four values from column 4 a of a group of 32 on, where `As` has them; to: the group's first. Called by whole warps,
+// lane l with a == l % 8.
+template <class As>
+__device__ __forceinline__ void put_four(typename As::Value* to, float4 v, float factor) {
+  constexpr Order kOrder = As::kOrder;
   const int a = lane_id() % 8;
   v.x *= factor, v.y *= factor, v.z *= factor, v.w *= factor;
   const auto put = [&](int at, float first, float second) {
     *reinterpret_cast<uint32_t*>(to + at) = bits_of(__floats2half2_rn(first, second));
   };
-  if constexpr (kOrder == Order::nibbles) {
+  if constexpr (std::is_same_v<As, AsE4m3>) {
+    *reinterpret_cast<uint32_t*>(to + 4 * a) = gemm::as_e4m3(v.x, v.y, v.z, v.w);
+  } else if constexpr (kOrder == Order::nibbles) {
     put(2 * a, v.x, v.z);
     put(16 + 2 * a, v.y, v.w);
   } else if constexpr (kOrder == Order::bytes) {
@@ -77,7 +109,7 @@ __device__ __forceinline__ void put_four(__half* to, float4 v, float factor) {
 
 // kWarps take a row, all of which is in their registers: kFours times four columns a lane.
 constexpr int kRowThreads = 128;
-template <Order kOrder, int kWarps, int kFours>
+template <class As, int kWarps, int kFours>
 __global__ void __launch_bounds__(kRowThreads)
     prepare_row_kernel(const __grid_constant__ Prepare a, const __grid_constant__ Halves out) {
   constexpr int kRows = kRowThreads / kWarp / kWarps, kStep = 4 * kWarp * kWarps;
@@ -113,20 +145,20 @@ __global__ void __launch_bounds__(kRowThreads)
     all = {warp_sum(squares), warp_max(largest)};
   }
   const float norm = a.input == Input::normed ? 1.0f / sqrtf(all.x / static_cast<float>(a.cols) + a.eps) : 1.0f;
-  const float power = half_scale(all.y * norm);
-  if (first == 0) out.unscale[slot] = 1.0f / power;
-  __half* to = out.x + slot * out.stride + first / 32 * 32;
+  const Power power = As::power(out, all.y * norm);
+  if (first == 0) out.unscale[slot] = power.after;
+  auto* to = reinterpret_cast<typename As::Value*>(out.x) + slot * out.stride + first / 32 * 32;
 #pragma unroll
   for (int i = 0; i < kFours; ++i) {
     if (first / (4 * kWarp) * (4 * kWarp) + kStep * i < out.stride) {
-      put_four<kOrder>(to + kStep * i, v[i], norm * power);
+      put_four<As>(to + kStep * i, v[i], norm * power.before);
     }
   }
 }
 
 // A block takes a row of gated groups, a warp a group.
 constexpr int kGatedGroups = 8;
-template <Order kOrder, int kFours>
+template <class As, int kFours>
 __global__ void __launch_bounds__(kGatedGroups* kWarp)
     prepare_gated_kernel(const __grid_constant__ Prepare a, const __grid_constant__ Halves out) {
   __shared__ float most[kGatedGroups];
@@ -165,16 +197,18 @@ __global__ void __launch_bounds__(kGatedGroups* kWarp)
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < kGatedGroups; ++i) largest = fmaxf(largest, most[i]);
-  const float power = half_scale(largest);
-  if (threadIdx.x == 0) out.unscale[slot] = 1.0f / power;
-  __half* to = out.x + slot * out.stride;
+  const Power power = As::power(out, largest);
+  if (threadIdx.x == 0) out.unscale[slot] = power.after;
+  auto* to = reinterpret_cast<typename As::Value*>(out.x) + slot * out.stride;
   if (group < a.n_groups) {
 #pragma unroll
     for (int i = 0; i < kFours; ++i) {
-      if (4 * kWarp * i < width) put_four<kOrder>(to + group * width + lane / 8 * 32 + 4 * kWarp * i, v[i], power);
+      if (4 * kWarp * i < width) put_four<As>(to + group * width + lane / 8 * 32 + 4 * kWarp * i, v[i], power.before);
     }
   }
-  for (int64_t k = a.cols + 2 * static_cast<int>(threadIdx.x); k < out.stride; k += 2 * kGatedGroups * kWarp) {
+  constexpr int kValues = 4 / sizeof(typename As::Value);  // of a word
+  for (int64_t k = a.cols + kValues * static_cast<int>(threadIdx.x); k < out.stride;
+       k += kValues * kGatedGroups * kWarp) {
     *reinterpret_cast<uint32_t*>(to + k) = 0;
   }
 }
@@ -233,34 +267,35 @@ void prepare_halves(const Prepare& op, uint8_t order, const Halves& out, const L
   const bool fours = reads_by_fours(op);
   const bool norms = op.input == Input::plain || reinterpret_cast<uintptr_t>(op.norm) % 16 == 0;
   const int width = op.cols / op.n_groups;
-  const auto start = [&]<Order kOrder>(std::integral_constant<Order, kOrder>) {
+  const auto start = [&]<class As>(As) {
     if (fours && norms && op.input != Input::gated && op.cols <= 16 * 4 * kWarp) {
       constexpr int kRows = kRowThreads / kWarp;
-      return launch(prepare_row_kernel<kOrder, 1, 16>, dim3((op.slots + kRows - 1) / kRows), dim3(kRowThreads), 0, op,
+      return launch(prepare_row_kernel<As, 1, 16>, dim3((op.slots + kRows - 1) / kRows), dim3(kRowThreads), 0, op,
                     out);
     }
     if (fours && norms && op.input != Input::gated && op.cols <= 8 * 4 * kRowThreads) {
-      return launch(prepare_row_kernel<kOrder, kRowThreads / kWarp, 8>, dim3(op.slots), dim3(kRowThreads), 0, op, out);
+      return launch(prepare_row_kernel<As, kRowThreads / kWarp, 8>, dim3(op.slots), dim3(kRowThreads), 0, op, out);
     }
     if (fours && norms && op.input == Input::gated && op.n_groups <= kGatedGroups && width % (4 * kWarp) == 0 &&
         width <= 8 * 4 * kWarp) {
-      return launch(width <= 4 * 4 * kWarp ? prepare_gated_kernel<kOrder, 4> : prepare_gated_kernel<kOrder, 8>,
+      return launch(width <= 4 * 4 * kWarp ? prepare_gated_kernel<As, 4> : prepare_gated_kernel<As, 8>,
                     dim3(op.slots), dim3(kGatedGroups * kWarp), 0, op, out);
     }
-    launch(fours ? prepare_halves_kernel<kOrder, true> : prepare_halves_kernel<kOrder, false>, dim3(op.slots),
+    launch(fours ? prepare_halves_kernel<As, true> : prepare_halves_kernel<As, false>, dim3(op.slots),
            dim3(kPrepareThreads), shared, op, out);
   };
+  if (out.e4m3) return start(AsE4m3());
   switch (static_cast<Order>(order)) {
     case Order::nibbles:
-      return start(std::integral_constant<Order, Order::nibbles>());
+      return start(AsHalves<Order::nibbles>());
     case Order::bytes:
-      return start(std::integral_constant<Order, Order::bytes>());
+      return start(AsHalves<Order::bytes>());
     case Order::plain:
-      return start(std::integral_constant<Order, Order::plain>());
+      return start(AsHalves<Order::plain>());
     case Order::parts:
-      return start(std::integral_constant<Order, Order::parts>());
+      return start(AsHalves<Order::parts>());
     case Order::nvfp4:
-      return start(std::integral_constant<Order, Order::nvfp4>());
+      return start(AsHalves<Order::nvfp4>());
   }
 }
 

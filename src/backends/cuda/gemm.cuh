@@ -498,8 +498,40 @@ __device__ __forceinline__ void put_halves(const Gemm& a, const Tile& tile, int 
   }
 }
 
+// Four E4M3, the first in the lowest byte: the nearest, at most 448; NaN stays NaN. From sm_89 on.
+__device__ __forceinline__ uint32_t as_e4m3(float a, float b, float c, float d) {
+  uint32_t word = 0;
+#if __CUDA_ARCH__ >= 890
+  asm("{ .reg .b16 low, high; cvt.rn.satfinite.e4m3x2.f32 low, %2, %1; cvt.rn.satfinite.e4m3x2.f32 high, %4, %3; "
+      "mov.b32 %0, {low, high}; }"
+      : "=r"(word)
+      : "f"(a), "f"(b), "f"(c), "f"(d));
+#endif
+  return word;
+}
+
+// The same as E4M3 of the scale that they have in common: four columns of a lane are a word, eight lanes write 32 bytes.
+template <int kTokens, int kSums>
+__device__ __forceinline__ void put_e4m3(const Gemm& a, const Tile& tile, int row, float (&sum)[2][kSums]) {
+  const int j = lane_id() % 4, here = tile.last_row + 1 - row, count = tile.count - 2 * j;
+  const int64_t stride = a.halves.to.stride;
+  const float inverse = 1.0f / a.halves.to.scale;
+  uint8_t* to = reinterpret_cast<uint8_t*>(a.halves.to.x) + (int64_t{tile.first} + 2 * j) * stride + tile.first_row + row;
+#pragma unroll
+  for (int i = 0; i < kTokens / 4; ++i) {
+    const int token = i / 2 * 8 + i % 2;
+    if (token >= count) continue;
+    float v[4];
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      v[r] = r < here ? activated(true, sum[r / 2][i / 2 * 4 + r % 2 * 2 + i % 2]) * inverse : 0.0f;
+    }
+    *reinterpret_cast<uint32_t*>(to + token * stride) = as_e4m3(v[0], v[1], v[2], v[3]);
+  }
+}
+
 // y of a tile's first kTokens vectors. A lane has kLaneRows rows next to each other, so that eight lanes write a line.
-template <class F, int kTokens, int kSums>
+template <class F, int kTokens, bool kE4m3 = false, int kSums>
 __device__ __forceinline__ void put_out(const Gemm& a, const Tile& tile, const float* factors,
                                         float (&sum)[Plan<F>::kTiles][kSums]) {
   using P = Plan<F>;
@@ -526,7 +558,9 @@ __device__ __forceinline__ void put_out(const Gemm& a, const Tile& tile, const f
 #pragma unroll
     for (int r = 0; r < kRows; ++r) sum[r / 2][i / 2 * 4 + r % 2 * 2 + i % 2] *= factor;
   }
-  if constexpr (kRows == 4) {
+  if constexpr (kE4m3) {
+    if (a.halves.powers) return put_e4m3<kTokens>(a, tile, row, sum);
+  } else if constexpr (kRows == 4) {
     if (a.halves.powers) return put_halves<kTokens>(a, tile, row, sum);
   }
   float* y = a.y + (int64_t{tile.first} + 2 * j) * a.y_stride + tile.first_row + row;

@@ -16,6 +16,22 @@ constexpr int kMaxTokens = 8192;  // of one product: bounds the scratch memory
 
 uint8_t order_of(Format format) { return cuda::operand_form(format).order; }
 
+// What vectors become for a matrix.
+struct Form {
+  bool e4m3 = false;
+  uint8_t order = 0;  // of halves
+  float scale = 0;    // of E4M3
+  bool operator==(const Form&) const = default;
+};
+Form form_of(Format format, float input_scale, bool e4m3) {
+  return e4m3 ? Form{.e4m3 = true, .scale = input_scale} : Form{.order = order_of(format)};
+}
+cuda::Halves in_form(cuda::Halves vectors, const Form& form) {
+  vectors.e4m3 = form.e4m3;
+  vectors.scale = form.scale;
+  return vectors;
+}
+
 size_t powers_bytes(int64_t rows, int64_t cols) { return Arena::padded<int8_t>(rows * cuda::padded_cols(cols) / 32); }
 size_t halves_bytes(int64_t rows, int64_t cols) {
   return Arena::padded<uint16_t>(rows * cuda::padded_cols(cols)) + Arena::padded<float>(rows);
@@ -30,7 +46,13 @@ cuda::Halves take_halves(Arena& arena, int64_t rows, int64_t cols) {
 
 }  // namespace
 
+bool CudaBackend::quantises(Format weights, int num_tokens) const {
+  return e4m3_activations_ && weights == Format::F8_E4M3 && num_tokens >= cuda::kManyTokens &&
+         cuda::gemm_tokens(weights, launch_) > 0;
+}
+
 double CudaBackend::product_rounding(Format weights, int num_tokens) const {
+  if (quantises(weights, num_tokens)) return cuda::kE4m3Rounding;
   return num_tokens >= cuda::kManyTokens && cuda::gemm_tokens(weights, launch_) > 0 ? cuda::kGemmRounding : 0;
 }
 
@@ -38,6 +60,15 @@ bool CudaBackend::takes_many(int tokens, std::initializer_list<Weight> weights) 
   return tokens >= cuda::kManyTokens && std::ranges::all_of(weights, [&](const Weight& weight) {
            return !weight || cuda::gemm_tokens(weight.format, launch_) > 0;
          });
+}
+
+bool CudaBackend::takes_e4m3(const Weight& weight) const {
+  if (!e4m3_activations_) return false;
+  cuda::Matrix m;
+  m.data = reinterpret_cast<const uint8_t*>(weight.data);
+  m.stride = static_cast<int64_t>(weight.row_stride);
+  m.cols = static_cast<int>(weight.cols);
+  return cuda::takes_e4m3(m, weight.format);
 }
 
 bool CudaBackend::products_of_many(const cuda::Prepare& input, std::span<const Product> products) {
@@ -49,7 +80,7 @@ bool CudaBackend::products_of_many(const cuda::Prepare& input, std::span<const P
   std::byte* memory = scratch(bytes);
   if (!memory) return true;
   Arena arena(memory, bytes);
-  const cuda::Halves halves = take_halves(arena, most, input.cols);
+  const cuda::Halves memory_of = take_halves(arena, most, input.cols);
   for (int first = 0; first < input.slots; first += kMaxTokens) {
     cuda::Prepare some = input;
     some.slots = std::min(kMaxTokens, input.slots - first);
@@ -59,12 +90,13 @@ bool CudaBackend::products_of_many(const cuda::Prepare& input, std::span<const P
       some.x += first * some.x_stride;
       if (some.z) some.z += first * some.z_stride;
     }
-    std::optional<uint8_t> prepared;
+    std::optional<Form> prepared;
     for (const Product& product : products) {
-      const uint8_t order = order_of(product.weight.format);
-      if (prepared != order) cuda::prepare_halves(some, order, halves, launch());
-      prepared = order;
-      multiply_many(product, some.slots, halves, int64_t{first} * product.weight.rows);
+      const Form form = form_of(product.weight.format, product.weight.input_scale, takes_e4m3(product.weight));
+      const cuda::Halves vectors = in_form(memory_of, form);
+      if (prepared != form) cuda::prepare_halves(some, form.order, vectors, launch());
+      prepared = form;
+      multiply_many(product, some.slots, vectors, int64_t{first} * product.weight.rows);
     }
   }
   return true;
@@ -84,6 +116,7 @@ void CudaBackend::multiply_many(const Product& product, int slots, const cuda::H
   op.relu2 = product.relu2;
   op.gate = product.gate ? product.gate + offset : nullptr;
   if (halves) op.halves = *halves;
+  if (x.e4m3) return cuda::multiply_e4m3(op, 0, launch());
   cuda::multiply_many(product.weight.format, op, 0, launch());
 }
 
@@ -103,8 +136,23 @@ bool CudaBackend::moe_of_many(const Moe& op) {
   const int up_tokens = cuda::gemm_tokens(op.up.format, launch_),
             down_tokens = cuda::gemm_tokens(op.down.format, launch_);
   const int tile = std::min(up_tokens, down_tokens);
-  const bool direct = relu2 && cuda::writes_halves(op.up.format, launch_);
-  const bool shared_direct = relu2 && op.shared_up && cuda::writes_halves(op.shared_up.format, launch_);
+  const auto form_of_experts = [&](const ExpertWeights& weights) {
+    Weight one;
+    one.format = weights.format, one.cols = weights.cols, one.row_stride = weights.row_stride;
+    return form_of(weights.format, weights.input_scale, takes_e4m3(one));
+  };
+  const auto form_of_weight = [&](const Weight& weight) {
+    return form_of(weight.format, weight.input_scale, takes_e4m3(weight));
+  };
+  const Form up_form = form_of_experts(op.up), down_form = form_of_experts(op.down);
+  const Form shared_up_form = form_of_weight(op.shared_up), shared_down_form = form_of_weight(op.shared_down);
+  // Whether results can be written as the next product wants them: E4M3 where their scale is known beforehand.
+  const auto writes = [&](Format format, const Form& from, const Form& to) {
+    if (from.e4m3 != to.e4m3) return false;
+    return relu2 && (to.e4m3 ? to.scale > 0 : cuda::writes_halves(format, launch_));
+  };
+  const bool direct = writes(op.up.format, up_form, down_form);
+  const bool shared_direct = op.shared_up && writes(op.shared_up.format, shared_up_form, shared_down_form);
   for (int first = 0; first < op.num_tokens; first += kMaxTokens) {
     const int tokens = std::min(kMaxTokens, op.num_tokens - first);
     const int64_t choices = int64_t{tokens} * per_token;
@@ -125,10 +173,11 @@ bool CudaBackend::moe_of_many(const Moe& op) {
     };
     arena.take<std::byte>(
         static_cast<int64_t>(halves_bytes(tokens, std::max<int64_t>({op.hidden_size, in, out, shared_rows}))));
-    const cuda::HalvesOut h_halves = {take_halves(arena, choices, width), order_of(op.down.format),
+    const cuda::HalvesOut h_halves = {in_form(take_halves(arena, choices, width), down_form), down_form.order,
                                       arena.take<int8_t>(choices * cuda::padded_cols(width) / 32)};
-    const cuda::HalvesOut shared_halves = {take_halves(arena, shared_direct ? tokens : 0, shared_rows),
-                                           shared_direct ? order_of(op.shared_down.format) : uint8_t{0},
+    const cuda::HalvesOut shared_halves = {in_form(take_halves(arena, shared_direct ? tokens : 0, shared_rows),
+                                                   shared_down_form),
+                                           shared_down_form.order,
                                            arena.take<int8_t>(tokens * cuda::padded_cols(shared_rows) / 32)};
     cuda::SortedChoices sorted;
     sorted.token = arena.take<int32_t>(choices);
@@ -151,28 +200,28 @@ bool CudaBackend::moe_of_many(const Moe& op) {
                                   .norm = op.norm,
                                   .eps = op.eps};
     cuda::Halves vectors = of_tokens(op.hidden_size);
-    std::optional<uint8_t> prepared;
-    const auto prepare = [&](const cuda::Prepare& input, Format format) {
-      const uint8_t order = order_of(format);
-      if (prepared != order) cuda::prepare_halves(input, order, vectors, launch());
-      prepared = order;
+    std::optional<Form> prepared;
+    const auto prepare = [&](const cuda::Prepare& input, const Form& form) {
+      vectors = in_form(vectors, form);
+      if (prepared != form) cuda::prepare_halves(input, form.order, vectors, launch());
+      prepared = form;
     };
     if (latent) {
-      prepare(normed, op.latent_in.format);
+      prepare(normed, form_of_weight(op.latent_in));
       multiply_many({op.latent_in, z}, tokens, vectors, 0);
     }
     if (op.shared_up) {
-      prepare(normed, op.shared_up.format);
+      prepare(normed, shared_up_form);
       multiply_many({op.shared_up, shared_h, Output::activate, relu2}, tokens, vectors, 0,
                     shared_direct ? &shared_halves : nullptr);
-      if (shared_direct) cuda::level_halves(shared_halves, tokens, launch());
+      if (shared_direct && !shared_down_form.e4m3) cuda::level_halves(shared_halves, tokens, launch());
     }
     if (latent) {
       vectors = of_tokens(in);
       prepared.reset();
-      prepare({.slots = tokens, .cols = static_cast<int>(in), .x = z, .x_stride = in}, op.up.format);
+      prepare({.slots = tokens, .cols = static_cast<int>(in), .x = z, .x_stride = in}, up_form);
     } else {
-      prepare(normed, op.up.format);
+      prepare(normed, up_form);
     }
     cuda::sort_choices(op.topk_ids + int64_t{first} * per_token, static_cast<int>(choices), per_token,
                        op.n_routed_experts, tile, tiles, sorted, launch());
@@ -195,12 +244,13 @@ bool CudaBackend::moe_of_many(const Moe& op) {
       product.output = output;
       product.relu2 = relu2;
       if (to_halves) product.halves = *to_halves;
+      if (halves.e4m3) return cuda::multiply_e4m3(product, tiles, launch());
       cuda::multiply_many(weights.format, product, tiles, launch());
     };
     multiply(op.up, *up, vectors, sorted.token, h, Output::activate, direct ? &h_halves : nullptr);
-    if (direct) {
+    if (direct && !down_form.e4m3) {
       cuda::level_halves(h_halves, static_cast<int>(choices), launch());
-    } else {
+    } else if (!direct) {
       cuda::prepare_halves(
           {.slots = static_cast<int>(choices), .cols = static_cast<int>(width), .x = h, .x_stride = width},
           h_halves.order, h_halves.to, launch());
@@ -209,9 +259,10 @@ bool CudaBackend::moe_of_many(const Moe& op) {
     cuda::combine_experts(y, sorted.slot, op.topk_weights + int64_t{first} * per_token, tokens, per_token,
                           static_cast<int>(out), !latent, latent ? r : x, launch());
     const auto add_to_x = [&](const Weight& weight, const float* from) {
-      vectors = of_tokens(weight.cols);
+      const Form form = form_of_weight(weight);
+      vectors = in_form(of_tokens(weight.cols), form);
       cuda::prepare_halves({.slots = tokens, .cols = static_cast<int>(weight.cols), .x = from, .x_stride = weight.cols},
-                           order_of(weight.format), vectors, launch());
+                           form.order, vectors, launch());
       multiply_many({weight, x, Output::add}, tokens, vectors, 0);
     };
     if (latent) add_to_x(op.latent_out, r);

@@ -124,6 +124,19 @@ __device__ __forceinline__ void warpgroup_multiply(float (&c)[64], uint64_t a, u
 #undef PROA_OPERANDS
 #undef PROA_END
 }
+// The same of 32 columns of E4M3. Its sums keep some 14 bits of their largest term, see gemm_e4m3.cu.
+__device__ __forceinline__ void warpgroup_multiply_e4m3(float (&c)[32], uint64_t a, uint64_t b, int add) {
+  asm volatile(PROA_BEGIN "%34, 0;\nwgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 " PROA_REGISTERS_32
+                          "%32, %33, p, 1, 1;\n}"
+               : PROA_C16(0), PROA_C16(16)
+               : "l"(a), "l"(b), "r"(add));
+}
+__device__ __forceinline__ void warpgroup_multiply_e4m3(float (&c)[64], uint64_t a, uint64_t b, int add) {
+  asm volatile(PROA_BEGIN "%66, 0;\nwgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 " PROA_REGISTERS_64
+                          "%64, %65, p, 1, 1;\n}"
+               : PROA_C16(0), PROA_C16(16), PROA_C16(32), PROA_C16(48)
+               : "l"(a), "l"(b), "r"(add));
+}
 #undef PROA_WGMMA_128
 #undef PROA_WGMMA_64
 #undef PROA_BEGIN

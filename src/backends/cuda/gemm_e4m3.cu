@@ -1,0 +1,216 @@
+// Products of E4M3 weights with E4M3 vectors (gemm.h), both as they lie in shared memory: tiles, roles and results as
+// gemm.cuh has them. Tensor cores align what they add to the largest term and keep some 14 bits of it, so after each
+// stage of 128 columns the sum goes to one in F32: what is lost is 2^-13 of a stage's sum four times, at most 2^-11 of
+// its norm, whatever the number of stages.
+#include <string_view>
+
+#include "backends/cuda/gemm.cuh"
+
+namespace proa::cuda {
+namespace {
+
+using gemm::kFetchThreads;
+using gemm::kWarpgroups;
+using gemm::Ring;
+using gemm::Tile;
+using F = F8_E4M3;
+using P = gemm::Plan<F>;
+
+constexpr int kCols = 128;  // of a stage: a line of 128 bytes
+constexpr int kVectorBytes = P::kTokens * kCols, kWeightBytes = P::kRows * kCols;
+constexpr int kStageBytes = kVectorBytes + kWeightBytes;
+constexpr int kStages = (gemm::kSharedBytes - 1024) / kStageBytes;
+constexpr int kShared = kStages * kStageBytes + 1024;
+static_assert(P::kTiles == 2 && P::kLaneRows == 4 && P::kRows == 256 && kStages >= 3);
+
+// A warp's rows in a stage: those of its first 64-row product, then those of its second. put_out() wants the four rows
+// of a lane next to each other.
+__device__ constexpr int row_of(int warpgroup, int warp, int product) { return warpgroup * 128 + warp * 32 + product * 2; }
+
+__device__ __forceinline__ void fetch_all(const Gemm& a, int tiles, const Ring& ring) {
+  const Matrix& m = a.matrix;
+  const int tid = static_cast<int>(threadIdx.x), stages = (m.cols + kCols - 1) / kCols;
+  // Eight threads copy a line, so 16 lines at a time: those of a warp in one product.
+  constexpr int kLines = kFetchThreads / 8;
+  const int line = tid / 8, chunk = tid % 8;
+  const int my_row = line % 8 * 4 + line / 8;
+  const uint32_t at = swizzled(line, chunk);
+  const auto* vectors_from = reinterpret_cast<const uint8_t*>(a.x.x) + 16 * chunk;
+  const auto vector_chunks = static_cast<uint32_t>(a.x.stride / 16);
+  const int all = tiles * ((m.rows + P::kRows - 1) / P::kRows);
+  int place = 0, turn = 0;
+  uint32_t parity = 1;
+#pragma unroll 1
+  for (int number = static_cast<int>(blockIdx.x);; number += static_cast<int>(gridDim.x)) {
+    Tile tile = {};
+    if (number < all) {
+      tile = gemm::tile_at<F>(a, tiles, number);
+      if (tile.count == 0) continue;
+    }
+    const int buffer = turn % 2;
+    wait_barrier(ring.tile_barriers + 8 * (2 + buffer), (turn / 2 % 2) ^ 1);
+    if (tid == 0) ring.tiles[buffer] = tile;
+    const auto row_of_token = [&](int t) { return a.rows ? __ldcg(a.rows + tile.first + t) : tile.first + t; };
+    if (tid < tile.count) {
+      const float scale = a.x.scale > 0 ? a.x.scale : __ldcg(a.x.unscale + row_of_token(tid));
+      ring.factors[buffer * P::kTokens + tid] = scale * tile.scale;
+    }
+    arrive(ring.tile_barriers + 8 * buffer);
+    if (tile.count == 0) break;
+    ++turn;
+
+    uint32_t vectors[P::kTokens / kLines];  // in chunks
+#pragma unroll
+    for (int i = 0; i < P::kTokens / kLines; ++i) {
+      vectors[i] = static_cast<uint32_t>(row_of_token(min(line + i * kLines, tile.count - 1))) * vector_chunks;
+    }
+    if ((a.output == Output::add || a.output == Output::gate) && tid < tile.count) {
+      const float* before = a.output == Output::add ? a.y : a.gate;
+      before += (int64_t{tile.first} + tid) * a.y_stride + tile.first_row;
+      for (int r = 0; r <= tile.last_row; r += 32) asm volatile("prefetch.global.L2 [%0];" ::"l"(before + r));
+    }
+    const uint8_t* weights = tile.rows + my_row * m.stride + 16 * chunk;
+#pragma unroll 1
+    for (int stage = 0; stage < stages; ++stage, weights += kCols) {
+      const uint32_t to = ring.stages + place * kStageBytes + at;
+      wait_barrier(ring.barriers + 8 * (kStages + place), parity);
+#pragma unroll
+      for (int i = 0; i < P::kTokens / kLines; ++i) {
+        if (i * kLines >= tile.count) break;
+        copy_async_to(to + i * kLines * kCols, vectors_from + uint64_t{vectors[i]} * 16 + stage * kCols);
+      }
+      // Behind the last column vectors are zeros, and a weight there must be no NaN.
+      const bool there = stage * kCols + 16 * chunk < m.cols;
+#pragma unroll
+      for (int i = 0; i < P::kRows / kLines; ++i) {
+        const int row = row_of(i / 8, i % 4, i / 4 % 2);
+        if (row + my_row > tile.last_row) continue;  // what lies in the place of such a row is not looked at
+        copy_async_or_zero(to + kVectorBytes + i * kLines * kCols, weights + row * m.stride, there);
+      }
+      arrive_after_copies(ring.barriers + 8 * place);
+      if (++place == kStages) place = 0, parity ^= 1;
+    }
+  }
+  close_copies();
+  wait_for_copies<0>();
+}
+
+template <int kTokens, int kSums>
+__device__ __forceinline__ void multiply_all(const Gemm& a, const Tile& tile, const Ring& ring, gemm::Position& at,
+                                             float (&sum)[P::kTiles][kSums]) {
+#ifdef PROA_WGMMA
+  const int stages = (a.matrix.cols + kCols - 1) / kCols;
+  const int warpgroup = warp_id() / 4 - kFetchThreads / 128;
+  const bool idle = warpgroup * 128 > tile.last_row;
+#pragma unroll
+  for (int t = 0; t < P::kTiles; ++t) {
+#pragma unroll
+    for (int i = 0; i < kTokens / 2; ++i) sum[t][i] = 0;
+  }
+  float part[kTokens / 2];
+#pragma unroll 1
+  for (int stage = 0; stage < stages; ++stage) {
+    const uint32_t vectors = ring.stages + at.place * kStageBytes;
+    const uint32_t weights = vectors + kVectorBytes + warpgroup * 128 * kCols;
+    wait_barrier(ring.barriers + 8 * at.place, at.parity);
+    if (!idle) {
+      see_copies();
+#pragma unroll
+      for (int t = 0; t < P::kTiles; ++t) {
+        begin_products();
+#pragma unroll
+        for (int k = 0; k < kCols / 32; ++k) {
+          warpgroup_multiply_e4m3(part, descriptor_of(weights + t * 64 * kCols + 32 * k), descriptor_of(vectors + 32 * k),
+                                  k > 0);
+        }
+        close_products();
+        wait_for_products<0>();
+        keep_in_registers(part);
+#pragma unroll
+        for (int i = 0; i < kTokens / 2; ++i) sum[t][i] += part[i];
+      }
+    }
+    __syncwarp();
+    if (lane_id() == 0) arrive(ring.barriers + 8 * (kStages + at.place));
+    if (++at.place == kStages) at.place = 0, at.parity ^= 1;
+  }
+#endif
+}
+
+__global__ void __launch_bounds__(gemm::kThreads, 1) kernel(const __grid_constant__ Gemm a, int tiles) {
+  extern __shared__ uint8_t memory[];
+  __shared__ Tile shared_tiles[2];
+  __shared__ float factors[2 * P::kTokens];
+  __shared__ uint64_t barriers[2 * kStages + 4];  // of stages: full, empty; of tiles: full, empty
+  const int tid = static_cast<int>(threadIdx.x);
+  Ring ring;
+  ring.stages = (shared_address(memory) + 1023) & ~1023u;
+  ring.barriers = shared_address(barriers);
+  ring.tile_barriers = ring.barriers + 8 * 2 * kStages;
+  ring.tiles = shared_tiles;
+  ring.factors = factors;
+  if (tid < kStages) {
+    init_barrier(ring.barriers + 8 * tid, kFetchThreads);
+    init_barrier(ring.barriers + 8 * (kStages + tid), kWarpgroups * 4);
+  }
+  if (tid < 2) {
+    init_barrier(ring.tile_barriers + 8 * tid, kFetchThreads);
+    init_barrier(ring.tile_barriers + 8 * (2 + tid), kWarpgroups * 4);
+  }
+  __syncthreads();
+  wait_for_predecessor();
+  start_successor();
+
+  if (warp_id() < kFetchThreads / kWarp) {
+    set_registers<56, false>();
+    fetch_all(a, tiles, ring);
+  } else {
+    set_registers<224, true>();
+    float sum[P::kTiles][P::kTokens / 2];
+    gemm::Position at;
+#pragma unroll 1
+    for (int turn = 0;; ++turn) {
+      wait_barrier(ring.tile_barriers + 8 * (turn % 2), turn / 2 % 2);
+      const Tile tile = ring.tiles[turn % 2];
+      if (tile.count == 0) break;
+      const float* mine = factors + turn % 2 * P::kTokens;
+      constexpr int kHalf = P::kTokens / 2;
+      if (tile.count <= kHalf) {
+        multiply_all<kHalf>(a, tile, ring, at, sum);
+        gemm::put_out<F, kHalf, true>(a, tile, mine, sum);
+      } else {
+        multiply_all<P::kTokens>(a, tile, ring, at, sum);
+        gemm::put_out<F, P::kTokens, true>(a, tile, mine, sum);
+      }
+      __syncwarp();
+      if (lane_id() == 0) arrive(ring.tile_barriers + 8 * (2 + turn % 2));
+    }
+  }
+}
+
+}  // namespace
+
+bool has_e4m3() {
+#ifndef PROA_NO_WGMMA
+  int device = 0, major = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return false;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  return major == 9 && std::string_view(PROA_CUDA_ARCHITECTURES).find("90a") != std::string_view::npos;
+#else
+  return false;
+#endif
+}
+
+bool takes_e4m3(const Matrix& matrix, Format format) {
+  return format == Format::F8_E4M3 && matrix.cols % 16 == 0 && matrix.stride % 16 == 0 &&
+         reinterpret_cast<uintptr_t>(matrix.data) % 16 == 0;
+}
+
+void multiply_e4m3(const Gemm& op, int tiles, const Launch& launch) {
+  if (op.matrix.rows == 0 || op.slots == 0) return;
+  if (!op.tile_expert) tiles = (op.slots + P::kTokens - 1) / P::kTokens;
+  const int all = tiles * ((op.matrix.rows + P::kRows - 1) / P::kRows);
+  launch(kernel, dim3(std::min(all, launch.num_sms())), dim3(gemm::kThreads), kShared, op, tiles);
+}
+
+}  // namespace proa::cuda
