@@ -71,7 +71,7 @@ int CudaBackend::num_devices() {
   return count;
 }
 
-Result<std::unique_ptr<CudaBackend>> CudaBackend::create(int ordinal, bool e4m3_activations) {
+Result<std::unique_ptr<CudaBackend>> CudaBackend::create(int ordinal, bool round_activations) {
   const std::string where = "--device cuda:" + std::to_string(ordinal);
   const auto refuse = [&](std::string expected, std::string actual, std::string hint = "") {
     return Error{"choose a device", where, std::move(expected), std::move(actual), std::move(hint)};
@@ -110,13 +110,13 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::create(int ordinal, bool e4m3_
                   std::string(properties.name) + " of sm_" + number,
                   "build with -DPROA_CUDA_ARCHITECTURES=" + number + "-real, or take --device cpu");
   }
-  if (e4m3_activations && !cuda::has_e4m3()) {
+  if (round_activations && !cuda::has_same_kind()) {
     return Error{"choose activations", "--activation-dtype fp8", "a device of sm_90a, such as an H100",
                  std::string(properties.name) + " of sm_" + std::to_string(properties.major) +
                      std::to_string(properties.minor),
                  "auto multiplies FP8 weights with activations that are not rounded to 8 bits"};
   }
-  backend->e4m3_activations_ = e4m3_activations;
+  backend->rounds_activations_ = round_activations;
   for (Staging& staging : backend->staging_) {
     void* memory = nullptr;
     error = cudaHostAlloc(&memory, kStagingBytes, cudaHostAllocDefault);

@@ -26,6 +26,11 @@ struct AsHalves {
     return {power, 1.0f / power};
   }
 };
+struct AsBf16 {
+  using Value = __nv_bfloat16;
+  static constexpr Order kOrder = Order::plain;
+  static __device__ Power power(const Halves&, float) { return {1, 1}; }
+};
 struct AsE4m3 {
   using Value = uint8_t;
   static constexpr Order kOrder = Order::plain;
@@ -59,7 +64,12 @@ __global__ void __launch_bounds__(kPrepareThreads)
       v[i] = k < a.cols ? values[place_of(k)] * factor : 0.0f;
     }
     auto* to = reinterpret_cast<typename As::Value*>(out.x) + slot * out.stride + 8 * chunk;
-    if constexpr (std::is_same_v<As, AsE4m3>) {
+    if constexpr (std::is_same_v<As, AsBf16>) {
+      *reinterpret_cast<uint4*>(to) = {
+          bits_of(__floats2bfloat162_rn(v[0], v[1])), bits_of(__floats2bfloat162_rn(v[2], v[3])),
+          bits_of(__floats2bfloat162_rn(v[4], v[5])), bits_of(__floats2bfloat162_rn(v[6], v[7]))};
+      continue;
+    } else if constexpr (std::is_same_v<As, AsE4m3>) {
       *reinterpret_cast<uint2*>(to) = {gemm::as_e4m3(v[0], v[1], v[2], v[3]), gemm::as_e4m3(v[4], v[5], v[6], v[7])};
       continue;
     }
@@ -82,7 +92,10 @@ __device__ __forceinline__ void put_four(typename As::Value* to, float4 v, float
   const auto put = [&](int at, float first, float second) {
     *reinterpret_cast<uint32_t*>(to + at) = bits_of(__floats2half2_rn(first, second));
   };
-  if constexpr (std::is_same_v<As, AsE4m3>) {
+  if constexpr (std::is_same_v<As, AsBf16>) {
+    *reinterpret_cast<uint2*>(to + 4 * a) = {bits_of(__floats2bfloat162_rn(v.x, v.y)),
+                                             bits_of(__floats2bfloat162_rn(v.z, v.w))};
+  } else if constexpr (std::is_same_v<As, AsE4m3>) {
     *reinterpret_cast<uint32_t*>(to + 4 * a) = gemm::as_e4m3(v.x, v.y, v.z, v.w);
   } else if constexpr (kOrder == Order::nibbles) {
     put(2 * a, v.x, v.z);
@@ -284,7 +297,8 @@ void prepare_halves(const Prepare& op, uint8_t order, const Halves& out, const L
     launch(fours ? prepare_halves_kernel<As, true> : prepare_halves_kernel<As, false>, dim3(op.slots),
            dim3(kPrepareThreads), shared, op, out);
   };
-  if (out.e4m3) return start(AsE4m3());
+  if (out.kind == Vectors::e4m3) return start(AsE4m3());
+  if (out.kind == Vectors::bf16) return start(AsBf16());
   switch (static_cast<Order>(order)) {
     case Order::nibbles:
       return start(AsHalves<Order::nibbles>());

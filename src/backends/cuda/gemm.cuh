@@ -31,13 +31,15 @@ template <class F>
 struct Plan {
   static constexpr bool kLongBlocks = F::block_elements > 64;
   // Of a stage. Rows in short pieces cost more requests than their bytes are worth.
-  static constexpr bool kNarrow = 128 * sizeof(typename F::Block) <= 96 * F::block_elements;
+  static constexpr bool kNarrow = 128 * sizeof(typename F::Block) <= 144 * F::block_elements;
   static constexpr int kCols = kLongBlocks ? F::block_elements : kNarrow ? 128 : 64;
   static constexpr int kTiles = kLongBlocks ? 1 : 2;  // of 64 rows, of a warpgroup
   static constexpr int kTokens = kLongBlocks ? 64 : 128;
   static constexpr int kRows = kWarpgroups * kTiles * 64;
   static constexpr int kBytes = kCols / F::block_elements * static_cast<int>(sizeof(typename F::Block));  // of a row
-  static constexpr int kPitch = (chunks_of(kBytes) | 1) * 16;
+  // Odd multiples of 16 keep rows out of each other's banks; 32 modulo 64 as well, see place_of_row(), where three stages
+  // of one chunk more do not fit.
+  static constexpr int kPitch = kBytes == 136 ? 160 : (chunks_of(kBytes) | 1) * 16;
   static constexpr int kScalesPitch = Fragment<F>::kGroupScales ? chunks_of(kCols / 16) * 16 : 0;
   static constexpr int kVectorBytes = kTokens * kCols * 2;
   static constexpr int kStageBytes = kVectorBytes + (kRows * (kPitch + kScalesPitch) + 1023) / 1024 * 1024;
@@ -50,21 +52,21 @@ struct Plan {
 };
 
 // Where row `row` of a tile lies in a stage. Rows that a warp reads at once, kLaneRows apart, lie together, in an order
-// that keeps them out of each other's banks: where lanes read 8 bytes, four rows two apart; 16 bytes, two rows four
-// apart.
+// that keeps them out of each other's banks: where lanes read 8 bytes, four rows two apart, or side by side if they are
+// 32 modulo 64 bytes long; 16 bytes, two rows four apart.
+template <class F>
+constexpr int kRotate = Plan<F>::kPitch % 32 == 0 ? 0 : sizeof(typename F::Block) == 2 ? 2 : 1;
 template <class F>
 __device__ __forceinline__ int place_of_row(int row) {
   using P = Plan<F>;
   const int lane_row = row % P::kWarpRows / P::kLaneRows;
-  constexpr int kRotate = sizeof(typename F::Block) == 2 ? 2 : 1;
-  const int at = (lane_row << kRotate | lane_row >> (3 - kRotate)) & 7;
+  const int at = (lane_row << kRotate<F> | lane_row >> (3 - kRotate<F>)) & 7;
   return row / P::kWarpRows * P::kWarpRows + row % P::kLaneRows * 8 + at;
 }
 template <class F>
 __device__ __forceinline__ int row_of_place(int place) {
   using P = Plan<F>;
-  constexpr int kRotate = sizeof(typename F::Block) == 2 ? 1 : 2;
-  const int lane_row = ((place & 7) << kRotate | (place & 7) >> (3 - kRotate)) & 7;
+  const int lane_row = ((place & 7) >> kRotate<F> | (place & 7) << (3 - kRotate<F>)) & 7;
   return place / P::kWarpRows * P::kWarpRows + lane_row * P::kLaneRows + place % P::kWarpRows / 8;
 }
 
@@ -111,7 +113,35 @@ __device__ __forceinline__ void decode_values(uint32_t row, uint32_t scales, int
   }
 }
 
-// Eight values of a row as halves, scaled: columns as Fragment's Order has them.
+// The same of rows that begin at 16 bytes and have whole stages of columns.
+template <class F>
+constexpr bool kHasAligned = std::is_same_v<F, BF16> || std::is_same_v<F, F8_E4M3>;
+template <class F>
+__device__ __forceinline__ void decode_aligned(uint32_t row, int group, int j, uint32_t (&a)[4]) {
+  if constexpr (std::is_same_v<F, BF16>) {
+    const uint4 words = load_shared(row + 64 * group + 16 * j);
+    a[0] = words.x, a[1] = words.y, a[2] = words.z, a[3] = words.w;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      a[i] = bits_of(__floats2half2_rn(__uint_as_float(a[i] << 16), __uint_as_float(a[i] & 0xffff0000u)));
+    }
+  } else {
+    uint32_t word[2];
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(word[0]), "=r"(word[1]) : "r"(row + 32 * group + 8 * j));
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      a[2 * i] = e4m3_pair(word[i] << 8);
+      a[2 * i + 1] = e4m3_pair(word[i]);
+    }
+  }
+}
+
+// Whether any bytes are numbers and a scale a half of its own, so that what lies behind the last column can be decoded
+// like the rest.
+template <class F>
+constexpr bool kHalfScales = std::is_same_v<F, Q4_0> || std::is_same_v<F, Q8_0>;
+
+// Eight values of a row as halves, scaled: columns as Fragment's Order has them. `valid` columns of the group are there.
 template <class F>
 __device__ __forceinline__ void decode_row(uint32_t row, uint32_t scales, int group, int j, int valid,
                                            uint32_t (&a)[4]) {
@@ -125,7 +155,12 @@ __device__ __forceinline__ void decode_row(uint32_t row, uint32_t scales, int gr
   }
   if constexpr (Frag::kScaleGroup != 0) {
     __half2 scale[2], least[2];
-    scale[0] = __float2half2_rn(Frag::scale(row, group, 0));
+    if constexpr (kHalfScales<F>) {
+      const uint32_t half = load_short(row + group * static_cast<int>(sizeof(typename F::Block)));
+      scale[0] = halves_of(valid > 0 ? __byte_perm(half, 0, 0x1010) : 0u);
+    } else {
+      scale[0] = __float2half2_rn(Frag::scale(row, group, 0));
+    }
     scale[1] = Frag::kScaleGroup == 16 ? __float2half2_rn(Frag::scale(row, group, 1)) : scale[0];
     if constexpr (Frag::kMin) {
       least[0] = __float2half2_rn(Frag::minimum(row, group, 0));
@@ -210,8 +245,11 @@ __device__ __forceinline__ void fetch_all(const Gemm& a, int tiles, const Ring& 
   const uint32_t vector_at = swizzled(tid / 8, tid % 8);
   const __half* my_vectors = a.x.x + tid % 8 * 8;
   const auto vector_chunks = static_cast<uint32_t>(a.x.stride / 8);
-  // Rows whose places are four apart are copied side by side: they meet no bank conflicts.
-  const int row_place = tid / 4 / 8 * 8 + (tid / 4 % 8 / 2 | tid / 4 % 2 << 2), my_row = row_of_place<F>(row_place);
+  // Rows whose places are four apart, or two where they are 32 modulo 64 bytes long, are copied side by side: they meet no
+  // bank conflicts.
+  const int eighth = tid / 4 % 8;
+  const int in_eight = P::kPitch % 32 == 0 ? (eighth & 4) | eighth % 2 << 1 | eighth / 2 % 2 : eighth / 2 | eighth % 2 << 2;
+  const int row_place = tid / 4 / 8 * 8 + in_eight, my_row = row_of_place<F>(row_place);
   const uint32_t row_at = P::kVectorBytes + row_place * P::kPitch + tid % 4 * 16;
   const uint32_t scales_at = P::kVectorBytes + P::kRows * P::kPitch + row_place * P::kScalesPitch + tid % 4 * 16;
   // Of `bytes` from an address on, at most those of `most`, the chunks that are this thread's.
@@ -300,7 +338,7 @@ struct Position {
 };
 
 // A tile's product with its first kTokens vectors.
-template <class F, int kTokens, int kSums>
+template <class F, bool kAligned, int kTokens, int kSums>
 __device__ __forceinline__ void multiply_all(const Gemm& a, const Tile& tile, const Ring& ring, Position& at,
                                              float (&sum)[Plan<F>::kTiles][kSums]) {
   using P = Plan<F>;
@@ -356,7 +394,8 @@ __device__ __forceinline__ void multiply_all(const Gemm& a, const Tile& tile, co
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const uint32_t place = my_place + 8 * (2 * t + h);
-        row_at[t][h] = weights_at + place * P::kPitch + (ending[t][h] + stage * P::kBytes & 15u);
+        row_at[t][h] = weights_at + place * P::kPitch;
+        if constexpr (!kAligned) row_at[t][h] += ending[t][h] + stage * P::kBytes & 15u;
         if constexpr (Frag::kGroupScales) {
           row_scales_at[t][h] = weights_at + P::kRows * P::kPitch + place * P::kScalesPitch +
                                 (scales_ending[t][h] + stage * (P::kCols / 16) & 15u);
@@ -371,7 +410,10 @@ __device__ __forceinline__ void multiply_all(const Gemm& a, const Tile& tile, co
       for (int t = 0; t < kTiles; ++t) {
         uint32_t upper[4] = {}, lower[4] = {};
         // Behind the last column lies anything, which a scale among it could make NaN.
-        if (Frag::kScaleGroup == 0 || group < groups) {
+        if constexpr (kAligned) {
+          decode_aligned<F>(row_at[t][0], g, j, upper);
+          decode_aligned<F>(row_at[t][1], g, j, lower);
+        } else if (Frag::kScaleGroup == 0 || kHalfScales<F> || group < groups) {
           decode_row<F>(row_at[t][0], row_scales_at[t][0], g, j, m.cols - 32 * group, upper);
           decode_row<F>(row_at[t][1], row_scales_at[t][1], g, j, m.cols - 32 * group, lower);
         }
@@ -510,13 +552,15 @@ __device__ __forceinline__ uint32_t as_e4m3(float a, float b, float c, float d) 
   return word;
 }
 
-// The same as E4M3 of the scale that they have in common: four columns of a lane are a word, eight lanes write 32 bytes.
-template <int kTokens, int kSums>
-__device__ __forceinline__ void put_e4m3(const Gemm& a, const Tile& tile, int row, float (&sum)[2][kSums]) {
+// The same as E4M3 of the scale that they have in common, or as BF16: eight lanes write 32 or 64 bytes.
+template <Vectors kKind, int kTokens, int kSums>
+__device__ __forceinline__ void put_same_kind(const Gemm& a, const Tile& tile, int row, float (&sum)[2][kSums]) {
   const int j = lane_id() % 4, here = tile.last_row + 1 - row, count = tile.count - 2 * j;
   const int64_t stride = a.halves.to.stride;
-  const float inverse = 1.0f / a.halves.to.scale;
-  uint8_t* to = reinterpret_cast<uint8_t*>(a.halves.to.x) + (int64_t{tile.first} + 2 * j) * stride + tile.first_row + row;
+  constexpr bool kE4m3 = kKind == Vectors::e4m3;
+  const float inverse = kE4m3 ? 1.0f / a.halves.to.scale : 1.0f;
+  const int64_t at = (int64_t{tile.first} + 2 * j) * stride + tile.first_row + row;
+  auto* to = reinterpret_cast<uint8_t*>(a.halves.to.x) + (kE4m3 ? at : 2 * at);
 #pragma unroll
   for (int i = 0; i < kTokens / 4; ++i) {
     const int token = i / 2 * 8 + i % 2;
@@ -526,12 +570,17 @@ __device__ __forceinline__ void put_e4m3(const Gemm& a, const Tile& tile, int ro
     for (int r = 0; r < 4; ++r) {
       v[r] = r < here ? activated(true, sum[r / 2][i / 2 * 4 + r % 2 * 2 + i % 2]) * inverse : 0.0f;
     }
-    *reinterpret_cast<uint32_t*>(to + token * stride) = as_e4m3(v[0], v[1], v[2], v[3]);
+    if constexpr (kE4m3) {
+      *reinterpret_cast<uint32_t*>(to + token * stride) = as_e4m3(v[0], v[1], v[2], v[3]);
+    } else {
+      *reinterpret_cast<uint2*>(to + 2 * token * stride) = {bits_of(__floats2bfloat162_rn(v[0], v[1])),
+                                                            bits_of(__floats2bfloat162_rn(v[2], v[3]))};
+    }
   }
 }
 
 // y of a tile's first kTokens vectors. A lane has kLaneRows rows next to each other, so that eight lanes write a line.
-template <class F, int kTokens, bool kE4m3 = false, int kSums>
+template <class F, int kTokens, Vectors kKind = Vectors::halves, int kSums>
 __device__ __forceinline__ void put_out(const Gemm& a, const Tile& tile, const float* factors,
                                         float (&sum)[Plan<F>::kTiles][kSums]) {
   using P = Plan<F>;
@@ -558,8 +607,8 @@ __device__ __forceinline__ void put_out(const Gemm& a, const Tile& tile, const f
 #pragma unroll
     for (int r = 0; r < kRows; ++r) sum[r / 2][i / 2 * 4 + r % 2 * 2 + i % 2] *= factor;
   }
-  if constexpr (kE4m3) {
-    if (a.halves.powers) return put_e4m3<kTokens>(a, tile, row, sum);
+  if constexpr (kKind != Vectors::halves) {
+    if (a.halves.powers) return put_same_kind<kKind, kTokens>(a, tile, row, sum);
   } else if constexpr (kRows == 4) {
     if (a.halves.powers) return put_halves<kTokens>(a, tile, row, sum);
   }
@@ -625,7 +674,7 @@ __device__ __forceinline__ void put_out(const Gemm& a, const Tile& tile, const f
   }
 }
 
-template <class F>
+template <class F, bool kAligned>
 __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Gemm a, int tiles) {
   using P = Plan<F>;
   extern __shared__ uint8_t memory[];
@@ -666,10 +715,10 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ge
       const float* mine = factors + turn % 2 * P::kTokens;
       constexpr int kHalf = P::kTokens / 2;
       if (kHalf >= 64 && tile.count <= kHalf) {
-        multiply_all<F, (kHalf >= 64 ? kHalf : 64)>(a, tile, ring, at, sum);
+        multiply_all<F, kAligned, (kHalf >= 64 ? kHalf : 64)>(a, tile, ring, at, sum);
         put_out<F, (kHalf >= 64 ? kHalf : 64)>(a, tile, mine, sum);
       } else {
-        multiply_all<F, P::kTokens>(a, tile, ring, at, sum);
+        multiply_all<F, kAligned, P::kTokens>(a, tile, ring, at, sum);
         put_out<F, P::kTokens>(a, tile, mine, sum);
       }
       __syncwarp();
@@ -685,7 +734,16 @@ void launch(const Gemm& op, int tiles, const Launch& launch) {
   if (!op.tile_expert) tiles = (op.slots + P::kTokens - 1) / P::kTokens;
   if (op.halves.powers && P::kRows != 256) return launch.keep(cudaErrorInvalidValue);
   const int all = tiles * ((op.matrix.rows + P::kRows - 1) / P::kRows);
-  launch(kernel<F>, dim3(std::min(all, launch.num_sms())), dim3(kThreads), P::kShared, op, tiles);
+  const auto start = [&](auto chosen) {
+    launch(chosen, dim3(std::min(all, launch.num_sms())), dim3(kThreads), P::kShared, op, tiles);
+  };
+  if constexpr (kHasAligned<F>) {
+    const Matrix& m = op.matrix;  // of experts, all begin where CudaBackend places them
+    if (reinterpret_cast<uintptr_t>(m.data) % 16 == 0 && m.stride % 16 == 0 && m.cols % 64 == 0) {
+      return start(kernel<F, true>);
+    }
+  }
+  start(kernel<F, false>);
 }
 
 }  // namespace proa::cuda::gemm

@@ -1,5 +1,5 @@
 // Matrix times many vectors, for prefill: weights and activations become halves, sums are F32. Where a backend is told
-// to round activations to E4M3, FP8 weights meet them as they are (gemm_e4m3.cu).
+// to round activations to the weights' own kind, E4M3 or BF16, both meet as they are (gemm_same_kind.cu).
 //
 // A weight is decoded to the half next to it: integers times their scale, short floats as they are. An activation is
 // the half next to it after a power of two has brought its vector's largest below 2^14. Either is off by 2^-11 of
@@ -21,15 +21,17 @@ constexpr double kGemmRounding = 0x1p-10;
 // The same of activations as E4M3. Between 1 and 2 it has steps of 1/8, so a value is off by 1/8 / sqrt(12) = 0.036 in
 // the root of the mean of squares, where values are 1.47: 0.0245 of a sum of many products; three times that.
 constexpr double kE4m3Rounding = 0.0735;
+constexpr double kBf16Rounding = 0x1p-7;  // as kGemmRounding, of three bits fewer
 
 // Vectors as operands, zeros behind the last column: halves, columns of each group of 32 in the Order of the weights
-// they meet; or E4M3, columns as they are.
+// they meet; or E4M3 or BF16, columns as they are.
+enum class Vectors : uint8_t { halves, e4m3, bf16 };
 struct Halves {
-  __half* x = nullptr;       // [rows, stride]
+  __half* x = nullptr;       // [rows, stride] of what `kind` says
   int64_t stride = 0;        // padded_cols()
-  float* unscale = nullptr;  // [rows] undoes the power of two of a vector, or is the scale of its E4M3
-  bool e4m3 = false;         // x is [rows, stride] bytes
-  float scale = 0;           // of E4M3, for all vectors, and unscale is not read; 0: each has its own
+  float* unscale = nullptr;  // [rows] undoes the power of two of a vector; of E4M3 its scale
+  Vectors kind = Vectors::halves;
+  float scale = 0;  // of E4M3, for all vectors, and unscale is not read; 0: each has its own
 };
 // Results as vectors of the next product. 32 columns whose largest is no good as a half are times a power of two;
 // level_halves() makes it one for all of a vector.
@@ -60,23 +62,24 @@ struct Gemm {
   Output output = Output::store;
   bool relu2 = false;
   const float* gate = nullptr;  // [slots, y_stride]
-  // In place of y, of Output::activate with relu2: halves where writes_halves(), E4M3 of one scale where x is E4M3.
+  // In place of y, of Output::activate with relu2: halves where writes_halves(), else what x is, E4M3 of one scale.
   HalvesOut halves;
 };
 
 // Vectors that a block multiplies; 0: this device or format has only matmul.h.
 int gemm_tokens(Format format, const Launch& launch);
 bool writes_halves(Format format, const Launch& launch);
-// Whether this device multiplies vectors of E4M3: sm_90a does. And whether they can meet this matrix: F8_E4M3 in rows of
-// 16-byte chunks. Of experts all begin at 16 bytes, as whatever CudaBackend places does.
-bool has_e4m3();
-bool takes_e4m3(const Matrix& matrix, Format format);
+// Whether this device multiplies weights as they lie: sm_90a does. And what vectors of their kind a matrix can meet so,
+// BF16 or F8_E4M3 in rows of 16-byte chunks; halves: none. Of experts all begin at 16 bytes, as whatever CudaBackend
+// places does.
+bool has_same_kind();
+Vectors same_kind(const Matrix& matrix, Format format);
 // Brings `rows` of `out` to one power each, and says which.
 void level_halves(const HalvesOut& out, int rows, const Launch& launch);
-// x of `op` as halves in `order`, or as E4M3; op.out, op.bf16, op.order and op.tile_count are not looked at.
+// x of `op` as halves in `order`, or as out.kind says; op.out, op.bf16, op.order and op.tile_count are not looked at.
 void prepare_halves(const Prepare& op, uint8_t order, const Halves& out, const Launch& launch);
 // `tiles` of experts; without experts tiles follow from slots.
 void multiply_many(Format format, const Gemm& op, int tiles, const Launch& launch);
-void multiply_e4m3(const Gemm& op, int tiles, const Launch& launch);  // the same of vectors of E4M3
+void multiply_same_kind(const Gemm& op, int tiles, const Launch& launch);  // the same of vectors that are no halves
 
 }  // namespace proa::cuda

@@ -18,16 +18,17 @@ uint8_t order_of(Format format) { return cuda::operand_form(format).order; }
 
 // What vectors become for a matrix.
 struct Form {
-  bool e4m3 = false;
+  cuda::Vectors kind = cuda::Vectors::halves;
   uint8_t order = 0;  // of halves
   float scale = 0;    // of E4M3
   bool operator==(const Form&) const = default;
 };
-Form form_of(Format format, float input_scale, bool e4m3) {
-  return e4m3 ? Form{.e4m3 = true, .scale = input_scale} : Form{.order = order_of(format)};
+Form form_of(Format format, float input_scale, cuda::Vectors kind) {
+  if (kind == cuda::Vectors::halves) return {.order = order_of(format)};
+  return {.kind = kind, .scale = kind == cuda::Vectors::e4m3 ? input_scale : 0};
 }
 cuda::Halves in_form(cuda::Halves vectors, const Form& form) {
-  vectors.e4m3 = form.e4m3;
+  vectors.kind = form.kind;
   vectors.scale = form.scale;
   return vectors;
 }
@@ -47,13 +48,15 @@ cuda::Halves take_halves(Arena& arena, int64_t rows, int64_t cols) {
 }  // namespace
 
 bool CudaBackend::quantises(Format weights, int num_tokens) const {
-  return e4m3_activations_ && weights == Format::F8_E4M3 && num_tokens >= cuda::kManyTokens &&
+  return rounds_activations_ && weights == Format::F8_E4M3 && num_tokens >= cuda::kManyTokens &&
          cuda::gemm_tokens(weights, launch_) > 0;
 }
 
 double CudaBackend::product_rounding(Format weights, int num_tokens) const {
-  if (quantises(weights, num_tokens)) return cuda::kE4m3Rounding;
-  return num_tokens >= cuda::kManyTokens && cuda::gemm_tokens(weights, launch_) > 0 ? cuda::kGemmRounding : 0;
+  if (num_tokens < cuda::kManyTokens || cuda::gemm_tokens(weights, launch_) == 0) return 0;
+  if (rounds_activations_ && weights == Format::F8_E4M3) return cuda::kE4m3Rounding;
+  if (rounds_activations_ && weights == Format::BF16) return cuda::kBf16Rounding;
+  return cuda::kGemmRounding;
 }
 
 bool CudaBackend::takes_many(int tokens, std::initializer_list<Weight> weights) const {
@@ -62,13 +65,13 @@ bool CudaBackend::takes_many(int tokens, std::initializer_list<Weight> weights) 
          });
 }
 
-bool CudaBackend::takes_e4m3(const Weight& weight) const {
-  if (!e4m3_activations_) return false;
+cuda::Vectors CudaBackend::same_kind(const Weight& weight) const {
+  if (!rounds_activations_) return cuda::Vectors::halves;
   cuda::Matrix m;
   m.data = reinterpret_cast<const uint8_t*>(weight.data);
   m.stride = static_cast<int64_t>(weight.row_stride);
   m.cols = static_cast<int>(weight.cols);
-  return cuda::takes_e4m3(m, weight.format);
+  return cuda::same_kind(m, weight.format);
 }
 
 bool CudaBackend::products_of_many(const cuda::Prepare& input, std::span<const Product> products) {
@@ -92,7 +95,7 @@ bool CudaBackend::products_of_many(const cuda::Prepare& input, std::span<const P
     }
     std::optional<Form> prepared;
     for (const Product& product : products) {
-      const Form form = form_of(product.weight.format, product.weight.input_scale, takes_e4m3(product.weight));
+      const Form form = form_of(product.weight.format, product.weight.input_scale, same_kind(product.weight));
       const cuda::Halves vectors = in_form(memory_of, form);
       if (prepared != form) cuda::prepare_halves(some, form.order, vectors, launch());
       prepared = form;
@@ -116,7 +119,7 @@ void CudaBackend::multiply_many(const Product& product, int slots, const cuda::H
   op.relu2 = product.relu2;
   op.gate = product.gate ? product.gate + offset : nullptr;
   if (halves) op.halves = *halves;
-  if (x.e4m3) return cuda::multiply_e4m3(op, 0, launch());
+  if (x.kind != cuda::Vectors::halves) return cuda::multiply_same_kind(op, 0, launch());
   cuda::multiply_many(product.weight.format, op, 0, launch());
 }
 
@@ -139,17 +142,18 @@ bool CudaBackend::moe_of_many(const Moe& op) {
   const auto form_of_experts = [&](const ExpertWeights& weights) {
     Weight one;
     one.format = weights.format, one.cols = weights.cols, one.row_stride = weights.row_stride;
-    return form_of(weights.format, weights.input_scale, takes_e4m3(one));
+    return form_of(weights.format, weights.input_scale, same_kind(one));
   };
   const auto form_of_weight = [&](const Weight& weight) {
-    return form_of(weight.format, weight.input_scale, takes_e4m3(weight));
+    return form_of(weight.format, weight.input_scale, same_kind(weight));
   };
   const Form up_form = form_of_experts(op.up), down_form = form_of_experts(op.down);
   const Form shared_up_form = form_of_weight(op.shared_up), shared_down_form = form_of_weight(op.shared_down);
   // Whether results can be written as the next product wants them: E4M3 where their scale is known beforehand.
   const auto writes = [&](Format format, const Form& from, const Form& to) {
-    if (from.e4m3 != to.e4m3) return false;
-    return relu2 && (to.e4m3 ? to.scale > 0 : cuda::writes_halves(format, launch_));
+    if (!relu2 || from.kind != to.kind) return false;
+    if (to.kind == cuda::Vectors::halves) return cuda::writes_halves(format, launch_);
+    return to.kind == cuda::Vectors::bf16 || to.scale > 0;
   };
   const bool direct = writes(op.up.format, up_form, down_form);
   const bool shared_direct = op.shared_up && writes(op.shared_up.format, shared_up_form, shared_down_form);
@@ -214,7 +218,7 @@ bool CudaBackend::moe_of_many(const Moe& op) {
       prepare(normed, shared_up_form);
       multiply_many({op.shared_up, shared_h, Output::activate, relu2}, tokens, vectors, 0,
                     shared_direct ? &shared_halves : nullptr);
-      if (shared_direct && !shared_down_form.e4m3) cuda::level_halves(shared_halves, tokens, launch());
+      if (shared_direct && shared_down_form.kind == cuda::Vectors::halves) cuda::level_halves(shared_halves, tokens, launch());
     }
     if (latent) {
       vectors = of_tokens(in);
@@ -244,11 +248,11 @@ bool CudaBackend::moe_of_many(const Moe& op) {
       product.output = output;
       product.relu2 = relu2;
       if (to_halves) product.halves = *to_halves;
-      if (halves.e4m3) return cuda::multiply_e4m3(product, tiles, launch());
+      if (halves.kind != cuda::Vectors::halves) return cuda::multiply_same_kind(product, tiles, launch());
       cuda::multiply_many(weights.format, product, tiles, launch());
     };
     multiply(op.up, *up, vectors, sorted.token, h, Output::activate, direct ? &h_halves : nullptr);
-    if (direct && !down_form.e4m3) {
+    if (direct && down_form.kind == cuda::Vectors::halves) {
       cuda::level_halves(h_halves, static_cast<int>(choices), launch());
     } else if (!direct) {
       cuda::prepare_halves(

@@ -124,7 +124,19 @@ __device__ __forceinline__ void warpgroup_multiply(float (&c)[64], uint64_t a, u
 #undef PROA_OPERANDS
 #undef PROA_END
 }
-// The same of 32 columns of E4M3. Its sums keep some 14 bits of their largest term, see gemm_e4m3.cu.
+template <bool kBf16>
+__device__ __forceinline__ void warpgroup_multiply(float (&c)[32], uint64_t a, uint64_t b, int add) {
+#define PROA_END "%32, %33, p, 1, 1, 0, 0;\n}"
+#define PROA_OPERANDS PROA_C16(0), PROA_C16(16) : "l"(a), "l"(b), "r"(add)
+  if constexpr (kBf16) {
+    asm volatile(PROA_BEGIN "%34, 0" PROA_WGMMA_64("bf16.bf16") PROA_END : PROA_OPERANDS);
+  } else {
+    asm volatile(PROA_BEGIN "%34, 0" PROA_WGMMA_64("f16.f16") PROA_END : PROA_OPERANDS);
+  }
+#undef PROA_OPERANDS
+#undef PROA_END
+}
+// The same of 32 columns of E4M3. Its sums keep some 14 bits of their largest term, see gemm_same_kind.cu.
 __device__ __forceinline__ void warpgroup_multiply_e4m3(float (&c)[32], uint64_t a, uint64_t b, int add) {
   asm volatile(PROA_BEGIN "%34, 0;\nwgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 " PROA_REGISTERS_32
                           "%32, %33, p, 1, 1;\n}"

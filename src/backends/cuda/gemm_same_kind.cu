@@ -1,7 +1,8 @@
-// Products of E4M3 weights with E4M3 vectors (gemm.h), both as they lie in shared memory: tiles, roles and results as
-// gemm.cuh has them. Tensor cores align what they add to the largest term and keep some 14 bits of it, so after each
-// stage of 128 columns the sum goes to one in F32: what is lost is 2^-13 of a stage's sum four times, at most 2^-11 of
-// its norm, whatever the number of stages.
+// Products of weights with vectors of their own kind (gemm.h), E4M3 or BF16, both as they lie in shared memory: tiles,
+// roles and results as gemm.cuh has them. Of E4M3 tensor cores align what they add to the largest term and keep some 14
+// bits of it, so after each stage of 128 columns the sum goes to one in F32: what is lost is 2^-13 of a stage's sum four
+// times, at most 2^-11 of its norm, whatever the number of stages.
+#include <cstdlib>
 #include <string_view>
 
 #include "backends/cuda/gemm.cuh"
@@ -13,11 +14,14 @@ using gemm::kFetchThreads;
 using gemm::kWarpgroups;
 using gemm::Ring;
 using gemm::Tile;
-using F = F8_E4M3;
+using F = F8_E4M3;  // BF16 has the same tiles
 using P = gemm::Plan<F>;
 
-constexpr int kCols = 128;  // of a stage: a line of 128 bytes
-constexpr int kVectorBytes = P::kTokens * kCols, kWeightBytes = P::kRows * kCols;
+enum class Kind { e4m3, e4m3_at_once, bf16 };
+__host__ __device__ constexpr Vectors vectors_of(Kind kind) { return kind == Kind::bf16 ? Vectors::bf16 : Vectors::e4m3; }
+
+constexpr int kLineBytes = 128;  // of a row, in a stage
+constexpr int kVectorBytes = P::kTokens * kLineBytes, kWeightBytes = P::kRows * kLineBytes;
 constexpr int kStageBytes = kVectorBytes + kWeightBytes;
 constexpr int kStages = (gemm::kSharedBytes - 1024) / kStageBytes;
 constexpr int kShared = kStages * kStageBytes + 1024;
@@ -27,16 +31,20 @@ static_assert(P::kTiles == 2 && P::kLaneRows == 4 && P::kRows == 256 && kStages 
 // of a lane next to each other.
 __device__ constexpr int row_of(int warpgroup, int warp, int product) { return warpgroup * 128 + warp * 32 + product * 2; }
 
+template <Kind kKind>
+constexpr int kValueBytes = kKind == Kind::bf16 ? 2 : 1;
+
+template <Kind kKind>
 __device__ __forceinline__ void fetch_all(const Gemm& a, int tiles, const Ring& ring) {
   const Matrix& m = a.matrix;
-  const int tid = static_cast<int>(threadIdx.x), stages = (m.cols + kCols - 1) / kCols;
+  const int tid = static_cast<int>(threadIdx.x), stages = (m.cols * kValueBytes<kKind> + kLineBytes - 1) / kLineBytes;
   // Eight threads copy a line, so 16 lines at a time: those of a warp in one product.
   constexpr int kLines = kFetchThreads / 8;
   const int line = tid / 8, chunk = tid % 8;
   const int my_row = line % 8 * 4 + line / 8;
   const uint32_t at = swizzled(line, chunk);
   const auto* vectors_from = reinterpret_cast<const uint8_t*>(a.x.x) + 16 * chunk;
-  const auto vector_chunks = static_cast<uint32_t>(a.x.stride / 16);
+  const auto vector_chunks = static_cast<uint32_t>(a.x.stride * kValueBytes<kKind> / 16);
   const int all = tiles * ((m.rows + P::kRows - 1) / P::kRows);
   int place = 0, turn = 0;
   uint32_t parity = 1;
@@ -71,21 +79,21 @@ __device__ __forceinline__ void fetch_all(const Gemm& a, int tiles, const Ring& 
     }
     const uint8_t* weights = tile.rows + my_row * m.stride + 16 * chunk;
 #pragma unroll 1
-    for (int stage = 0; stage < stages; ++stage, weights += kCols) {
+    for (int stage = 0; stage < stages; ++stage, weights += kLineBytes) {
       const uint32_t to = ring.stages + place * kStageBytes + at;
       wait_barrier(ring.barriers + 8 * (kStages + place), parity);
 #pragma unroll
       for (int i = 0; i < P::kTokens / kLines; ++i) {
         if (i * kLines >= tile.count) break;
-        copy_async_to(to + i * kLines * kCols, vectors_from + uint64_t{vectors[i]} * 16 + stage * kCols);
+        copy_async_to(to + i * kLines * kLineBytes, vectors_from + uint64_t{vectors[i]} * 16 + stage * kLineBytes);
       }
       // Behind the last column vectors are zeros, and a weight there must be no NaN.
-      const bool there = stage * kCols + 16 * chunk < m.cols;
+      const bool there = stage * kLineBytes + 16 * chunk < m.cols * kValueBytes<kKind>;
 #pragma unroll
       for (int i = 0; i < P::kRows / kLines; ++i) {
         const int row = row_of(i / 8, i % 4, i / 4 % 2);
         if (row + my_row > tile.last_row) continue;  // what lies in the place of such a row is not looked at
-        copy_async_or_zero(to + kVectorBytes + i * kLines * kCols, weights + row * m.stride, there);
+        copy_async_or_zero(to + kVectorBytes + i * kLines * kLineBytes, weights + row * m.stride, there);
       }
       arrive_after_copies(ring.barriers + 8 * place);
       if (++place == kStages) place = 0, parity ^= 1;
@@ -95,33 +103,61 @@ __device__ __forceinline__ void fetch_all(const Gemm& a, int tiles, const Ring& 
   wait_for_copies<0>();
 }
 
-template <int kTokens, int kSums>
+template <Kind kKind, int kTokens, int kSums>
 __device__ __forceinline__ void multiply_all(const Gemm& a, const Tile& tile, const Ring& ring, gemm::Position& at,
                                              float (&sum)[P::kTiles][kSums]) {
 #ifdef PROA_WGMMA
-  const int stages = (a.matrix.cols + kCols - 1) / kCols;
+  const int stages = (a.matrix.cols * kValueBytes<kKind> + kLineBytes - 1) / kLineBytes;
   const int warpgroup = warp_id() / 4 - kFetchThreads / 128;
-  const bool idle = warpgroup * 128 > tile.last_row;
+  const auto release = [&](int place) {
+    if (lane_id() == 0) arrive(ring.barriers + 8 * (kStages + place));
+  };
+  if (warpgroup * 128 > tile.last_row) {  // no rows for this warpgroup
+#pragma unroll 1
+    for (int stage = 0; stage < stages; ++stage) {
+      wait_barrier(ring.barriers + 8 * at.place, at.parity);
+      __syncwarp();
+      release(at.place);
+      if (++at.place == kStages) at.place = 0, at.parity ^= 1;
+    }
+    return;
+  }
 #pragma unroll
   for (int t = 0; t < P::kTiles; ++t) {
 #pragma unroll
     for (int i = 0; i < kTokens / 2; ++i) sum[t][i] = 0;
   }
-  float part[kTokens / 2];
+  const auto before = [](int place) { return (place == 0 ? kStages : place) - 1; };
+  [[maybe_unused]] float part[kTokens / 2];
 #pragma unroll 1
   for (int stage = 0; stage < stages; ++stage) {
     const uint32_t vectors = ring.stages + at.place * kStageBytes;
-    const uint32_t weights = vectors + kVectorBytes + warpgroup * 128 * kCols;
+    const uint32_t weights = vectors + kVectorBytes + warpgroup * 128 * kLineBytes;
     wait_barrier(ring.barriers + 8 * at.place, at.parity);
-    if (!idle) {
-      see_copies();
+    see_copies();
+    if constexpr (kKind != Kind::e4m3) {
+      begin_products();
+#pragma unroll
+      for (int k = 0; k < kLineBytes / 32; ++k) {
+#pragma unroll
+        for (int t = 0; t < P::kTiles; ++t) {
+          const uint64_t left = descriptor_of(weights + t * 64 * kLineBytes + 32 * k), right = descriptor_of(vectors + 32 * k);
+          auto& c = reinterpret_cast<float(&)[kTokens / 2]>(sum[t]);
+          if constexpr (kKind == Kind::bf16) warpgroup_multiply<true>(c, left, right, 1);
+          if constexpr (kKind != Kind::bf16) warpgroup_multiply_e4m3(c, left, right, 1);
+        }
+      }
+      close_products();
+      wait_for_products<1>();
+      if (stage > 0) release(before(at.place));
+    } else {
 #pragma unroll
       for (int t = 0; t < P::kTiles; ++t) {
         begin_products();
 #pragma unroll
-        for (int k = 0; k < kCols / 32; ++k) {
-          warpgroup_multiply_e4m3(part, descriptor_of(weights + t * 64 * kCols + 32 * k), descriptor_of(vectors + 32 * k),
-                                  k > 0);
+        for (int k = 0; k < kLineBytes / 32; ++k) {
+          warpgroup_multiply_e4m3(part, descriptor_of(weights + t * 64 * kLineBytes + 32 * k),
+                                  descriptor_of(vectors + 32 * k), k > 0);
         }
         close_products();
         wait_for_products<0>();
@@ -129,14 +165,20 @@ __device__ __forceinline__ void multiply_all(const Gemm& a, const Tile& tile, co
 #pragma unroll
         for (int i = 0; i < kTokens / 2; ++i) sum[t][i] += part[i];
       }
+      release(at.place);
     }
-    __syncwarp();
-    if (lane_id() == 0) arrive(ring.barriers + 8 * (kStages + at.place));
     if (++at.place == kStages) at.place = 0, at.parity ^= 1;
+  }
+  if constexpr (kKind != Kind::e4m3) {
+    wait_for_products<0>();
+#pragma unroll
+    for (int t = 0; t < P::kTiles; ++t) keep_in_registers(sum[t]);
+    release(before(at.place));
   }
 #endif
 }
 
+template <Kind kKind>
 __global__ void __launch_bounds__(gemm::kThreads, 1) kernel(const __grid_constant__ Gemm a, int tiles) {
   extern __shared__ uint8_t memory[];
   __shared__ Tile shared_tiles[2];
@@ -163,7 +205,7 @@ __global__ void __launch_bounds__(gemm::kThreads, 1) kernel(const __grid_constan
 
   if (warp_id() < kFetchThreads / kWarp) {
     set_registers<56, false>();
-    fetch_all(a, tiles, ring);
+    fetch_all<kKind>(a, tiles, ring);
   } else {
     set_registers<224, true>();
     float sum[P::kTiles][P::kTokens / 2];
@@ -176,11 +218,11 @@ __global__ void __launch_bounds__(gemm::kThreads, 1) kernel(const __grid_constan
       const float* mine = factors + turn % 2 * P::kTokens;
       constexpr int kHalf = P::kTokens / 2;
       if (tile.count <= kHalf) {
-        multiply_all<kHalf>(a, tile, ring, at, sum);
-        gemm::put_out<F, kHalf, true>(a, tile, mine, sum);
+        multiply_all<kKind, kHalf>(a, tile, ring, at, sum);
+        gemm::put_out<F, kHalf, vectors_of(kKind)>(a, tile, mine, sum);
       } else {
-        multiply_all<P::kTokens>(a, tile, ring, at, sum);
-        gemm::put_out<F, P::kTokens, true>(a, tile, mine, sum);
+        multiply_all<kKind, P::kTokens>(a, tile, ring, at, sum);
+        gemm::put_out<F, P::kTokens, vectors_of(kKind)>(a, tile, mine, sum);
       }
       __syncwarp();
       if (lane_id() == 0) arrive(ring.tile_barriers + 8 * (2 + turn % 2));
@@ -190,7 +232,7 @@ __global__ void __launch_bounds__(gemm::kThreads, 1) kernel(const __grid_constan
 
 }  // namespace
 
-bool has_e4m3() {
+bool has_same_kind() {
 #ifndef PROA_NO_WGMMA
   int device = 0, major = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return false;
@@ -201,16 +243,20 @@ bool has_e4m3() {
 #endif
 }
 
-bool takes_e4m3(const Matrix& matrix, Format format) {
-  return format == Format::F8_E4M3 && matrix.cols % 16 == 0 && matrix.stride % 16 == 0 &&
-         reinterpret_cast<uintptr_t>(matrix.data) % 16 == 0;
+Vectors same_kind(const Matrix& matrix, Format format) {
+  if (matrix.stride % 16 != 0 || reinterpret_cast<uintptr_t>(matrix.data) % 16 != 0) return Vectors::halves;
+  if (format == Format::F8_E4M3 && matrix.cols % 16 == 0) return Vectors::e4m3;
+  return format == Format::BF16 && matrix.cols % 8 == 0 ? Vectors::bf16 : Vectors::halves;
 }
 
-void multiply_e4m3(const Gemm& op, int tiles, const Launch& launch) {
+void multiply_same_kind(const Gemm& op, int tiles, const Launch& launch) {
   if (op.matrix.rows == 0 || op.slots == 0) return;
   if (!op.tile_expert) tiles = (op.slots + P::kTokens - 1) / P::kTokens;
   const int all = tiles * ((op.matrix.rows + P::kRows - 1) / P::kRows);
-  launch(kernel, dim3(std::min(all, launch.num_sms())), dim3(gemm::kThreads), kShared, op, tiles);
+  const auto chosen = op.x.kind == Vectors::bf16   ? kernel<Kind::bf16>
+                      : std::getenv("PROA_AT_ONCE") ? kernel<Kind::e4m3_at_once>
+                                                    : kernel<Kind::e4m3>;
+  launch(chosen, dim3(std::min(all, launch.num_sms())), dim3(gemm::kThreads), kShared, op, tiles);
 }
 
 }  // namespace proa::cuda
