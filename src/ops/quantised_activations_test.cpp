@@ -28,6 +28,16 @@ std::vector<double> quantised(std::vector<double> x, int64_t tokens, float scale
   return x;
 }
 
+// What routed experts give becomes BF16 before it is weighted.
+std::vector<double> as_bf16(const std::vector<double>& y) {
+  std::vector<float> values(y.begin(), y.end());
+  std::vector<std::byte> bytes(2 * values.size());
+  const auto count = static_cast<int64_t>(values.size());
+  encode_row(Format::BF16, values.data(), count, bytes.data());
+  decode_row(Format::BF16, bytes.data(), count, values.data());
+  return {values.begin(), values.end()};
+}
+
 // Sums of products keep 2^-11 (gemm_e4m3.cu). A value whose F32 rounding is n of itself, and that lies so near the middle
 // of two steps, goes the other way. Steps are at most u = 1/8 of a value, so that is 2 n / u of all values, each then off
 // by u: sqrt(2 n u) in the root of the mean of squares.
@@ -177,7 +187,7 @@ TEST(QuantisedActivations, MoeOfIntegers) {
       };
       for (int k = 0; k < c.per_token; ++k) {
         const int64_t at = t * c.per_token + k;
-        add(expert(up.expert(ids[at]), down.expert(ids[at]), u), weights[at]);
+        add(as_bf16(expert(up.expert(ids[at]), down.expert(ids[at]), u)), weights[at]);
       }
       if (c.shared > 0) add(expert(shared_up, shared_down, u), 1);
       for (size_t i = 0; i < sum.size(); ++i) row[i] += static_cast<float>(sum[i]);

@@ -283,16 +283,15 @@ void prepare_halves(const Prepare& op, uint8_t order, const Halves& out, const L
   const auto start = [&]<class As>(As) {
     if (fours && norms && op.input != Input::gated && op.cols <= 16 * 4 * kWarp) {
       constexpr int kRows = kRowThreads / kWarp;
-      return launch(prepare_row_kernel<As, 1, 16>, dim3((op.slots + kRows - 1) / kRows), dim3(kRowThreads), 0, op,
-                    out);
+      return launch(prepare_row_kernel<As, 1, 16>, dim3((op.slots + kRows - 1) / kRows), dim3(kRowThreads), 0, op, out);
     }
     if (fours && norms && op.input != Input::gated && op.cols <= 8 * 4 * kRowThreads) {
       return launch(prepare_row_kernel<As, kRowThreads / kWarp, 8>, dim3(op.slots), dim3(kRowThreads), 0, op, out);
     }
     if (fours && norms && op.input == Input::gated && op.n_groups <= kGatedGroups && width % (4 * kWarp) == 0 &&
         width <= 8 * 4 * kWarp) {
-      return launch(width <= 4 * 4 * kWarp ? prepare_gated_kernel<As, 4> : prepare_gated_kernel<As, 8>,
-                    dim3(op.slots), dim3(kGatedGroups * kWarp), 0, op, out);
+      return launch(width <= 4 * 4 * kWarp ? prepare_gated_kernel<As, 4> : prepare_gated_kernel<As, 8>, dim3(op.slots),
+                    dim3(kGatedGroups * kWarp), 0, op, out);
     }
     launch(fours ? prepare_halves_kernel<As, true> : prepare_halves_kernel<As, false>, dim3(op.slots),
            dim3(kPrepareThreads), shared, op, out);

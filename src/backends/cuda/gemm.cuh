@@ -37,8 +37,8 @@ struct Plan {
   static constexpr int kTokens = kLongBlocks ? 64 : 128;
   static constexpr int kRows = kWarpgroups * kTiles * 64;
   static constexpr int kBytes = kCols / F::block_elements * static_cast<int>(sizeof(typename F::Block));  // of a row
-  // Odd multiples of 16 keep rows out of each other's banks; 32 modulo 64 as well, see place_of_row(), where three stages
-  // of one chunk more do not fit.
+  // Odd multiples of 16 keep rows out of each other's banks; 32 modulo 64 as well, see place_of_row(), where three
+  // stages of one chunk more do not fit.
   static constexpr int kPitch = kBytes == 136 ? 160 : (chunks_of(kBytes) | 1) * 16;
   static constexpr int kScalesPitch = Fragment<F>::kGroupScales ? chunks_of(kCols / 16) * 16 : 0;
   static constexpr int kVectorBytes = kTokens * kCols * 2;
@@ -55,7 +55,9 @@ struct Plan {
 // that keeps them out of each other's banks: where lanes read 8 bytes, four rows two apart, or side by side if they are
 // 32 modulo 64 bytes long; 16 bytes, two rows four apart.
 template <class F>
-constexpr int kRotate = Plan<F>::kPitch % 32 == 0 ? 0 : sizeof(typename F::Block) == 2 ? 2 : 1;
+constexpr int kRotate = Plan<F>::kPitch % 32 == 0        ? 0
+                        : sizeof(typename F::Block) == 2 ? 2
+                                                         : 1;
 template <class F>
 __device__ __forceinline__ int place_of_row(int row) {
   using P = Plan<F>;
@@ -141,7 +143,8 @@ __device__ __forceinline__ void decode_aligned(uint32_t row, int group, int j, u
 template <class F>
 constexpr bool kHalfScales = std::is_same_v<F, Q4_0> || std::is_same_v<F, Q8_0>;
 
-// Eight values of a row as halves, scaled: columns as Fragment's Order has them. `valid` columns of the group are there.
+// Eight values of a row as halves, scaled: columns as Fragment's Order has them. `valid` columns of the group are
+// there.
 template <class F>
 __device__ __forceinline__ void decode_row(uint32_t row, uint32_t scales, int group, int j, int valid,
                                            uint32_t (&a)[4]) {
@@ -245,10 +248,11 @@ __device__ __forceinline__ void fetch_all(const Gemm& a, int tiles, const Ring& 
   const uint32_t vector_at = swizzled(tid / 8, tid % 8);
   const __half* my_vectors = a.x.x + tid % 8 * 8;
   const auto vector_chunks = static_cast<uint32_t>(a.x.stride / 8);
-  // Rows whose places are four apart, or two where they are 32 modulo 64 bytes long, are copied side by side: they meet no
-  // bank conflicts.
+  // Rows whose places are four apart, or two where they are 32 modulo 64 bytes long, are copied side by side: they meet
+  // no bank conflicts.
   const int eighth = tid / 4 % 8;
-  const int in_eight = P::kPitch % 32 == 0 ? (eighth & 4) | eighth % 2 << 1 | eighth / 2 % 2 : eighth / 2 | eighth % 2 << 2;
+  const int in_eight =
+      P::kPitch % 32 == 0 ? (eighth & 4) | eighth % 2 << 1 | eighth / 2 % 2 : eighth / 2 | eighth % 2 << 2;
   const int row_place = tid / 4 / 8 * 8 + in_eight, my_row = row_of_place<F>(row_place);
   const uint32_t row_at = P::kVectorBytes + row_place * P::kPitch + tid % 4 * 16;
   const uint32_t scales_at = P::kVectorBytes + P::kRows * P::kPitch + row_place * P::kScalesPitch + tid % 4 * 16;
@@ -579,6 +583,28 @@ __device__ __forceinline__ void put_same_kind(const Gemm& a, const Tile& tile, i
   }
 }
 
+template <int kTokens, int kSums>
+__device__ __forceinline__ void put_bf16(const Gemm& a, const Tile& tile, int row, float (&sum)[2][kSums]) {
+  const int j = lane_id() % 4, here = tile.last_row + 1 - row, count = tile.count - 2 * j;
+  __nv_bfloat16* to = a.y_bf16 + (int64_t{tile.first} + 2 * j) * a.y_stride + tile.first_row + row;
+  const bool whole = here >= 4 && a.y_stride % 4 == 0;
+#pragma unroll
+  for (int i = 0; i < kTokens / 4; ++i) {
+    const int token = i / 2 * 8 + i % 2;
+    if (token >= count) continue;
+    const auto value = [&](int r) { return sum[r / 2][i / 2 * 4 + r % 2 * 2 + i % 2]; };
+    if (whole) {
+      *reinterpret_cast<uint2*>(to + token * a.y_stride) = {bits_of(__floats2bfloat162_rn(value(0), value(1))),
+                                                            bits_of(__floats2bfloat162_rn(value(2), value(3)))};
+    } else {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        if (r < here) to[token * a.y_stride + r] = __float2bfloat16_rn(value(r));
+      }
+    }
+  }
+}
+
 // y of a tile's first kTokens vectors. A lane has kLaneRows rows next to each other, so that eight lanes write a line.
 template <class F, int kTokens, Vectors kKind = Vectors::halves, int kSums>
 __device__ __forceinline__ void put_out(const Gemm& a, const Tile& tile, const float* factors,
@@ -609,6 +635,7 @@ __device__ __forceinline__ void put_out(const Gemm& a, const Tile& tile, const f
   }
   if constexpr (kKind != Vectors::halves) {
     if (a.halves.powers) return put_same_kind<kKind, kTokens>(a, tile, row, sum);
+    if (a.y_bf16) return put_bf16<kTokens>(a, tile, row, sum);
   } else if constexpr (kRows == 4) {
     if (a.halves.powers) return put_halves<kTokens>(a, tile, row, sum);
   }
@@ -739,7 +766,8 @@ void launch(const Gemm& op, int tiles, const Launch& launch) {
   };
   if constexpr (kHasAligned<F>) {
     const Matrix& m = op.matrix;  // of experts, all begin where CudaBackend places them
-    if (reinterpret_cast<uintptr_t>(m.data) % 16 == 0 && m.stride % 16 == 0 && m.cols % 64 == 0) {
+    if (reinterpret_cast<uintptr_t>(m.data) % 16 == 0 && m.stride % 16 == 0 && m.cols % 64 == 0 &&
+        !std::getenv("PROA_UNALIGNED")) {
       return start(kernel<F, true>);
     }
   }

@@ -6,6 +6,7 @@
 // itself at most, an eighth of what BF16 loses. Fewer vectors than kManyTokens are multiplied without loss (matmul.h).
 #pragma once
 
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include "backends/cuda/launch.h"
@@ -56,8 +57,9 @@ struct Gemm {
 
   int slots = 0;
   Halves x;
-  const int32_t* rows = nullptr;  // [slots] row of x; null: its own number
-  float* y = nullptr;             // [slots, y_stride]
+  const int32_t* rows = nullptr;    // [slots] row of x; null: its own number
+  float* y = nullptr;               // [slots, y_stride]
+  __nv_bfloat16* y_bf16 = nullptr;  // in place of y, of Output::store, where x are no halves
   int64_t y_stride = 0;
   Output output = Output::store;
   bool relu2 = false;
@@ -78,6 +80,9 @@ Vectors same_kind(const Matrix& matrix, Format format);
 void level_halves(const HalvesOut& out, int rows, const Launch& launch);
 // x of `op` as halves in `order`, or as out.kind says; op.out, op.bf16, op.order and op.tile_count are not looked at.
 void prepare_halves(const Prepare& op, uint8_t order, const Halves& out, const Launch& launch);
+// combine_experts() (kernels.h) of results that were stored as BF16.
+void combine_experts(const __nv_bfloat16* y, const int32_t* slot, const float* weights, int num_tokens, int per_token,
+                     int width, bool add, float* x, const Launch& launch);
 // `tiles` of experts; without experts tiles follow from slots.
 void multiply_many(Format format, const Gemm& op, int tiles, const Launch& launch);
 void multiply_same_kind(const Gemm& op, int tiles, const Launch& launch);  // the same of vectors that are no halves

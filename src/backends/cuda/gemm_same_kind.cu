@@ -1,7 +1,7 @@
 // Products of weights with vectors of their own kind (gemm.h), E4M3 or BF16, both as they lie in shared memory: tiles,
 // roles and results as gemm.cuh has them. Of E4M3 tensor cores align what they add to the largest term and keep some 14
-// bits of it, so after each stage of 128 columns the sum goes to one in F32: what is lost is 2^-13 of a stage's sum four
-// times, at most 2^-11 of its norm, whatever the number of stages.
+// bits of it, so after each stage of 128 columns the sum goes to one in F32: what is lost is 2^-13 of a stage's sum
+// four times, at most 2^-11 of its norm, whatever the number of stages.
 #include <cstdlib>
 #include <string_view>
 
@@ -18,7 +18,9 @@ using F = F8_E4M3;  // BF16 has the same tiles
 using P = gemm::Plan<F>;
 
 enum class Kind { e4m3, e4m3_at_once, bf16 };
-__host__ __device__ constexpr Vectors vectors_of(Kind kind) { return kind == Kind::bf16 ? Vectors::bf16 : Vectors::e4m3; }
+__host__ __device__ constexpr Vectors vectors_of(Kind kind) {
+  return kind == Kind::bf16 ? Vectors::bf16 : Vectors::e4m3;
+}
 
 constexpr int kLineBytes = 128;  // of a row, in a stage
 constexpr int kVectorBytes = P::kTokens * kLineBytes, kWeightBytes = P::kRows * kLineBytes;
@@ -29,7 +31,9 @@ static_assert(P::kTiles == 2 && P::kLaneRows == 4 && P::kRows == 256 && kStages 
 
 // A warp's rows in a stage: those of its first 64-row product, then those of its second. put_out() wants the four rows
 // of a lane next to each other.
-__device__ constexpr int row_of(int warpgroup, int warp, int product) { return warpgroup * 128 + warp * 32 + product * 2; }
+__device__ constexpr int row_of(int warpgroup, int warp, int product) {
+  return warpgroup * 128 + warp * 32 + product * 2;
+}
 
 template <Kind kKind>
 constexpr int kValueBytes = kKind == Kind::bf16 ? 2 : 1;
@@ -141,7 +145,8 @@ __device__ __forceinline__ void multiply_all(const Gemm& a, const Tile& tile, co
       for (int k = 0; k < kLineBytes / 32; ++k) {
 #pragma unroll
         for (int t = 0; t < P::kTiles; ++t) {
-          const uint64_t left = descriptor_of(weights + t * 64 * kLineBytes + 32 * k), right = descriptor_of(vectors + 32 * k);
+          const uint64_t left = descriptor_of(weights + t * 64 * kLineBytes + 32 * k),
+                         right = descriptor_of(vectors + 32 * k);
           auto& c = reinterpret_cast<float(&)[kTokens / 2]>(sum[t]);
           if constexpr (kKind == Kind::bf16) warpgroup_multiply<true>(c, left, right, 1);
           if constexpr (kKind != Kind::bf16) warpgroup_multiply_e4m3(c, left, right, 1);
@@ -253,7 +258,7 @@ void multiply_same_kind(const Gemm& op, int tiles, const Launch& launch) {
   if (op.matrix.rows == 0 || op.slots == 0) return;
   if (!op.tile_expert) tiles = (op.slots + P::kTokens - 1) / P::kTokens;
   const int all = tiles * ((op.matrix.rows + P::kRows - 1) / P::kRows);
-  const auto chosen = op.x.kind == Vectors::bf16   ? kernel<Kind::bf16>
+  const auto chosen = op.x.kind == Vectors::bf16    ? kernel<Kind::bf16>
                       : std::getenv("PROA_AT_ONCE") ? kernel<Kind::e4m3_at_once>
                                                     : kernel<Kind::e4m3>;
   launch(chosen, dim3(std::min(all, launch.num_sms())), dim3(gemm::kThreads), kShared, op, tiles);

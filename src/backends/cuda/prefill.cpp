@@ -179,10 +179,9 @@ bool CudaBackend::moe_of_many(const Moe& op) {
         static_cast<int64_t>(halves_bytes(tokens, std::max<int64_t>({op.hidden_size, in, out, shared_rows}))));
     const cuda::HalvesOut h_halves = {in_form(take_halves(arena, choices, width), down_form), down_form.order,
                                       arena.take<int8_t>(choices * cuda::padded_cols(width) / 32)};
-    const cuda::HalvesOut shared_halves = {in_form(take_halves(arena, shared_direct ? tokens : 0, shared_rows),
-                                                   shared_down_form),
-                                           shared_down_form.order,
-                                           arena.take<int8_t>(tokens * cuda::padded_cols(shared_rows) / 32)};
+    const cuda::HalvesOut shared_halves = {
+        in_form(take_halves(arena, shared_direct ? tokens : 0, shared_rows), shared_down_form), shared_down_form.order,
+        arena.take<int8_t>(tokens * cuda::padded_cols(shared_rows) / 32)};
     cuda::SortedChoices sorted;
     sorted.token = arena.take<int32_t>(choices);
     sorted.slot = arena.take<int32_t>(choices);
@@ -218,7 +217,8 @@ bool CudaBackend::moe_of_many(const Moe& op) {
       prepare(normed, shared_up_form);
       multiply_many({op.shared_up, shared_h, Output::activate, relu2}, tokens, vectors, 0,
                     shared_direct ? &shared_halves : nullptr);
-      if (shared_direct && shared_down_form.kind == cuda::Vectors::halves) cuda::level_halves(shared_halves, tokens, launch());
+      if (shared_direct && shared_down_form.kind == cuda::Vectors::halves)
+        cuda::level_halves(shared_halves, tokens, launch());
     }
     if (latent) {
       vectors = of_tokens(in);
@@ -230,7 +230,8 @@ bool CudaBackend::moe_of_many(const Moe& op) {
     cuda::sort_choices(op.topk_ids + int64_t{first} * per_token, static_cast<int>(choices), per_token,
                        op.n_routed_experts, tile, tiles, sorted, launch());
     const auto multiply = [&](const ExpertWeights& weights, const cuda::Experts& which, const cuda::Halves& halves,
-                              const int32_t* rows, float* to, Output output, const cuda::HalvesOut* to_halves) {
+                              const int32_t* rows, float* to, __nv_bfloat16* to_bf16, Output output,
+                              const cuda::HalvesOut* to_halves) {
       cuda::Gemm product;
       product.matrix = which.shape;
       product.expert_data = which.data;
@@ -244,6 +245,7 @@ bool CudaBackend::moe_of_many(const Moe& op) {
       product.x = halves;
       product.rows = rows;
       product.y = to;
+      product.y_bf16 = to_bf16;
       product.y_stride = weights.rows;
       product.output = output;
       product.relu2 = relu2;
@@ -251,7 +253,7 @@ bool CudaBackend::moe_of_many(const Moe& op) {
       if (halves.kind != cuda::Vectors::halves) return cuda::multiply_same_kind(product, tiles, launch());
       cuda::multiply_many(weights.format, product, tiles, launch());
     };
-    multiply(op.up, *up, vectors, sorted.token, h, Output::activate, direct ? &h_halves : nullptr);
+    multiply(op.up, *up, vectors, sorted.token, h, nullptr, Output::activate, direct ? &h_halves : nullptr);
     if (direct && down_form.kind == cuda::Vectors::halves) {
       cuda::level_halves(h_halves, static_cast<int>(choices), launch());
     } else if (!direct) {
@@ -259,9 +261,14 @@ bool CudaBackend::moe_of_many(const Moe& op) {
           {.slots = static_cast<int>(choices), .cols = static_cast<int>(width), .x = h, .x_stride = width},
           h_halves.order, h_halves.to, launch());
     }
-    multiply(op.down, *down, h_halves.to, nullptr, y, Output::store, nullptr);
-    cuda::combine_experts(y, sorted.slot, op.topk_weights + int64_t{first} * per_token, tokens, per_token,
-                          static_cast<int>(out), !latent, latent ? r : x, launch());
+    // Where vectors are rounded anyway, so are experts' results: half the bytes.
+    auto* y_bf16 = down_form.kind == cuda::Vectors::halves ? nullptr : reinterpret_cast<__nv_bfloat16*>(y);
+    multiply(op.down, *down, h_halves.to, nullptr, y, y_bf16, Output::store, nullptr);
+    const auto combine = [&](auto* from) {
+      cuda::combine_experts(from, sorted.slot, op.topk_weights + int64_t{first} * per_token, tokens, per_token,
+                            static_cast<int>(out), !latent, latent ? r : x, launch());
+    };
+    y_bf16 ? combine(y_bf16) : combine(y);
     const auto add_to_x = [&](const Weight& weight, const float* from) {
       const Form form = form_of_weight(weight);
       vectors = in_form(of_tokens(weight.cols), form);
