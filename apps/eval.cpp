@@ -25,7 +25,8 @@ namespace {
 
 struct EvalOptions {
   OpenOptions open;
-  std::vector<std::string> models, kv_cache_dtypes = {"auto"}, ssm_cache_dtypes = {"float32"}, needle;
+  std::vector<std::string> models, activation_dtypes = {"auto"};
+  std::vector<std::string> kv_cache_dtypes = {"auto"}, ssm_cache_dtypes = {"float32"}, needle;
   std::string questions, text, match = "exact", needle_style = "text", thinking = "auto";
   std::string output, plot, predictions;
   int64_t limit = 0;
@@ -116,7 +117,7 @@ class Evaluation {
       report_.questions = options_.questions;
     }
     for (const std::string& model : options_.models) {
-      PROA_TRY(evaluate(model, caches));
+      for (const std::string& dtype : options_.activation_dtypes) PROA_TRY(evaluate(model, dtype, caches));
     }
     return {};
   }
@@ -126,9 +127,11 @@ class Evaluation {
   const std::vector<AnswerPass>& passes() const { return passes_; }
 
  private:
-  Result<void> evaluate(const std::string& name, const std::vector<CacheKind>& caches) {
+  Result<void> evaluate(const std::string& name, const std::string& activation_dtype,
+                        const std::vector<CacheKind>& caches) {
     OpenOptions open = options_.open;
     open.model = name;
+    open.activation_dtype = activation_dtype;
     PROA_ASSIGN(PreparedModel prepared, prepare_model(open));
     PROA_ASSIGN(const OpenedModel opened, load_model(open, std::move(prepared)));
     if (report_.rows.empty()) {
@@ -149,7 +152,7 @@ class Evaluation {
       PROA_TRY(fits(*opened.model, question, ids.size()));
       prompts.push_back(std::move(ids));
     }
-    for (const CacheKind& cache : caches) PROA_TRY(evaluate(name, opened, prompts, cache));
+    for (const CacheKind& cache : caches) PROA_TRY(evaluate(name, activation_dtype, opened, prompts, cache));
     return {};
   }
 
@@ -185,13 +188,14 @@ class Evaluation {
     return {};
   }
 
-  Result<void> evaluate(const std::string& name, const OpenedModel& opened,
+  Result<void> evaluate(const std::string& name, const std::string& activation_dtype, const OpenedModel& opened,
                         const std::vector<std::vector<int32_t>>& prompts, const CacheKind& cache) {
     EvalRow row{.model = name,
                 .weights = weights_text(*opened.model),
                 .weight_bytes = opened.model->info().weight_bytes,
                 .kv_cache_dtype = cache.kv,
                 .ssm_cache_dtype = cache.ssm,
+                .activation_dtype = activation_dtype == "auto" ? "" : activation_dtype,
                 .arithmetic = std::string(opened.backend->description())};
     std::shared_ptr<Backend> backend = opened.backend;
     if (cache.round_kv != Rounding::none || cache.round_ssm != Rounding::none) {
@@ -330,8 +334,9 @@ void add_eval_command(CLI::App& app, int& exit_code) {
   const auto options = std::make_shared<EvalOptions>();
   CLI::App* command = app.add_subcommand("eval", "how right a model answers");
   command->footer(
-      "A row per model and kind of cache; all are compared with the first. Answers are drawn greedily, many at once;\n"
-      "questions about one text share its computation. Lines of the file of questions are JSON objects:\n"
+      "A row per model, kind of activations and of caches; all are compared with the first. Answers are drawn "
+      "greedily,\n"
+      "many at once; questions about one text share its computation. Lines of the file of questions are JSON objects:\n"
       "  {\"question\": \"...\", \"answer\": \"...\"}    also \"answers\", \"choices\", \"match\", \"kind\", "
       "\"language\"\n"
       "  {\"messages\": [...], \"answer\": \"...\"}     or \"questions\": [...], with {question} in a message\n"
@@ -385,7 +390,10 @@ void add_eval_command(CLI::App& app, int& exit_code) {
       ->capture_default_str();
   command->add_option("--cpu-target", open.cpu_target,
                       "instruction set of the CPU: AVX3_DL and AVX3_BF16 multiply rounded activations, others F32");
-  add_activation_flag(*command, open);
+  command
+      ->add_option("--activation-dtype", options->activation_dtypes,
+                   "of many tokens on an H100, one or several: auto, bfloat16, fp8; see proa run --help")
+      ->delimiter(',');
   command->add_option("--max-num-seqs", open.max_num_seqs, "answers at once")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();

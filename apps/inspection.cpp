@@ -274,10 +274,9 @@ void without_read_ahead(const Checkpoint& checkpoint) {
 
 Result<Json> inspect(const OpenOptions& options) {
   PROA_ASSIGN(const Format kv_cache_dtype, parse_kv_cache_dtype(options.kv_cache_dtype));
-  PROA_ASSIGN(const auto device,
-              make_backend(options.device, {.num_threads = options.threads,
-                                            .cpu_target = options.cpu_target,
-                                            .activation_dtype = options.activation_dtype}));
+  PROA_ASSIGN(const auto device, make_backend(options.device, {.num_threads = options.threads,
+                                                               .cpu_target = options.cpu_target,
+                                                               .activation_dtype = options.activation_dtype}));
   PROA_ASSIGN(auto opened, open_headers(options));
   const auto checkpoint = std::make_shared<const Checkpoint>(std::move(opened));
   without_read_ahead(*checkpoint);

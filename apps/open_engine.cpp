@@ -103,7 +103,8 @@ SpecialTokenTexts special_token_texts(const Tokenizer& tokenizer) {
 void add_activation_flag(CLI::App& command, OpenOptions& options) {
   command
       .add_option("--activation-dtype", options.activation_dtype,
-                  "auto, or fp8: prompts' activations are rounded to E4M3 where they meet FP8 weights, on an H100")
+                  "of prompts, on an H100. auto: nearly as they are; bfloat16: rounded where they meet BF16 weights; "
+                  "fp8: also to E4M3 where they meet FP8 weights")
       ->capture_default_str();
 }
 
@@ -168,10 +169,9 @@ void add_prefix_cache_flags(CLI::App& command, OpenOptions& options) {
 
 Result<PreparedModel> prepare_model(const OpenOptions& options) {
   PROA_ASSIGN(const Format kv_cache_dtype, parse_kv_cache_dtype(options.kv_cache_dtype));
-  PROA_ASSIGN(auto made,
-              make_backend(options.device, {.num_threads = options.threads,
-                                            .cpu_target = options.cpu_target,
-                                            .activation_dtype = options.activation_dtype}));
+  PROA_ASSIGN(auto made, make_backend(options.device, {.num_threads = options.threads,
+                                                       .cpu_target = options.cpu_target,
+                                                       .activation_dtype = options.activation_dtype}));
   PreparedModel prepared{.backend = std::move(made)};
   PROA_ASSIGN(auto headers, open_headers(options));
   prepared.checkpoint = std::make_shared<const Checkpoint>(std::move(headers));

@@ -34,8 +34,8 @@ struct OpenOptions {                 // flags, named as vLLM's
   std::string chat_template;            // a file; empty: the checkpoint's own
   int threads = 0;
   std::string cpu_target;                 // an instruction set of the CPU, as BackendOptions has it
-  std::string activation_dtype = "auto";  // or fp8, likewise
-  int64_t max_model_len = 0;  // tokens; 0: the model's own, at most kDefaultMaxModelLen and what fits
+  std::string activation_dtype = "auto";  // bfloat16 or fp8, likewise
+  int64_t max_model_len = 0;              // tokens; 0: the model's own, at most kDefaultMaxModelLen and what fits
   int max_num_batched_tokens = 512;
   int max_num_seqs = 1;
   double gpu_memory_utilization = 0.9;  // the part of a GPU's memory that may be taken

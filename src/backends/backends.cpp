@@ -45,7 +45,7 @@ Result<std::unique_ptr<Backend>> make_cpu(const BackendOptions& options) {
 #ifdef PROA_HAS_CUDA
 int num_cuda_devices() { return CudaBackend::num_devices(); }
 
-Result<std::unique_ptr<Backend>> make_cuda(std::string_view device, bool e4m3_activations) {
+Result<std::unique_ptr<Backend>> make_cuda(std::string_view device, const std::string& activation_dtype) {
   int ordinal = 0;
   if (device != "cuda") {
     const std::string_view digits = device.substr(device.find(':') + 1);
@@ -55,13 +55,16 @@ Result<std::unique_ptr<Backend>> make_cuda(std::string_view device, bool e4m3_ac
                    "cuda:0 is the first, and nvidia-smi lists them"};
     }
   }
-  PROA_ASSIGN(auto backend, CudaBackend::create(ordinal, e4m3_activations));
+  const Activations activations = activation_dtype == "fp8"        ? Activations::fp8
+                                  : activation_dtype == "bfloat16" ? Activations::bfloat16
+                                                                   : Activations::exact;
+  PROA_ASSIGN(auto backend, CudaBackend::create(ordinal, activations));
   return std::unique_ptr<Backend>(std::move(backend));
 }
 #else
 int num_cuda_devices() { return 0; }
 
-Result<std::unique_ptr<Backend>> make_cuda(std::string_view device, bool /*e4m3_activations*/) {
+Result<std::unique_ptr<Backend>> make_cuda(std::string_view device, const std::string& /*activation_dtype*/) {
   return Error{"choose a device", "--device", "auto, cpu or reference", std::string(device),
                "this program was built without CUDA; where nvcc is, cmake -DPROA_CUDA=ON builds it"};
 }
@@ -94,21 +97,22 @@ std::vector<CudaArchitecture> cuda_architectures() {
 }
 
 Result<std::unique_ptr<Backend>> make_backend(std::string_view device, const BackendOptions& options) {
-  const bool fp8 = options.activation_dtype == "fp8";
-  if (!fp8 && options.activation_dtype != "auto") {
+  const std::string& dtype = options.activation_dtype;
+  const bool rounds = dtype != "auto";
+  if (rounds && dtype != "bfloat16" && dtype != "fp8") {
     return Error{.doing = "choose activations",
                  .where = "--activation-dtype",
-                 .expected = "auto or fp8",
-                 .actual = options.activation_dtype};
+                 .expected = "auto, bfloat16 or fp8",
+                 .actual = dtype};
   }
   if (device == "auto" && num_cuda_devices() > 0) {
     // A device that cannot be opened is named when it is asked for; auto takes what works.
-    if (auto cuda = make_cuda("cuda:0", fp8); cuda.ok() || fp8) return cuda;
+    if (auto cuda = make_cuda("cuda:0", dtype); cuda.ok() || rounds) return cuda;
   }
-  if (device == "cuda" || device.starts_with("cuda:")) return make_cuda(device, fp8);
-  if (fp8 && (device == "auto" || device == "cpu" || device == "reference")) {
+  if (device == "cuda" || device.starts_with("cuda:")) return make_cuda(device, dtype);
+  if (rounds && (device == "auto" || device == "cpu" || device == "reference")) {
     return Error{.doing = "choose activations",
-                 .where = "--activation-dtype fp8",
+                 .where = "--activation-dtype " + dtype,
                  .expected = "a CUDA device of sm_90a",
                  .actual = "--device " + std::string(device)};
   }
@@ -125,8 +129,8 @@ std::vector<std::unique_ptr<Backend>> all_backends() {
   backends.push_back(std::make_unique<ReferenceBackend>());
   for (int64_t target : CpuBackend::targets()) backends.push_back(std::make_unique<CpuBackend>(target, 2));
   if (num_cuda_devices() > 0) {
-    for (const bool fp8 : {false, true}) {
-      if (auto cuda = make_cuda("cuda:0", fp8); cuda.ok()) backends.push_back(*std::move(cuda));
+    for (const char* activations : {"auto", "fp8"}) {
+      if (auto cuda = make_cuda("cuda:0", activations); cuda.ok()) backends.push_back(*std::move(cuda));
     }
   }
   return backends;

@@ -13,11 +13,13 @@ namespace proa {
 
 struct BackendOptions {
   int num_threads = 0;  // CPU threads; 0: one per core
-  // "", or an instruction set to force, named as Highway does: "AVX3", "AVX2", "NEON", "SCALAR". Two are faster and round
-  // what they multiply, to 8 bits or BF16: "AVX3_DL" (VNNI) and "AVX3_BF16". So they are taken only when asked for.
+  // "", or an instruction set to force, named as Highway does: "AVX3", "AVX2", "NEON", "SCALAR". Two are faster and
+  // round what they multiply, to 8 bits or BF16: "AVX3_DL" (VNNI) and "AVX3_BF16". So they are taken only when asked
+  // for.
   std::string cpu_target;
-  // "auto": as exact as the device multiplies. "fp8": a CUDA device of sm_90a rounds what FP8 weights multiply to E4M3,
-  // by the checkpoint's input_scale or one for each token, where 128 tokens or more come at once.
+  // "auto": as exact as the device multiplies. Faster on a CUDA device of sm_90a where 128 tokens or more come at once:
+  // "bfloat16" rounds what BF16 weights multiply to BF16; "fp8" does so too, and to E4M3 what FP8 weights multiply, by
+  // the checkpoint's input_scale or a scale for each token.
   std::string activation_dtype = "auto";
 };
 
@@ -33,8 +35,8 @@ struct CudaArchitecture {
 };
 std::vector<CudaArchitecture> cuda_architectures();
 
-// Every backend this machine can run, for tests: the reference, the CPU with each instruction set it has, the first CUDA
-// device, and the same with activations in FP8.
+// Every backend this machine can run, for tests: the reference, the CPU with each instruction set it has, the first
+// CUDA device, and the same with activations in FP8.
 std::vector<std::unique_ptr<Backend>> all_backends();
 
 }  // namespace proa

@@ -25,6 +25,12 @@ TEST(Backends, ErrorsNameTheFlagAndTheChoices) {
   const auto device = make_backend("tpu");
   ASSERT_FALSE(device.ok());
   EXPECT_EQ(device.error().message(), "choose a device: --device: expected auto, cpu, cuda:N or reference, found tpu");
+  const auto rounded = make_backend("cpu", {.activation_dtype = "fp8"});
+  ASSERT_FALSE(rounded.ok());
+  EXPECT_NE(rounded.error().message().find("--activation-dtype fp8: expected a CUDA device"), std::string::npos);
+  const auto unknown = make_backend("cpu", {.activation_dtype = "int3"});
+  ASSERT_FALSE(unknown.ok());
+  EXPECT_NE(unknown.error().message().find("--activation-dtype: expected auto, bfloat16 or fp8"), std::string::npos);
   const auto target = make_backend("cpu", {.cpu_target = "MMX"});
   ASSERT_FALSE(target.ok());
   EXPECT_NE(target.error().message().find("--cpu-target: expected one this machine has: "), std::string::npos);

@@ -7,9 +7,9 @@
 //   GGUF    X.weight of any type;       X.scale [1]
 //
 // A scale of the matrix is [E] where it is one per expert. X.input_scale [], [1] or [E] belongs to activations, which
-// stay as they are unless a backend is told to round them: that of FP8 is kept. k_scale and v_scale of KV caches are left
-// out. (Reference nemotron-h 4.1, 4.3, 4.6, 5.6.)
-// A new scheme is a case here, and where its stored values are of a new kind a format in quant/.
+// stay as they are unless a backend is told to round them: that of FP8 is kept. k_scale and v_scale of KV caches are
+// left out. (Reference nemotron-h 4.1, 4.3, 4.6, 5.6.) A new scheme is a case here, and where its stored values are of
+// a new kind a format in quant/.
 #pragma once
 
 #include <map>

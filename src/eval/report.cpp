@@ -80,6 +80,7 @@ std::string escape(const std::string& words) {
 std::string EvalRow::name() const {
   std::string label = std::filesystem::path(model).filename().string();
   if (label.empty()) label = model;
+  if (!activation_dtype.empty()) label += ", activations " + activation_dtype;
   if (!kv_cache_dtype.empty()) label += ", KV " + kv_cache_dtype;
   if (!ssm_cache_dtype.empty() && ssm_cache_dtype != "float32") label += ", state " + ssm_cache_dtype;
   return label;
@@ -223,6 +224,7 @@ ordered_json to_json(const EvalReport& report) {
                         {"model", row.model},
                         {"weights", row.weights},
                         {"weight_bytes", row.weight_bytes},
+                        {"activation_dtype", row.activation_dtype.empty() ? "auto" : row.activation_dtype},
                         {"kv_cache_dtype", row.kv_cache_dtype},
                         {"mamba_ssm_cache_dtype", row.ssm_cache_dtype},
                         {"arithmetic", row.arithmetic}};

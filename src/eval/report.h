@@ -24,6 +24,7 @@ struct EvalRow {
   std::string weights;  // "BF16", "NVFP4 + BF16", as the file holds most bytes
   int64_t weight_bytes = 0;
   std::string kv_cache_dtype, ssm_cache_dtype;  // "bfloat16", "fp8"; "float32"
+  std::string activation_dtype;                 // "fp8"; empty: not rounded
   std::string arithmetic;                       // Backend::description()
 
   std::vector<bool> right;                                        // by question

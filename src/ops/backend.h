@@ -143,8 +143,8 @@ class Backend {
   // values, because the device rounds what it multiplies beside F32 rounding; 0 where it multiplies without loss.
   virtual double product_rounding(Format /*weights*/, int /*num_tokens*/) const { return 0; }
 
-  // Whether so many vectors become E4M3 before such a matrix multiplies them, by its input_scale: a faster product, whose
-  // rounding is part of product_rounding().
+  // Whether so many vectors become E4M3 before such a matrix multiplies them, by its input_scale: a faster product,
+  // whose rounding is part of product_rounding().
   virtual bool quantises(Format /*weights*/, int /*num_tokens*/) const { return false; }
 
   // Calls `step`, which only asks for ops. The same `key` promises the same requests with the same arguments, so that a

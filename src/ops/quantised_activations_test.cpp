@@ -38,9 +38,9 @@ std::vector<double> as_bf16(const std::vector<double>& y) {
   return {values.begin(), values.end()};
 }
 
-// Sums of products keep 2^-11 (gemm_e4m3.cu). A value whose F32 rounding is n of itself, and that lies so near the middle
-// of two steps, goes the other way. Steps are at most u = 1/8 of a value, so that is 2 n / u of all values, each then off
-// by u: sqrt(2 n u) in the root of the mean of squares.
+// Sums of products keep 2^-11 (gemm_e4m3.cu). A value whose F32 rounding is n of itself, and that lies so near the
+// middle of two steps, goes the other way. Steps are at most u = 1/8 of a value, so that is 2 n / u of all values, each
+// then off by u: sqrt(2 n u) in the root of the mean of squares.
 double bound(int64_t terms) { return 0x1p-11 + std::sqrt(2 * 2 * sum_bound(terms) / 8) + 2 * sum_bound(terms); }
 
 template <typename F>

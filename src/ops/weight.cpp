@@ -61,9 +61,8 @@ ExpertWeights ExpertTables::assign(const std::vector<Weight>& experts) {
   }
   const Weight& first = experts.front();
   const bool plain = std::all_of(scale.begin(), scale.end(), [](float s) { return s == 1; });
-  const auto most = std::max_element(experts.begin(), experts.end(), [](const Weight& a, const Weight& b) {
-    return a.input_scale < b.input_scale;
-  });
+  const auto most = std::max_element(experts.begin(), experts.end(),
+                                     [](const Weight& a, const Weight& b) { return a.input_scale < b.input_scale; });
   return {.data = data.data(),
           .rows = first.rows,
           .cols = first.cols,

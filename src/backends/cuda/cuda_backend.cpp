@@ -71,7 +71,7 @@ int CudaBackend::num_devices() {
   return count;
 }
 
-Result<std::unique_ptr<CudaBackend>> CudaBackend::create(int ordinal, bool round_activations) {
+Result<std::unique_ptr<CudaBackend>> CudaBackend::create(int ordinal, Activations activations) {
   const std::string where = "--device cuda:" + std::to_string(ordinal);
   const auto refuse = [&](std::string expected, std::string actual, std::string hint = "") {
     return Error{"choose a device", where, std::move(expected), std::move(actual), std::move(hint)};
@@ -110,13 +110,15 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::create(int ordinal, bool round
                   std::string(properties.name) + " of sm_" + number,
                   "build with -DPROA_CUDA_ARCHITECTURES=" + number + "-real, or take --device cpu");
   }
-  if (round_activations && !cuda::has_same_kind()) {
-    return Error{"choose activations", "--activation-dtype fp8", "a device of sm_90a, such as an H100",
-                 std::string(properties.name) + " of sm_" + std::to_string(properties.major) +
-                     std::to_string(properties.minor),
-                 "auto multiplies FP8 weights with activations that are not rounded to 8 bits"};
+  if (activations != Activations::exact) {
+    if (!cuda::has_same_kind()) {
+      return Error{"choose activations", "--activation-dtype", "auto, or a device of sm_90a such as an H100",
+                   std::string(properties.name) + " of sm_" + std::to_string(properties.major) +
+                       std::to_string(properties.minor)};
+    }
+    backend->activations_ = activations;
+    backend->description_ += activations == Activations::fp8 ? ", activations FP8" : ", activations BF16";
   }
-  backend->rounds_activations_ = round_activations;
   for (Staging& staging : backend->staging_) {
     void* memory = nullptr;
     error = cudaHostAlloc(&memory, kStagingBytes, cudaHostAllocDefault);

@@ -21,11 +21,15 @@
 
 namespace proa {
 
+// What many activations may become before they are multiplied: nothing that BF16 would not hold exactly enough
+// (gemm.h); BF16 beside BF16 weights; that and E4M3 beside F8_E4M3.
+enum class Activations : uint8_t { exact, bfloat16, fp8 };
+
 class CudaBackend final : public Backend {
  public:
   // Errors, each with what was found and what would work: no driver, one that is too old, no such device, a device this
-  // program holds no code for, or one that cannot, where activations are to become what weights are.
-  static Result<std::unique_ptr<CudaBackend>> create(int ordinal, bool round_activations = false);
+  // program holds no code for, or one that does not round activations so.
+  static Result<std::unique_ptr<CudaBackend>> create(int ordinal, Activations activations = Activations::exact);
   // Devices that create() might open; 0 also where there is no driver.
   static int num_devices();
   ~CudaBackend() override;
@@ -106,7 +110,7 @@ class CudaBackend final : public Backend {
   // prefill.cpp. False: not for so few tokens, or not for these formats.
   bool takes_many(int tokens, std::initializer_list<Weight> weights) const;
   bool products_of_many(const cuda::Prepare& input, std::span<const Product> products);
-  cuda::Vectors same_kind(const Weight& weight) const;
+  cuda::Vectors same_kind(const Weight& weight) const;  // halves: the usual way
   void multiply_many(const Product& product, int slots, const cuda::Halves& x, int64_t offset,
                      const cuda::HalvesOut* halves = nullptr);
   bool moe_of_many(const Moe& op);
@@ -123,7 +127,7 @@ class CudaBackend final : public Backend {
   int ordinal_;
   bool integrated_;  // memory is the host's
   bool reads_host_memory_;
-  bool rounds_activations_ = false;
+  Activations activations_ = Activations::exact;
   cudaStream_t stream_;
   std::string name_, description_;
   cuda::Launch launch_;

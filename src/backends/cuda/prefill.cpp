@@ -48,14 +48,14 @@ cuda::Halves take_halves(Arena& arena, int64_t rows, int64_t cols) {
 }  // namespace
 
 bool CudaBackend::quantises(Format weights, int num_tokens) const {
-  return rounds_activations_ && weights == Format::F8_E4M3 && num_tokens >= cuda::kManyTokens &&
+  return activations_ == Activations::fp8 && weights == Format::F8_E4M3 && num_tokens >= cuda::kManyTokens &&
          cuda::gemm_tokens(weights, launch_) > 0;
 }
 
 double CudaBackend::product_rounding(Format weights, int num_tokens) const {
   if (num_tokens < cuda::kManyTokens || cuda::gemm_tokens(weights, launch_) == 0) return 0;
-  if (rounds_activations_ && weights == Format::F8_E4M3) return cuda::kE4m3Rounding;
-  if (rounds_activations_ && weights == Format::BF16) return cuda::kBf16Rounding;
+  if (quantises(weights, num_tokens)) return cuda::kE4m3Rounding;
+  if (activations_ != Activations::exact && weights == Format::BF16) return cuda::kBf16Rounding;
   return cuda::kGemmRounding;
 }
 
@@ -66,12 +66,13 @@ bool CudaBackend::takes_many(int tokens, std::initializer_list<Weight> weights) 
 }
 
 cuda::Vectors CudaBackend::same_kind(const Weight& weight) const {
-  if (!rounds_activations_) return cuda::Vectors::halves;
+  if (activations_ == Activations::exact) return cuda::Vectors::halves;
   cuda::Matrix m;
   m.data = reinterpret_cast<const uint8_t*>(weight.data);
   m.stride = static_cast<int64_t>(weight.row_stride);
   m.cols = static_cast<int>(weight.cols);
-  return cuda::same_kind(m, weight.format);
+  const cuda::Vectors kind = cuda::same_kind(m, weight.format);
+  return kind == cuda::Vectors::e4m3 && activations_ != Activations::fp8 ? cuda::Vectors::halves : kind;
 }
 
 bool CudaBackend::products_of_many(const cuda::Prepare& input, std::span<const Product> products) {
