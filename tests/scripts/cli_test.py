@@ -95,6 +95,7 @@ class BadInput(unittest.TestCase):
             (["run", model, "-p", "x", "--threads", "-1"], "--threads"),
             (["run", model, "-p", "x", "--device", "abacus"], "abacus"),
             (["run", model, "-p", "x", "--device", "cpu", "--cpu-target", "MMX"], "--cpu-target"),
+            (["run", model, "-p", "x", "--device", "cpu", "--activation-dtype", "fp8"], "--activation-dtype"),
             (["run", model, "-p", "x", "--device", "cuda:-1"], "found cuda:-1"),
             (["run", model, "-p", "x", "--device", "cuda:99"], "cuda:99"),
             (["run", model, "-p", "x", "--gpu-memory-utilization", "0"], "--gpu-memory-utilization"),
