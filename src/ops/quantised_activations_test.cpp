@@ -1,5 +1,5 @@
-// Products of activations that became E4M3 (Backend::quantises), against a reference that rounds the same: what is left
-// are sums. The tables of the other ops hold such a backend to Backend::product_rounding.
+// Products of activations that became E4M3 or BF16 (Backend::quantises), against a reference that rounds the same: what
+// is left are sums. The tables of the other ops hold such a backend to Backend::product_rounding.
 #include <cmath>
 
 #include "ops/reference.h"
@@ -9,20 +9,21 @@ namespace proa::testing {
 namespace {
 
 // x as E4M3 of each token's vector by `scale`, or where that is 0 by the one that makes its largest value 448.
-std::vector<double> quantised(std::vector<double> x, int64_t tokens, float scale) {
+std::vector<double> quantised(std::vector<double> x, int64_t tokens, float scale, Format format = Format::F8_E4M3) {
   const int64_t cols = tokens == 0 ? 0 : static_cast<int64_t>(x.size()) / tokens;
   std::vector<float> values(static_cast<size_t>(cols));
-  std::vector<std::byte> bytes(static_cast<size_t>(cols));
+  std::vector<std::byte> bytes(row_bytes(format, cols));
+  const bool e4m3 = format == Format::F8_E4M3;
   for (int64_t t = 0; t < tokens; ++t) {
     double* row = x.data() + t * cols;
     double largest = 0;
     for (int64_t c = 0; c < cols; ++c) largest = std::max(largest, std::abs(row[c]));
-    const double by = scale > 0 ? scale : std::max(largest, 0x1p-100) / 448;
+    const double by = !e4m3 ? 1 : scale > 0 ? scale : std::max(largest, 0x1p-100) / 448;
     for (int64_t c = 0; c < cols; ++c) {
-      values[static_cast<size_t>(c)] = static_cast<float>(std::clamp(row[c] / by, -448.0, 448.0));
+      values[static_cast<size_t>(c)] = static_cast<float>(e4m3 ? std::clamp(row[c] / by, -448.0, 448.0) : row[c]);
     }
-    encode_row(Format::F8_E4M3, values.data(), cols, bytes.data());
-    decode_row(Format::F8_E4M3, bytes.data(), cols, values.data());
+    encode_row(format, values.data(), cols, bytes.data());
+    decode_row(format, bytes.data(), cols, values.data());
     for (int64_t c = 0; c < cols; ++c) row[c] = values[static_cast<size_t>(c)] * by;
   }
   return x;
@@ -38,15 +39,19 @@ std::vector<double> as_bf16(const std::vector<double>& y) {
   return {values.begin(), values.end()};
 }
 
-// Sums of products keep 2^-11 (gemm_e4m3.cu). A value whose F32 rounding is n of itself, and that lies so near the
-// middle of two steps, goes the other way. Steps are at most u = 1/8 of a value, so that is 2 n / u of all values, each
-// then off by u: sqrt(2 n u) in the root of the mean of squares.
-double bound(int64_t terms) { return 0x1p-11 + std::sqrt(2 * 2 * sum_bound(terms) / 8) + 2 * sum_bound(terms); }
+// Sums of E4M3's products keep 2^-11 (gemm_same_kind.cu). A value whose F32 rounding is n of itself, and that lies so
+// near the middle of two steps, goes the other way. Steps are at most u of a value, so that is 2 n / u of all values,
+// each then off by u: sqrt(2 n u) in the root of the mean of squares.
+double bound(int64_t terms, Format format) {
+  const bool e4m3 = format == Format::F8_E4M3;
+  const double n = 2 * sum_bound(terms), u = e4m3 ? 0x1p-3 : 0x1p-7;
+  return (e4m3 ? 0x1p-11 : 0) + std::sqrt(2 * n * u) + n;
+}
 
 template <typename F>
-void on_quantising_backends(const std::string& name, int num_tokens, F&& f) {
+void on_quantising_backends(const std::string& name, Format format, int num_tokens, F&& f) {
   on_all_backends(name, [&](Backend& backend) {
-    if (backend.quantises(Format::F8_E4M3, num_tokens)) f(backend);
+    if (backend.quantises(format, num_tokens)) f(backend);
   });
 }
 
@@ -55,6 +60,7 @@ struct ProductCase {
   int num_tokens = 150, cols = 160, rows = 280;
   float input_scale = 0.02f;
   float scale = 1;  // of x
+  Format format = Format::F8_E4M3;
 };
 const ProductCase kProductCases[] = {
     {.name = "base"},
@@ -69,19 +75,27 @@ const ProductCase kProductCases[] = {
     {.name = "sixteen columns", .cols = 16},
     {.name = "more stages than the ring", .cols = 1040, .rows = 65},
     {.name = "columns of a model", .num_tokens = 130, .cols = 2688, .rows = 40},
+    {.name = "BF16", .format = Format::BF16},
+    {.name = "BF16, eight columns", .cols = 8, .format = Format::BF16},
+    {.name = "BF16, half a tile, a part of a stage",
+     .num_tokens = 192,
+     .cols = 168,
+     .rows = 257,
+     .format = Format::BF16},
+    {.name = "BF16, more stages than the ring", .cols = 1032, .rows = 65, .format = Format::BF16},
 };
 
 TEST(QuantisedActivations, NormLinear) {
   for (const ProductCase& c : kProductCases) {
     Random random(21);
     const Floats x = random.normals(int64_t{c.num_tokens} * c.cols, c.scale), norm = random.normals(c.cols);
-    TestWeight weight(random, Format::F8_E4M3, c.rows, c.cols);
+    TestWeight weight(random, c.format, c.rows, c.cols);
     weight.weight.input_scale = c.input_scale;
-    const auto u =
-        quantised(reference::rms_norm(x.data(), norm.data(), 0, c.num_tokens, c.cols), c.num_tokens, c.input_scale);
+    const auto u = quantised(reference::rms_norm(x.data(), norm.data(), 0, c.num_tokens, c.cols), c.num_tokens,
+                             c.input_scale, c.format);
     const auto sums = reference::linear(weight.weight, u, c.num_tokens);
     const std::vector<float> expected(sums.begin(), sums.end());
-    on_quantising_backends(c.name, c.num_tokens, [&](Backend& backend) {
+    on_quantising_backends(c.name, c.format, c.num_tokens, [&](Backend& backend) {
       Floats y = poisoned(static_cast<int64_t>(expected.size()));
       const LinearOutput output{weight.weight, y.data()};
       backend.norm_linear({.num_tokens = c.num_tokens,
@@ -90,7 +104,7 @@ TEST(QuantisedActivations, NormLinear) {
                            .norm = norm.data(),
                            .eps = 0,
                            .outputs = {&output, 1}});
-      EXPECT_LE(relative_error(y, expected), bound(c.cols));
+      EXPECT_LE(relative_error(y, expected), bound(c.cols, c.format));
     });
   }
 }
@@ -99,16 +113,16 @@ TEST(QuantisedActivations, LinearResidual) {
   for (const ProductCase& c : kProductCases) {
     Random random(22);
     const Floats x = random.normals(int64_t{c.num_tokens} * c.cols, c.scale);
-    TestWeight weight(random, Format::F8_E4M3, c.rows, c.cols);
+    TestWeight weight(random, c.format, c.rows, c.cols);
     weight.weight.input_scale = c.input_scale * c.scale;
-    const auto u = quantised({x.begin(), x.end()}, c.num_tokens, weight.weight.input_scale);
+    const auto u = quantised({x.begin(), x.end()}, c.num_tokens, weight.weight.input_scale, c.format);
     const auto sums = reference::linear(weight.weight, u, c.num_tokens);
     const std::vector<float> expected(sums.begin(), sums.end());
-    on_quantising_backends(c.name, c.num_tokens, [&](Backend& backend) {
+    on_quantising_backends(c.name, c.format, c.num_tokens, [&](Backend& backend) {
       Floats residual(static_cast<int64_t>(expected.size()));  // zeros
       backend.linear_residual(
           {.num_tokens = c.num_tokens, .x = x.data(), .weight = weight.weight, .residual = residual.data()});
-      EXPECT_LE(relative_error(residual, expected), bound(c.cols));
+      EXPECT_LE(relative_error(residual, expected), bound(c.cols, c.format));
     });
   }
 }
@@ -192,7 +206,7 @@ TEST(QuantisedActivations, MoeOfIntegers) {
       if (c.shared > 0) add(expert(shared_up, shared_down, u), 1);
       for (size_t i = 0; i < sum.size(); ++i) row[i] += static_cast<float>(sum[i]);
     }
-    on_quantising_backends(c.name, c.num_tokens, [&](Backend& backend) {
+    on_quantising_backends(c.name, Format::F8_E4M3, c.num_tokens, [&](Backend& backend) {
       Floats out = x;
       backend.moe({.num_tokens = c.num_tokens,
                    .hidden_size = c.hidden,

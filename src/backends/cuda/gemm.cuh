@@ -89,16 +89,42 @@ __device__ __forceinline__ void load_eight(uint32_t address, uint32_t& low, uint
   high = __funnelshift_r(middle, upper ? second.y : second.x, address * 8);
 }
 
-// Eight values of a row as Fragment has them.
-template <class F>
+// The same `past` bytes, an even number, behind a multiple of eight. Where `past` is known beforehand half of it is
+// left.
+__device__ __forceinline__ void load_eight_past(uint32_t eight, uint32_t past, uint32_t& low, uint32_t& high) {
+  const auto two = [](uint32_t at, uint32_t& x, uint32_t& y) {
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x), "=r"(y) : "r"(at));
+  };
+  uint32_t w[4] = {};
+  two(eight, w[0], w[1]);
+  if (past == 0) return low = w[0], high = w[1], void();
+  if (past == 6) {
+    two(eight + 8, w[2], w[3]);
+  } else {
+    w[2] = load_word(eight + 8);
+  }
+  low = past < 4 ? __funnelshift_r(w[0], w[1], 8 * past) : past == 4 ? w[1] : __funnelshift_r(w[1], w[2], 8 * past);
+  high = past < 4 ? __funnelshift_r(w[1], w[2], 8 * past) : past == 4 ? w[2] : __funnelshift_r(w[2], w[3], 8 * past);
+}
+
+// Where rows begin, modulo eight bytes: the second of two next to each other kOdd behind the first, which is at 0; or
+// anywhere.
+constexpr int kAnywhere = -1;
+
+// Eight values of a row as Fragment has them. kPast: where it begins, modulo eight bytes, or kAnywhere.
+template <class F, int kPast>
 __device__ __forceinline__ void decode_values(uint32_t row, uint32_t scales, int group, int j, int valid,
                                               uint32_t (&a)[4]) {
   if constexpr (std::is_same_v<F, Q8_0> || std::is_same_v<F, F8_E4M3>) {
     static_assert(Fragment<F>::kOrder == Order::bytes);
     constexpr int kBlock = sizeof(typename F::Block);
     uint32_t word[2];
-    load_eight(row + group * (F::block_elements == 32 ? kBlock : 32) + (F::block_elements == 32 ? 2 : 0) + 8 * j,
-               word[0], word[1]);
+    const uint32_t past = group * (F::block_elements == 32 ? kBlock : 32) + (F::block_elements == 32 ? 2 : 0);
+    if constexpr (kPast == kAnywhere) {
+      load_eight(row + past + 8 * j, word[0], word[1]);
+    } else {
+      load_eight_past(row - kPast + ((past + kPast) & ~7u) + 8 * j, (past + kPast) & 7u, word[0], word[1]);
+    }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       if constexpr (std::is_same_v<F, Q8_0>) {
@@ -115,7 +141,7 @@ __device__ __forceinline__ void decode_values(uint32_t row, uint32_t scales, int
   }
 }
 
-// The same of rows that begin at 16 bytes and have whole stages of columns.
+// The same, and halves, of rows that begin at 16 bytes and have whole stages of columns.
 template <class F>
 constexpr bool kHasAligned = std::is_same_v<F, BF16> || std::is_same_v<F, F8_E4M3>;
 template <class F>
@@ -145,11 +171,11 @@ constexpr bool kHalfScales = std::is_same_v<F, Q4_0> || std::is_same_v<F, Q8_0>;
 
 // Eight values of a row as halves, scaled: columns as Fragment's Order has them. `valid` columns of the group are
 // there.
-template <class F>
+template <class F, int kPast>
 __device__ __forceinline__ void decode_row(uint32_t row, uint32_t scales, int group, int j, int valid,
                                            uint32_t (&a)[4]) {
   using Frag = Fragment<F>;
-  decode_values<F>(row, scales, group, j, valid, a);
+  decode_values<F, kPast>(row, scales, group, j, valid, a);
   if constexpr (Frag::kBf16) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -342,12 +368,13 @@ struct Position {
 };
 
 // A tile's product with its first kTokens vectors.
-template <class F, bool kAligned, int kTokens, int kSums>
+template <class F, int kOdd, int kTokens, int kSums>
 __device__ __forceinline__ void multiply_all(const Gemm& a, const Tile& tile, const Ring& ring, Position& at,
                                              float (&sum)[Plan<F>::kTiles][kSums]) {
   using P = Plan<F>;
   using Frag = Fragment<F>;
   constexpr int kTiles = P::kTiles, kGroups = P::kCols / 32;
+  constexpr bool kAligned = kHasAligned<F> && kOdd == 0;
   const Matrix& m = a.matrix;
   const int tid = static_cast<int>(threadIdx.x) - kFetchThreads, lane = lane_id(), j = lane % 4;
   const int groups = (m.cols + 31) / 32, stages = (m.cols + P::kCols - 1) / P::kCols;
@@ -418,8 +445,9 @@ __device__ __forceinline__ void multiply_all(const Gemm& a, const Tile& tile, co
           decode_aligned<F>(row_at[t][0], g, j, upper);
           decode_aligned<F>(row_at[t][1], g, j, lower);
         } else if (Frag::kScaleGroup == 0 || kHalfScales<F> || group < groups) {
-          decode_row<F>(row_at[t][0], row_scales_at[t][0], g, j, m.cols - 32 * group, upper);
-          decode_row<F>(row_at[t][1], row_scales_at[t][1], g, j, m.cols - 32 * group, lower);
+          constexpr int kPast = kOdd == kAnywhere ? kAnywhere : 0;
+          decode_row<F, kPast>(row_at[t][0], row_scales_at[t][0], g, j, m.cols - 32 * group, upper);
+          decode_row<F, kOdd>(row_at[t][1], row_scales_at[t][1], g, j, m.cols - 32 * group, lower);
         }
 #pragma unroll
         for (int s = 0; s < 2; ++s) {
@@ -701,7 +729,7 @@ __device__ __forceinline__ void put_out(const Gemm& a, const Tile& tile, const f
   }
 }
 
-template <class F, bool kAligned>
+template <class F, int kOdd>
 __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Gemm a, int tiles) {
   using P = Plan<F>;
   extern __shared__ uint8_t memory[];
@@ -742,10 +770,10 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ge
       const float* mine = factors + turn % 2 * P::kTokens;
       constexpr int kHalf = P::kTokens / 2;
       if (kHalf >= 64 && tile.count <= kHalf) {
-        multiply_all<F, kAligned, (kHalf >= 64 ? kHalf : 64)>(a, tile, ring, at, sum);
+        multiply_all<F, kOdd, (kHalf >= 64 ? kHalf : 64)>(a, tile, ring, at, sum);
         put_out<F, (kHalf >= 64 ? kHalf : 64)>(a, tile, mine, sum);
       } else {
-        multiply_all<F, kAligned, P::kTokens>(a, tile, ring, at, sum);
+        multiply_all<F, kOdd, P::kTokens>(a, tile, ring, at, sum);
         put_out<F, P::kTokens>(a, tile, mine, sum);
       }
       __syncwarp();
@@ -764,14 +792,18 @@ void launch(const Gemm& op, int tiles, const Launch& launch) {
   const auto start = [&](auto chosen) {
     launch(chosen, dim3(std::min(all, launch.num_sms())), dim3(kThreads), P::kShared, op, tiles);
   };
+  const Matrix& m = op.matrix;  // of experts, all begin where CudaBackend places them
+  if constexpr (std::is_same_v<F, Q8_0>) {
+    if (reinterpret_cast<uintptr_t>(m.data) % 8 == 0 && m.stride % 8 == 0) return start(kernel<F, 0>);
+    if (reinterpret_cast<uintptr_t>(m.data) % 8 == 0 && m.stride % 8 == 4) return start(kernel<F, 4>);
+  }
   if constexpr (kHasAligned<F>) {
-    const Matrix& m = op.matrix;  // of experts, all begin where CudaBackend places them
     if (reinterpret_cast<uintptr_t>(m.data) % 16 == 0 && m.stride % 16 == 0 && m.cols % 64 == 0 &&
         !std::getenv("PROA_UNALIGNED")) {
-      return start(kernel<F, true>);
+      return start(kernel<F, 0>);
     }
   }
-  start(kernel<F, false>);
+  start(kernel<F, kAnywhere>);
 }
 
 }  // namespace proa::cuda::gemm

@@ -48,14 +48,14 @@ cuda::Halves take_halves(Arena& arena, int64_t rows, int64_t cols) {
 }  // namespace
 
 bool CudaBackend::quantises(Format weights, int num_tokens) const {
-  return activations_ == Activations::fp8 && weights == Format::F8_E4M3 && num_tokens >= cuda::kManyTokens &&
-         cuda::gemm_tokens(weights, launch_) > 0;
+  const bool e4m3 = activations_ == Activations::fp8 && weights == Format::F8_E4M3;
+  const bool bf16 = activations_ != Activations::exact && weights == Format::BF16;
+  return (e4m3 || bf16) && num_tokens >= cuda::kManyTokens && cuda::gemm_tokens(weights, launch_) > 0;
 }
 
 double CudaBackend::product_rounding(Format weights, int num_tokens) const {
   if (num_tokens < cuda::kManyTokens || cuda::gemm_tokens(weights, launch_) == 0) return 0;
-  if (quantises(weights, num_tokens)) return cuda::kE4m3Rounding;
-  if (activations_ != Activations::exact && weights == Format::BF16) return cuda::kBf16Rounding;
+  if (quantises(weights, num_tokens)) return weights == Format::BF16 ? cuda::kBf16Rounding : cuda::kE4m3Rounding;
   return cuda::kGemmRounding;
 }
 
