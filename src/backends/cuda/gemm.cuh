@@ -224,7 +224,7 @@ struct Ring {
 // Of experts, the rows of one after the other; else kTogether vectors' tiles go through all rows.
 constexpr int kTogether = 16;
 
-template <class F>
+template <class F, int kTokens = Plan<F>::kTokens>
 __device__ __forceinline__ Tile tile_at(const Gemm& a, int tiles, int number) {
   using P = Plan<F>;
   const Matrix& m = a.matrix;
@@ -238,7 +238,7 @@ __device__ __forceinline__ Tile tile_at(const Gemm& a, int tiles, int number) {
     const int in_group = number - group * row_tiles * kTogether;
     across = group * kTogether + in_group % width, down = in_group / width;
   }
-  tile.first = across * P::kTokens, tile.count = min(P::kTokens, a.slots - tile.first);
+  tile.first = across * kTokens, tile.count = min(kTokens, a.slots - tile.first);
   tile.rows = m.data, tile.scales = m.group_scales, tile.row_scales = m.row_scales, tile.scale = m.scale;
   if (a.tile_expert) {
     const int expert = __ldcg(a.tile_expert + across);

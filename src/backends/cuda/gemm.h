@@ -76,6 +76,7 @@ bool writes_halves(Format format, const Launch& launch);
 // places does.
 bool has_same_kind();
 Vectors same_kind(const Matrix& matrix, Format format);
+int same_kind_tokens();  // as gemm_tokens()
 // Brings `rows` of `out` to one power each, and says which.
 void level_halves(const HalvesOut& out, int rows, const Launch& launch);
 // x of `op` as halves in `order`, or as out.kind says; op.out, op.bf16, op.order and op.tile_count are not looked at.

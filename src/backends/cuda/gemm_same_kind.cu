@@ -1,8 +1,10 @@
-// Products of weights with vectors of their own kind (gemm.h), E4M3 or BF16, both as they lie in shared memory: tiles,
-// roles and results as gemm.cuh has them. Of E4M3 tensor cores align what they add to the largest term and keep some 14
-// bits of it, so after each stage of 128 columns the sum goes to one in F32: what is lost is 2^-13 of a stage's sum
-// four times, at most 2^-11 of its norm, whatever the number of stages.
-#include <cstdlib>
+// Products of weights with vectors of their own kind (gemm.h), E4M3 or BF16, both as they lie in shared memory: roles
+// and results as gemm.cuh has them. What comes from the second-level cache holds these kernels back, so tiles are as
+// large as registers have room for sums: 256 rows, 192 vectors.
+//
+// Of E4M3 tensor cores align what they add to the largest term and keep some 14 bits of it: each 32 columns may lose
+// 2^-13 of the sum so far. What comes of 2,688 columns is up to 2^-6.6 smaller, a tenth of that as a rule, where
+// rounding vectors to E4M3 leaves 2^-5.4 of the norm.
 #include <string_view>
 
 #include "backends/cuda/gemm.cuh"
@@ -17,13 +19,9 @@ using gemm::Tile;
 using F = F8_E4M3;  // BF16 has the same tiles
 using P = gemm::Plan<F>;
 
-enum class Kind { e4m3, e4m3_at_once, bf16 };
-__host__ __device__ constexpr Vectors vectors_of(Kind kind) {
-  return kind == Kind::bf16 ? Vectors::bf16 : Vectors::e4m3;
-}
-
+constexpr int kTokens = 192;
 constexpr int kLineBytes = 128;  // of a row, in a stage
-constexpr int kVectorBytes = P::kTokens * kLineBytes, kWeightBytes = P::kRows * kLineBytes;
+constexpr int kVectorBytes = kTokens * kLineBytes, kWeightBytes = P::kRows * kLineBytes;
 constexpr int kStageBytes = kVectorBytes + kWeightBytes;
 constexpr int kStages = (gemm::kSharedBytes - 1024) / kStageBytes;
 constexpr int kShared = kStages * kStageBytes + 1024;
@@ -35,11 +33,15 @@ __device__ constexpr int row_of(int warpgroup, int warp, int product) {
   return warpgroup * 128 + warp * 32 + product * 2;
 }
 
-template <Kind kKind>
-constexpr int kValueBytes = kKind == Kind::bf16 ? 2 : 1;
+template <Vectors kKind>
+constexpr int kValueBytes = kKind == Vectors::bf16 ? 2 : 1;
 
-template <Kind kKind>
-__device__ __forceinline__ void fetch_all(const Gemm& a, int tiles, const Ring& ring) {
+__device__ __forceinline__ void store_shared(uint32_t address, uint32_t word) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
+}
+
+template <Vectors kKind>
+__device__ __forceinline__ void fetch_all(const Gemm& a, int tiles, const Ring& ring, uint32_t offsets) {
   const Matrix& m = a.matrix;
   const int tid = static_cast<int>(threadIdx.x), stages = (m.cols * kValueBytes<kKind> + kLineBytes - 1) / kLineBytes;
   // Eight threads copy a line, so 16 lines at a time: those of a warp in one product.
@@ -56,30 +58,34 @@ __device__ __forceinline__ void fetch_all(const Gemm& a, int tiles, const Ring& 
   for (int number = static_cast<int>(blockIdx.x);; number += static_cast<int>(gridDim.x)) {
     Tile tile = {};
     if (number < all) {
-      tile = gemm::tile_at<F>(a, tiles, number);
+      tile = gemm::tile_at<F, kTokens>(a, tiles, number);
       if (tile.count == 0) continue;
     }
     const int buffer = turn % 2;
     wait_barrier(ring.tile_barriers + 8 * (2 + buffer), (turn / 2 % 2) ^ 1);
     if (tid == 0) ring.tiles[buffer] = tile;
     const auto row_of_token = [&](int t) { return a.rows ? __ldcg(a.rows + tile.first + t) : tile.first + t; };
-    if (tid < tile.count) {
-      const float scale = a.x.scale > 0 ? a.x.scale : __ldcg(a.x.unscale + row_of_token(tid));
-      ring.factors[buffer * P::kTokens + tid] = scale * tile.scale;
+    for (int t = tid; t < tile.count; t += kFetchThreads) {
+      const float scale = a.x.scale > 0 ? a.x.scale : __ldcg(a.x.unscale + row_of_token(t));
+      ring.factors[buffer * kTokens + t] = scale * tile.scale;
     }
     arrive(ring.tile_barriers + 8 * buffer);
     if (tile.count == 0) break;
     ++turn;
 
-    uint32_t vectors[P::kTokens / kLines];  // in chunks
+    // Where this thread's vectors are, in chunks: there are no registers for them.
 #pragma unroll
-    for (int i = 0; i < P::kTokens / kLines; ++i) {
-      vectors[i] = static_cast<uint32_t>(row_of_token(min(line + i * kLines, tile.count - 1))) * vector_chunks;
+    for (int i = 0; i < kTokens / kLines; ++i) {
+      const uint32_t row = static_cast<uint32_t>(row_of_token(min(line + i * kLines, tile.count - 1)));
+      store_shared(offsets + 4 * (i * kFetchThreads + tid), row * vector_chunks);
     }
-    if ((a.output == Output::add || a.output == Output::gate) && tid < tile.count) {
-      const float* before = a.output == Output::add ? a.y : a.gate;
-      before += (int64_t{tile.first} + tid) * a.y_stride + tile.first_row;
-      for (int r = 0; r <= tile.last_row; r += 32) asm volatile("prefetch.global.L2 [%0];" ::"l"(before + r));
+    if (a.output == Output::add || a.output == Output::gate) {
+      const float* before = (a.output == Output::add ? a.y : a.gate) + tile.first * a.y_stride + tile.first_row;
+      for (int t = tid; t < tile.count; t += kFetchThreads) {
+        for (int r = 0; r <= tile.last_row; r += 32) {
+          asm volatile("prefetch.global.L2 [%0];" ::"l"(before + t * a.y_stride + r));
+        }
+      }
     }
     const uint8_t* weights = tile.rows + my_row * m.stride + 16 * chunk;
 #pragma unroll 1
@@ -87,9 +93,11 @@ __device__ __forceinline__ void fetch_all(const Gemm& a, int tiles, const Ring& 
       const uint32_t to = ring.stages + place * kStageBytes + at;
       wait_barrier(ring.barriers + 8 * (kStages + place), parity);
 #pragma unroll
-      for (int i = 0; i < P::kTokens / kLines; ++i) {
+      for (int i = 0; i < kTokens / kLines; ++i) {
         if (i * kLines >= tile.count) break;
-        copy_async_to(to + i * kLines * kLineBytes, vectors_from + uint64_t{vectors[i]} * 16 + stage * kLineBytes);
+        copy_async_to(
+            to + i * kLines * kLineBytes,
+            vectors_from + uint64_t{load_word(offsets + 4 * (i * kFetchThreads + tid))} * 16 + stage * kLineBytes);
       }
       // Behind the last column vectors are zeros, and a weight there must be no NaN.
       const bool there = stage * kLineBytes + 16 * chunk < m.cols * kValueBytes<kKind>;
@@ -107,9 +115,10 @@ __device__ __forceinline__ void fetch_all(const Gemm& a, int tiles, const Ring& 
   wait_for_copies<0>();
 }
 
-template <Kind kKind, int kTokens, int kSums>
+// A tile's product with its first kCount vectors.
+template <Vectors kKind, int kCount>
 __device__ __forceinline__ void multiply_all(const Gemm& a, const Tile& tile, const Ring& ring, gemm::Position& at,
-                                             float (&sum)[P::kTiles][kSums]) {
+                                             float (&sum)[P::kTiles][kTokens / 2]) {
 #ifdef PROA_WGMMA
   const int stages = (a.matrix.cols * kValueBytes<kKind> + kLineBytes - 1) / kLineBytes;
   const int warpgroup = warp_id() / 4 - kFetchThreads / 128;
@@ -129,65 +138,45 @@ __device__ __forceinline__ void multiply_all(const Gemm& a, const Tile& tile, co
 #pragma unroll
   for (int t = 0; t < P::kTiles; ++t) {
 #pragma unroll
-    for (int i = 0; i < kTokens / 2; ++i) sum[t][i] = 0;
+    for (int i = 0; i < kCount / 2; ++i) sum[t][i] = 0;
   }
   const auto before = [](int place) { return (place == 0 ? kStages : place) - 1; };
-  [[maybe_unused]] float part[kTokens / 2];
 #pragma unroll 1
   for (int stage = 0; stage < stages; ++stage) {
     const uint32_t vectors = ring.stages + at.place * kStageBytes;
     const uint32_t weights = vectors + kVectorBytes + warpgroup * 128 * kLineBytes;
     wait_barrier(ring.barriers + 8 * at.place, at.parity);
     see_copies();
-    if constexpr (kKind != Kind::e4m3) {
-      begin_products();
+    begin_products();
 #pragma unroll
-      for (int k = 0; k < kLineBytes / 32; ++k) {
-#pragma unroll
-        for (int t = 0; t < P::kTiles; ++t) {
-          const uint64_t left = descriptor_of(weights + t * 64 * kLineBytes + 32 * k),
-                         right = descriptor_of(vectors + 32 * k);
-          auto& c = reinterpret_cast<float(&)[kTokens / 2]>(sum[t]);
-          if constexpr (kKind == Kind::bf16) warpgroup_multiply<true>(c, left, right, 1);
-          if constexpr (kKind != Kind::bf16) warpgroup_multiply_e4m3(c, left, right, 1);
-        }
-      }
-      close_products();
-      wait_for_products<1>();
-      if (stage > 0) release(before(at.place));
-    } else {
+    for (int k = 0; k < kLineBytes / 32; ++k) {
 #pragma unroll
       for (int t = 0; t < P::kTiles; ++t) {
-        begin_products();
-#pragma unroll
-        for (int k = 0; k < kLineBytes / 32; ++k) {
-          warpgroup_multiply_e4m3(part, descriptor_of(weights + t * 64 * kLineBytes + 32 * k),
-                                  descriptor_of(vectors + 32 * k), k > 0);
-        }
-        close_products();
-        wait_for_products<0>();
-        keep_in_registers(part);
-#pragma unroll
-        for (int i = 0; i < kTokens / 2; ++i) sum[t][i] += part[i];
+        const uint64_t left = descriptor_of(weights + t * 64 * kLineBytes + 32 * k);
+        const uint64_t right = descriptor_of(vectors + 32 * k);
+        auto& c = reinterpret_cast<float(&)[kCount / 2]>(sum[t]);
+        if constexpr (kKind == Vectors::bf16) warpgroup_multiply_bf16(c, left, right, 1);
+        if constexpr (kKind == Vectors::e4m3) warpgroup_multiply_e4m3(c, left, right, 1);
       }
-      release(at.place);
     }
+    close_products();
+    wait_for_products<1>();
+    if (stage > 0) release(before(at.place));
     if (++at.place == kStages) at.place = 0, at.parity ^= 1;
   }
-  if constexpr (kKind != Kind::e4m3) {
-    wait_for_products<0>();
+  wait_for_products<0>();
 #pragma unroll
-    for (int t = 0; t < P::kTiles; ++t) keep_in_registers(sum[t]);
-    release(before(at.place));
-  }
+  for (int t = 0; t < P::kTiles; ++t) keep_in_registers(sum[t]);
+  release(before(at.place));
 #endif
 }
 
-template <Kind kKind>
+template <Vectors kKind>
 __global__ void __launch_bounds__(gemm::kThreads, 1) kernel(const __grid_constant__ Gemm a, int tiles) {
   extern __shared__ uint8_t memory[];
   __shared__ Tile shared_tiles[2];
-  __shared__ float factors[2 * P::kTokens];
+  __shared__ float factors[2 * kTokens];
+  __shared__ uint32_t offsets[kTokens / 16 * kFetchThreads];
   __shared__ uint64_t barriers[2 * kStages + 4];  // of stages: full, empty; of tiles: full, empty
   const int tid = static_cast<int>(threadIdx.x);
   Ring ring;
@@ -209,25 +198,29 @@ __global__ void __launch_bounds__(gemm::kThreads, 1) kernel(const __grid_constan
   start_successor();
 
   if (warp_id() < kFetchThreads / kWarp) {
-    set_registers<56, false>();
-    fetch_all<kKind>(a, tiles, ring);
+    set_registers<40, false>();
+    fetch_all<kKind>(a, tiles, ring, shared_address(offsets));
   } else {
-    set_registers<224, true>();
-    float sum[P::kTiles][P::kTokens / 2];
+    set_registers<232, true>();
+    float sum[P::kTiles][kTokens / 2];
     gemm::Position at;
 #pragma unroll 1
     for (int turn = 0;; ++turn) {
       wait_barrier(ring.tile_barriers + 8 * (turn % 2), turn / 2 % 2);
       const Tile tile = ring.tiles[turn % 2];
       if (tile.count == 0) break;
-      const float* mine = factors + turn % 2 * P::kTokens;
-      constexpr int kHalf = P::kTokens / 2;
-      if (tile.count <= kHalf) {
-        multiply_all<kKind, kHalf>(a, tile, ring, at, sum);
-        gemm::put_out<F, kHalf, vectors_of(kKind)>(a, tile, mine, sum);
+      const float* mine = factors + turn % 2 * kTokens;
+      const auto run = [&](auto count) {
+        constexpr int kCount = decltype(count)::value;
+        multiply_all<kKind, kCount>(a, tile, ring, at, sum);
+        gemm::put_out<F, kCount, kKind>(a, tile, mine, sum);
+      };
+      if (tile.count <= 64) {
+        run(gemm::Constant<64>());
+      } else if (tile.count <= 128) {
+        run(gemm::Constant<128>());
       } else {
-        multiply_all<kKind, P::kTokens>(a, tile, ring, at, sum);
-        gemm::put_out<F, P::kTokens, vectors_of(kKind)>(a, tile, mine, sum);
+        run(gemm::Constant<192>());
       }
       __syncwarp();
       if (lane_id() == 0) arrive(ring.tile_barriers + 8 * (2 + turn % 2));
@@ -254,14 +247,14 @@ Vectors same_kind(const Matrix& matrix, Format format) {
   return format == Format::BF16 && matrix.cols % 8 == 0 ? Vectors::bf16 : Vectors::halves;
 }
 
+int same_kind_tokens() { return kTokens; }
+
 void multiply_same_kind(const Gemm& op, int tiles, const Launch& launch) {
   if (op.matrix.rows == 0 || op.slots == 0) return;
-  if (!op.tile_expert) tiles = (op.slots + P::kTokens - 1) / P::kTokens;
+  if (!op.tile_expert) tiles = (op.slots + kTokens - 1) / kTokens;
   const int all = tiles * ((op.matrix.rows + P::kRows - 1) / P::kRows);
-  const auto chosen = op.x.kind == Vectors::bf16    ? kernel<Kind::bf16>
-                      : std::getenv("PROA_AT_ONCE") ? kernel<Kind::e4m3_at_once>
-                                                    : kernel<Kind::e4m3>;
-  launch(chosen, dim3(std::min(all, launch.num_sms())), dim3(gemm::kThreads), kShared, op, tiles);
+  launch(op.x.kind == Vectors::bf16 ? kernel<Vectors::bf16> : kernel<Vectors::e4m3>,
+         dim3(std::min(all, launch.num_sms())), dim3(gemm::kThreads), kShared, op, tiles);
 }
 
 }  // namespace proa::cuda

@@ -137,9 +137,6 @@ bool CudaBackend::moe_of_many(const Moe& op) {
   const int per_token = op.num_experts_per_tok;
   const int64_t in = op.up.cols, width = op.up.rows, out = op.down.rows;
   const int64_t shared_rows = op.shared_up ? op.shared_up.rows : 0;
-  const int up_tokens = cuda::gemm_tokens(op.up.format, launch_),
-            down_tokens = cuda::gemm_tokens(op.down.format, launch_);
-  const int tile = std::min(up_tokens, down_tokens);
   const auto form_of_experts = [&](const ExpertWeights& weights) {
     Weight one;
     one.format = weights.format, one.cols = weights.cols, one.row_stride = weights.row_stride;
@@ -149,6 +146,10 @@ bool CudaBackend::moe_of_many(const Moe& op) {
     return form_of(weight.format, weight.input_scale, same_kind(weight));
   };
   const Form up_form = form_of_experts(op.up), down_form = form_of_experts(op.down);
+  const auto tokens_of = [&](Format format, const Form& form) {
+    return form.kind == cuda::Vectors::halves ? cuda::gemm_tokens(format, launch_) : cuda::same_kind_tokens();
+  };
+  const int tile = std::min(tokens_of(op.up.format, up_form), tokens_of(op.down.format, down_form));
   const Form shared_up_form = form_of_weight(op.shared_up), shared_down_form = form_of_weight(op.shared_down);
   // Whether results can be written as the next product wants them: E4M3 where their scale is known beforehand.
   const auto writes = [&](Format format, const Form& from, const Form& to) {

@@ -78,10 +78,10 @@ __global__ void __launch_bounds__(kRouteThreads)
   choose(op, logits + token * op.n_routed_experts, token, room);
 }
 
-// Logits of many tokens, in F32: a block has 64 tokens and 128 experts for a share of the columns, a thread four tokens
-// and eight experts.
+// Logits of many tokens, in F32: a block has 128 tokens and 128 experts for a share of the columns, a thread eight of
+// each, four next to each other and four 64 behind them.
 constexpr int kTileThreads = 256;
-constexpr int kTileTokens = 64;
+constexpr int kTileTokens = 128;
 constexpr int kTileExperts = 128;
 constexpr int kTileStep = 16;  // columns at once
 // Shares of the columns; of few tokens more, as there is little else to give to the SMs.
@@ -93,7 +93,7 @@ struct RouteShares {
   float* squares;   // [count, num_tokens]
 };
 
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, 2)
     many_logits_kernel(const __grid_constant__ Route op, const RouteShares shares) {
   __shared__ __align__(16) float xs[kTileStep][kTileTokens + 4];
   __shared__ __align__(16) float ws[kTileStep][kTileExperts + 4];
@@ -104,59 +104,68 @@ __global__ void __launch_bounds__(kTileThreads)
   const int first_expert = static_cast<int>(blockIdx.z) * kTileExperts;
   const int begin = share * shares.cols, end = min(op.hidden_size, begin + shares.cols);
   const int row = tid / 4, part = tid % 4 * 4;
-  const float* x = op.x + int64_t{min(first_token + row, op.num_tokens - 1)} * op.hidden_size;
-  const float* w[2];
+  const float *x[2], *w[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
+    x[i] = op.x + int64_t{min(first_token + row + 64 * i, op.num_tokens - 1)} * op.hidden_size;
     const int expert = min(first_expert + row + 64 * i, op.n_routed_experts - 1);
     w[i] = reinterpret_cast<const float*>(op.gate.data + expert * static_cast<int64_t>(op.gate.row_stride));
   }
   const float4 zero = {0, 0, 0, 0};
-  float4 next_x = zero, next_n = zero, next_w[2] = {zero, zero};
+  float4 next_x[2] = {zero, zero}, next_n = zero, next_w[2] = {zero, zero};
   const auto load = [&](int k) {
     const bool there = k + part < end;
-    next_x = there ? __ldcg(reinterpret_cast<const float4*>(x + k + part)) : zero;
     next_n = there ? *reinterpret_cast<const float4*>(op.norm + k + part) : zero;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) next_w[i] = there ? *reinterpret_cast<const float4*>(w[i] + k + part) : zero;
+    for (int i = 0; i < 2; ++i) {
+      next_x[i] = there ? __ldcg(reinterpret_cast<const float4*>(x[i] + k + part)) : zero;
+      next_w[i] = there ? *reinterpret_cast<const float4*>(w[i] + k + part) : zero;
+    }
   };
   const auto put = [&](float* to, int pitch, const float4& v) {
     to[0] = v.x, to[pitch] = v.y, to[2 * pitch] = v.z, to[3 * pitch] = v.w;
   };
   const int ty = tid / 16 * 4, tx = tid % 16 * 4;
-  float sum[4][8] = {}, squares = 0;
+  float sum[8][8] = {}, squares[2] = {};
   load(begin);
   for (int k = begin; k < end; k += kTileStep) {
     __syncthreads();
-    squares += (next_x.x * next_x.x + next_x.y * next_x.y) + (next_x.z * next_x.z + next_x.w * next_x.w);
-    put(&xs[part][row], kTileTokens + 4,
-        {next_x.x * next_n.x, next_x.y * next_n.y, next_x.z * next_n.z, next_x.w * next_n.w});
 #pragma unroll
-    for (int i = 0; i < 2; ++i) put(&ws[part][row + 64 * i], kTileExperts + 4, next_w[i]);
+    for (int i = 0; i < 2; ++i) {
+      const float4& v = next_x[i];
+      squares[i] += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
+      put(&xs[part][row + 64 * i], kTileTokens + 4, {v.x * next_n.x, v.y * next_n.y, v.z * next_n.z, v.w * next_n.w});
+      put(&ws[part][row + 64 * i], kTileExperts + 4, next_w[i]);
+    }
     __syncthreads();
     if (k + kTileStep < end) load(k + kTileStep);
 #pragma unroll
     for (int i = 0; i < kTileStep; ++i) {
-      const float4 a = *reinterpret_cast<const float4*>(&xs[i][ty]);
+      const float4 a[2] = {*reinterpret_cast<const float4*>(&xs[i][ty]),
+                           *reinterpret_cast<const float4*>(&xs[i][ty + 64])};
       const float4 b[2] = {*reinterpret_cast<const float4*>(&ws[i][tx]),
                            *reinterpret_cast<const float4*>(&ws[i][tx + 64])};
-      const float left[4] = {a.x, a.y, a.z, a.w};
+      const float left[8] = {a[0].x, a[0].y, a[0].z, a[0].w, a[1].x, a[1].y, a[1].z, a[1].w};
       const float right[8] = {b[0].x, b[0].y, b[0].z, b[0].w, b[1].x, b[1].y, b[1].z, b[1].w};
 #pragma unroll
-      for (int t = 0; t < 4; ++t) {
+      for (int t = 0; t < 8; ++t) {
 #pragma unroll
         for (int e = 0; e < 8; ++e) sum[t][e] += left[t] * right[e];
       }
     }
   }
-  squares += __shfl_xor_sync(~0u, squares, 1);
-  squares += __shfl_xor_sync(~0u, squares, 2);
-  if (part == 0 && blockIdx.z == 0 && first_token + row < op.num_tokens) {
-    shares.squares[int64_t{share} * op.num_tokens + first_token + row] = squares;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    squares[i] += __shfl_xor_sync(~0u, squares[i], 1);
+    squares[i] += __shfl_xor_sync(~0u, squares[i], 2);
+    const int token = first_token + row + 64 * i;
+    if (part == 0 && blockIdx.z == 0 && token < op.num_tokens) {
+      shares.squares[int64_t{share} * op.num_tokens + token] = squares[i];
+    }
   }
 #pragma unroll
-  for (int t = 0; t < 4; ++t) {
-    const int token = first_token + ty + t;
+  for (int t = 0; t < 8; ++t) {
+    const int token = first_token + ty + t / 4 * 64 + t % 4;
     if (token >= op.num_tokens) continue;
     float* out = shares.dots + (int64_t{share} * op.num_tokens + token) * op.n_routed_experts + first_expert + tx;
 #pragma unroll

@@ -79,6 +79,12 @@ __device__ __forceinline__ uint64_t transposed_descriptor_of(uint32_t address, u
   "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
   "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, "  \
   "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+#define PROA_REGISTERS_96                                                                                 \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
+  "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "  \
+  "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "  \
+  "%62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, "  \
+  "%82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95}, "
 #define PROA_BEGIN "{\n.reg .pred p;\nsetp.ne.b32 p, "
 #define PROA_WGMMA_64(types) ";\nwgmma.mma_async.sync.aligned.m64n64k16.f32." types " " PROA_REGISTERS_32
 #define PROA_WGMMA_128(types) ";\nwgmma.mma_async.sync.aligned.m64n128k16.f32." types " " PROA_REGISTERS_64
@@ -136,6 +142,18 @@ __device__ __forceinline__ void warpgroup_multiply(float (&c)[32], uint64_t a, u
 #undef PROA_OPERANDS
 #undef PROA_END
 }
+__device__ __forceinline__ void warpgroup_multiply_bf16(float (&c)[96], uint64_t a, uint64_t b, int add) {
+  asm volatile(PROA_BEGIN "%98, 0;\nwgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 " PROA_REGISTERS_96
+                          "%96, %97, p, 1, 1, 0, 0;\n}"
+               : PROA_C16(0), PROA_C16(16), PROA_C16(32), PROA_C16(48), PROA_C16(64), PROA_C16(80)
+               : "l"(a), "l"(b), "r"(add));
+}
+__device__ __forceinline__ void warpgroup_multiply_bf16(float (&c)[64], uint64_t a, uint64_t b, int add) {
+  warpgroup_multiply<true>(c, a, b, add);
+}
+__device__ __forceinline__ void warpgroup_multiply_bf16(float (&c)[32], uint64_t a, uint64_t b, int add) {
+  warpgroup_multiply<true>(c, a, b, add);
+}
 // The same of 32 columns of E4M3. Its sums keep some 14 bits of their largest term, see gemm_same_kind.cu.
 __device__ __forceinline__ void warpgroup_multiply_e4m3(float (&c)[32], uint64_t a, uint64_t b, int add) {
   asm volatile(PROA_BEGIN "%34, 0;\nwgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 " PROA_REGISTERS_32
@@ -149,9 +167,16 @@ __device__ __forceinline__ void warpgroup_multiply_e4m3(float (&c)[64], uint64_t
                : PROA_C16(0), PROA_C16(16), PROA_C16(32), PROA_C16(48)
                : "l"(a), "l"(b), "r"(add));
 }
+__device__ __forceinline__ void warpgroup_multiply_e4m3(float (&c)[96], uint64_t a, uint64_t b, int add) {
+  asm volatile(PROA_BEGIN "%98, 0;\nwgmma.mma_async.sync.aligned.m64n192k32.f32.e4m3.e4m3 " PROA_REGISTERS_96
+                          "%96, %97, p, 1, 1;\n}"
+               : PROA_C16(0), PROA_C16(16), PROA_C16(32), PROA_C16(48), PROA_C16(64), PROA_C16(80)
+               : "l"(a), "l"(b), "r"(add));
+}
 #undef PROA_WGMMA_128
 #undef PROA_WGMMA_64
 #undef PROA_BEGIN
+#undef PROA_REGISTERS_96
 #undef PROA_REGISTERS_64
 #undef PROA_REGISTERS_32
 #undef PROA_C16
