@@ -262,15 +262,17 @@ __device__ __forceinline__ Tile tile_at(const Gemm& a, int tiles, int number) {
 }
 
 // Four warps ask for the stages of a block, each as soon as its place in the ring is free.
-template <class F>
+template <class F, bool kAligned>
 __device__ __forceinline__ void fetch_all(const Gemm& a, int tiles, const Ring& ring) {
   using P = Plan<F>;
   using Frag = Fragment<F>;
   const Matrix& m = a.matrix;
   const int tid = static_cast<int>(threadIdx.x), stages = (m.cols + P::kCols - 1) / P::kCols;
-  // Eight threads copy a row of vectors, four a row of weights.
+  // Eight threads copy a row of vectors, and one of weights where it is a line of 128 bytes, else four.
   constexpr int kVectorRows = kFetchThreads / 8, kVectorPasses = P::kTokens / kVectorRows;
-  constexpr int kWeightRows = kFetchThreads / 4, kWeightPasses = P::kRows / kWeightRows;
+  constexpr bool kLines = P::kBytes == 128 && P::kWarpRows == 32;
+  constexpr int kRowThreads = kLines ? 8 : 4, kPassBytes = 16 * kRowThreads;
+  constexpr int kWeightRows = kFetchThreads / kRowThreads, kWeightPasses = P::kRows / kWeightRows;
   const uint32_t vector_at = swizzled(tid / 8, tid % 8);
   const __half* my_vectors = a.x.x + tid % 8 * 8;
   const auto vector_chunks = static_cast<uint32_t>(a.x.stride / 8);
@@ -279,18 +281,21 @@ __device__ __forceinline__ void fetch_all(const Gemm& a, int tiles, const Ring& 
   const int eighth = tid / 4 % 8;
   const int in_eight =
       P::kPitch % 32 == 0 ? (eighth & 4) | eighth % 2 << 1 | eighth / 2 % 2 : eighth / 2 | eighth % 2 << 2;
-  const int row_place = tid / 4 / 8 * 8 + in_eight, my_row = row_of_place<F>(row_place);
-  const uint32_t row_at = P::kVectorBytes + row_place * P::kPitch + tid % 4 * 16;
-  const uint32_t scales_at = P::kVectorBytes + P::kRows * P::kPitch + row_place * P::kScalesPitch + tid % 4 * 16;
+  const int row_place = kLines ? tid / 8 : tid / 4 / 8 * 8 + in_eight, my_row = row_of_place<F>(row_place);
+  // Of pass i, whose places are kWeightRows behind those of the one before.
+  const auto row_of_pass = [&](int i) { return my_row + (kLines ? i / 2 * 32 + i % 2 * 2 : i * kWeightRows); };
+  const int my_chunk = tid % kRowThreads * 16;
+  const uint32_t row_at = P::kVectorBytes + row_place * P::kPitch + my_chunk;
+  const uint32_t scales_at = P::kVectorBytes + P::kRows * P::kPitch + row_place * P::kScalesPitch + my_chunk;
   // Of `bytes` from an address on, at most those of `most`, the chunks that are this thread's.
   const auto copy_run = [&](const uint8_t* from, int bytes, auto most, uint32_t to) {
     const int shift = static_cast<int>(reinterpret_cast<uintptr_t>(from) & 15);
-    const uint8_t* chunk = from - shift + tid % 4 * 16;
-    const int end = shift + bytes - tid % 4 * 16;
-    constexpr int kPasses = (chunks_of(decltype(most)::value) + 3) / 4;
+    const uint8_t* chunk = from - shift + my_chunk;
+    const int end = shift + bytes - my_chunk;
+    constexpr int kPasses = (chunks_of(decltype(most)::value) + kRowThreads - 1) / kRowThreads;
 #pragma unroll
     for (int c = 0; c < kPasses; ++c) {
-      if (64 * c < end) copy_async_or_zero(to + 64 * c, chunk + 64 * c, true);
+      if (kPassBytes * c < end) copy_async_or_zero(to + kPassBytes * c, chunk + kPassBytes * c, true);
     }
   };
   const int all = tiles * ((m.rows + P::kRows - 1) / P::kRows);
@@ -326,8 +331,9 @@ __device__ __forceinline__ void fetch_all(const Gemm& a, int tiles, const Ring& 
         for (int r = 0; r <= tile.last_row; r += 32) asm volatile("prefetch.global.L2 [%0];" ::"l"(before + r));
       }
     }
+    const uint8_t* weights = tile.rows + my_row * m.stride + my_chunk;  // where they are aligned
 #pragma unroll 1
-    for (int stage = 0; stage < stages; ++stage) {
+    for (int stage = 0; stage < stages; ++stage, weights += P::kBytes) {
       const uint32_t to = ring.stages + place * P::kStageBytes;
       wait_barrier(ring.barriers + 8 * (P::kStages + place), parity);
 #pragma unroll
@@ -339,18 +345,28 @@ __device__ __forceinline__ void fetch_all(const Gemm& a, int tiles, const Ring& 
                              my_vectors + uint64_t{vectors[i]} * 8 + stage * P::kCols + part * 64, true);
         }
       }
-      const int cols = min(P::kCols, m.cols - stage * P::kCols);
-      const int bytes =
-          (cols + F::block_elements - 1) / F::block_elements * static_cast<int>(sizeof(typename F::Block));
+      if constexpr (kAligned && kLines) {
+        const bool there = stage * P::kBytes + my_chunk < m.cols * static_cast<int>(sizeof(typename F::Block));
 #pragma unroll
-      for (int i = 0; i < kWeightPasses; ++i) {
-        if (i * kWeightRows > tile.last_row) break;
-        const int r = min(my_row + i * kWeightRows, tile.last_row);
-        copy_run(tile.rows + r * m.stride + stage * P::kBytes, bytes, Constant<P::kBytes>(),
-                 to + row_at + i * kWeightRows * P::kPitch);
-        if constexpr (Frag::kGroupScales) {
-          copy_run(tile.scales + r * m.scales_stride + stage * (P::kCols / 16), (cols + 15) / 16,
-                   Constant<P::kCols / 16>(), to + scales_at + i * kWeightRows * P::kScalesPitch);
+        for (int i = 0; i < kWeightPasses; ++i) {
+          if (row_of_pass(i) > tile.last_row) continue;  // what lies in the place of such a row is not looked at
+          copy_async_or_zero(to + row_at + i * kWeightRows * P::kPitch, weights + (row_of_pass(i) - my_row) * m.stride,
+                             there);
+        }
+      } else {
+        const int cols = min(P::kCols, m.cols - stage * P::kCols);
+        const int bytes =
+            (cols + F::block_elements - 1) / F::block_elements * static_cast<int>(sizeof(typename F::Block));
+#pragma unroll
+        for (int i = 0; i < kWeightPasses; ++i) {
+          if (i * kWeightRows / 32 * 32 > tile.last_row) break;
+          const int r = min(row_of_pass(i), tile.last_row);
+          copy_run(tile.rows + r * m.stride + stage * P::kBytes, bytes, Constant<P::kBytes>(),
+                   to + row_at + i * kWeightRows * P::kPitch);
+          if constexpr (Frag::kGroupScales) {
+            copy_run(tile.scales + r * m.scales_stride + stage * (P::kCols / 16), (cols + 15) / 16,
+                     Constant<P::kCols / 16>(), to + scales_at + i * kWeightRows * P::kScalesPitch);
+          }
         }
       }
       arrive_after_copies(ring.barriers + 8 * place);
@@ -757,7 +773,7 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ge
 
   if (warp_id() < kFetchThreads / kWarp) {
     set_registers<56, false>();
-    fetch_all<F>(a, tiles, ring);
+    fetch_all<F, kHasAligned<F> && kOdd == 0>(a, tiles, ring);
   } else {
     set_registers<224, true>();
     float sum[P::kTiles][P::kTokens / 2];
