@@ -34,15 +34,17 @@ double divergence(std::span<const float> a, std::span<const float> b, size_t voc
 
 struct Row {
   const char *model, *precision;
-  double most;  // logits off, of their RMS
+  double most;          // logits off, of their RMS
+  double most_rounded;  // the same where activations become BF16 or E4M3 (Backend::quantises)
 };
 
 // The roundings of some hundred products add up as a random walk. A router sees them as well: where two experts all but
-// tie it takes the other one, which is most of what a model with experts shows.
+// tie it takes the other one, which is most of what a model with experts shows. Wrong products are off by 1.4.
 constexpr Row kRows[] = {
-    {"Nemotron-H-8B-Base-8K", "q4_0", 0.01},         {"Nemotron-H-8B-Base-8K", "bf16", 0.01},
-    {"NVIDIA-Nemotron-3-Nano-30B-A3B", "q4_0", 0.1}, {"NVIDIA-Nemotron-3-Nano-30B-A3B", "q8_0", 0.1},
-    {"NVIDIA-Nemotron-3-Nano-30B-A3B", "bf16", 0.1}, {"NVIDIA-Nemotron-3-Nano-30B-A3B", "nvfp4", 0.1},
+    {"Nemotron-H-8B-Base-8K", "q4_0", 0.01, 0.01},         {"Nemotron-H-8B-Base-8K", "bf16", 0.01, 0.05},
+    {"NVIDIA-Nemotron-3-Nano-30B-A3B", "q4_0", 0.1, 0.1},  {"NVIDIA-Nemotron-3-Nano-30B-A3B", "q8_0", 0.1, 0.1},
+    {"NVIDIA-Nemotron-3-Nano-30B-A3B", "bf16", 0.1, 0.4},  {"NVIDIA-Nemotron-3-Nano-30B-A3B", "fp8", 0.1, 0.7},
+    {"NVIDIA-Nemotron-3-Nano-30B-A3B", "nvfp4", 0.1, 0.4},
 };
 
 TEST(PrefillDrift, ManyTokensAtOnceAreNearlyWhatFewAre) {
@@ -64,9 +66,10 @@ TEST(PrefillDrift, ManyTokensAtOnceAreNearlyWhatFewAre) {
       options.chunks = {60};
       const auto few = must(forced_logits(*model, *backend, tokens, rows, options));
       const double off = deviation(many, few);
-      EXPECT_LE(off, row.most) << row.model << " " << row.precision;
+      EXPECT_LE(off, backend->quantises(Format::BF16, 1 << 20) ? row.most_rounded : row.most)
+          << row.model << " " << row.precision << ", " << backend->description();
       std::printf("  %-30s %-5s on %s: logits off by %.1e of their RMS, KL %.1e\n", row.model, row.precision,
-                  std::string(backend->name()).c_str(), off, divergence(many, few, vocab_size));
+                  std::string(backend->description()).c_str(), off, divergence(many, few, vocab_size));
     }
   }
 }
