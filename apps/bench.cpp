@@ -97,6 +97,7 @@ class Bench {
   BenchReport report_;
   std::optional<OpenedModel> opened_;
   std::string model_name_, quantization_, weights_, kv_cache_dtype_;
+  size_t device_peak_ = 0;
 };
 
 std::string base_name(std::string path) {
@@ -209,11 +210,13 @@ Result<void> Bench::run() {
                        .max_num_batched_tokens = options_.open.max_num_batched_tokens,
                        .kv_cache_dtype = prepared.config.kv_cache_dtype,
                        .gpu_memory_utilization = prepared.config.gpu_memory_utilization,
+                       .gpu_memory_limit = prepared.config.gpu_memory_limit,
                        .uncounted_weight_bytes = prepared.config.uncounted_weight_bytes,
                        .kv_offloading_bytes = static_cast<int64_t>(options_.open.kv_offloading_size * 0x1p30),
                        .probe_seconds = options_.probe_seconds,
                        .arithmetic = arithmetic_for(*prepared.model, *prepared.backend),
                        .random_weights = prepared.checkpoint->dummy() != nullptr,
+                       .device_peak = &device_peak_,
                        .interrupted = &InterruptFlag::flag()};
   PROA_ASSIGN(const MemoryPlan memory, plan(prepared, config));
   progress_.note(memory.text());
@@ -313,6 +316,10 @@ void Bench::add_memory() {
   part("weights", static_cast<double>(opened_->model->info().weight_bytes));
   part("state per sequence", static_cast<double>(state_bytes(*opened_->model).total()));
   part("kv per token", static_cast<double>(kv_bytes_per_token(*opened_->model, opened_->config.kv_cache_dtype)));
+  if (device_peak_ > 0) {
+    part("device planned", static_cast<double>(report_.memory_plan->device_bytes()));
+    part("device peak", static_cast<double>(device_peak_));
+  }
   report_.peak_memory_bytes = peak_memory_bytes();
   if (report_.peak_memory_bytes) part("peak rss", static_cast<double>(*report_.peak_memory_bytes));
 }

@@ -45,22 +45,17 @@ Result<Match> match_of(const std::string& name) {
 struct CacheKind {
   std::string kv, ssm;
   Format format = Format::BF16;
-  Rounding round_kv = Rounding::none, round_ssm = Rounding::none;
+  Rounding round_ssm = Rounding::none;
 };
 
 Result<CacheKind> cache_kind(const std::string& kv, const std::string& ssm) {
   CacheKind kind{.kv = kv == "auto" ? "bfloat16" : kv, .ssm = ssm};
-  if (kv == "fp8" || kv == "fp8_e4m3") {
-    kind.kv = "fp8";
-    kind.round_kv = Rounding::e4m3;
-    kind.format = Format::F32;
-  } else {
-    auto format = parse_kv_cache_dtype(kv);
-    if (!format.ok()) {
-      return Error{"evaluate", "--kv-cache-dtype", "auto, bfloat16, float16, float32 or fp8", printable(kv), ""};
-    }
-    kind.format = *format;
+  auto format = parse_kv_cache_dtype(kv);
+  if (!format.ok()) {
+    return Error{"evaluate", "--kv-cache-dtype", "auto, bfloat16, float16, float32 or fp8", printable(kv), ""};
   }
+  kind.format = *format;
+  if (kind.format == Format::F8_E4M3) kind.kv = "fp8";
   if (ssm == "float16") kind.round_ssm = Rounding::f16;
   if (ssm == "bfloat16") kind.round_ssm = Rounding::bf16;
   if (ssm != "float32" && kind.round_ssm == Rounding::none) {
@@ -198,12 +193,12 @@ class Evaluation {
                 .activation_dtype = activation_dtype == "auto" ? "" : activation_dtype,
                 .arithmetic = std::string(opened.backend->description())};
     std::shared_ptr<Backend> backend = opened.backend;
-    if (cache.round_kv != Rounding::none || cache.round_ssm != Rounding::none) {
+    if (cache.round_ssm != Rounding::none) {
       if (!backend->shares_memory()) {
-        return Error{"evaluate", "--kv-cache-dtype " + cache.kv + ", --mamba-ssm-cache-dtype " + cache.ssm,
-                     "--device cpu, where such caches are imitated by rounding", std::string(backend->name()), ""};
+        return Error{"evaluate", "--mamba-ssm-cache-dtype " + cache.ssm,
+                     "--device cpu, where such a cache is imitated by rounding", std::string(backend->name()), ""};
       }
-      backend = std::make_shared<RoundingBackend>(backend, cache.round_kv, cache.round_ssm);
+      backend = std::make_shared<RoundingBackend>(backend, cache.round_ssm);
     }
     ProgressLine line;
     const std::string label = row.name();

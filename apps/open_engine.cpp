@@ -6,6 +6,7 @@
 #include <iterator>
 
 #include "apps/open_checkpoint.h"
+#include "apps/serve_arguments.h"
 #include "backends/backends.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/config_reader.h"
@@ -18,7 +19,8 @@ Result<Format> parse_kv_cache_dtype(const std::string& name) {
   if (name == "auto" || name == "bfloat16") return Format::BF16;
   if (name == "float16") return Format::F16;
   if (name == "float32") return Format::F32;
-  return Error{"open engine", "--kv-cache-dtype", "auto, bfloat16, float16 or float32", name, ""};
+  if (name == "fp8" || name == "fp8_e4m3") return Format::F8_E4M3;
+  return Error{"open engine", "--kv-cache-dtype", "auto, bfloat16, float16, float32, fp8 or fp8_e4m3", name, ""};
 }
 
 Result<GenerationConfig> read_generation_config(const Checkpoint& checkpoint, std::span<const int32_t> eos_ids) {
@@ -143,7 +145,9 @@ void add_open_flags(CLI::App& command, OpenOptions& options) {
                   "the part of a GPU's memory that may be taken, by other processes too")
       ->check(CLI::Range(0.01, 1.0))
       ->capture_default_str();
-  command.add_option("--kv-cache-dtype", options.kv_cache_dtype, "auto, bfloat16, float16 or float32")
+  command.add_option("--gpu-memory-limit", options.gpu_memory_limit,
+                     "bytes of a GPU's memory that may be taken, such as 24G, in place of a part of it");
+  command.add_option("--kv-cache-dtype", options.kv_cache_dtype, "auto, bfloat16, float16, float32, or fp8 (E4M3)")
       ->capture_default_str();
   command.add_option("--max-num-batched-tokens", options.max_num_batched_tokens, "prompt tokens of one step")
       ->check(CLI::Range(1, 65536))
@@ -169,6 +173,11 @@ void add_prefix_cache_flags(CLI::App& command, OpenOptions& options) {
 
 Result<PreparedModel> prepare_model(const OpenOptions& options) {
   PROA_ASSIGN(const Format kv_cache_dtype, parse_kv_cache_dtype(options.kv_cache_dtype));
+  int64_t limit = 0;
+  if (!options.gpu_memory_limit.empty()) {
+    PROA_ASSIGN(limit, parse_human_integer("--gpu-memory-limit", options.gpu_memory_limit));
+    if (limit < 1) return Error{"open engine", "--gpu-memory-limit", "a size above 0", options.gpu_memory_limit, ""};
+  }
   PROA_ASSIGN(auto made, make_backend(options.device, {.num_threads = options.threads,
                                                        .cpu_target = options.cpu_target,
                                                        .activation_dtype = options.activation_dtype}));
@@ -186,6 +195,7 @@ Result<PreparedModel> prepare_model(const OpenOptions& options) {
                      .max_num_batched_tokens = options.max_num_batched_tokens,
                      .max_model_len = options.max_model_len,
                      .gpu_memory_utilization = options.gpu_memory_utilization,
+                     .gpu_memory_limit = limit,
                      .uncounted_weight_bytes = prepared.model->info().weight_bytes,
                      .kv_cache_dtype = kv_cache_dtype,
                      .enable_prefix_caching = options.enable_prefix_caching,

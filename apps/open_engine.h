@@ -30,7 +30,7 @@ struct OpenOptions {                 // flags, named as vLLM's
   std::string quantize_to;           // of a BF16 folder: what its weights become while they are loaded
   std::optional<uint64_t> seed;      // of dummy weights, and of sampling where a command samples
   std::string device = "auto";
-  std::string kv_cache_dtype = "auto";  // auto, bfloat16, float16, float32
+  std::string kv_cache_dtype = "auto";  // auto, bfloat16, float16, float32, fp8, fp8_e4m3
   std::string chat_template;            // a file; empty: the checkpoint's own
   int threads = 0;
   std::string cpu_target;                 // an instruction set of the CPU, as BackendOptions has it
@@ -39,6 +39,7 @@ struct OpenOptions {                 // flags, named as vLLM's
   int max_num_batched_tokens = 512;
   int max_num_seqs = 1;
   double gpu_memory_utilization = 0.9;  // the part of a GPU's memory that may be taken
+  std::string gpu_memory_limit;         // bytes of it, such as 24G, in place of a part
   bool enable_prefix_caching = true;
   int mamba_block_size = 2048;    // tokens of prefill between snapshots of the recurrent state
   double kv_offloading_size = 0;  // GiB of the host's memory for what a GPU has no room for

@@ -209,11 +209,13 @@ void add_model_flags(CLI::App& command, ServeFlags& flags) {
                   "the part of a GPU's memory that may be taken, by other processes too")
       ->check(CLI::Range(0.01, 1.0))
       ->capture_default_str();
+  command.add_option("--gpu-memory-limit", open.gpu_memory_limit,
+                     "bytes of a GPU's memory that may be taken, such as 24G, in place of a part of it");
   command.add_option("--kv-cache-memory-bytes", flags.kv_cache_memory_bytes,
                      "of keys and values; default: what max-num-seqs requests of max-model-len tokens take");
   command
       .add_option("--kv-cache-dtype", open.kv_cache_dtype,
-                  "auto, bfloat16, float16 or float32; fp8 is kept as bfloat16")
+                  "auto, bfloat16, float16, float32, or fp8 (E4M3)")
       ->capture_default_str();
   command.add_option("--mamba-ssm-cache-dtype", flags.ssm_cache_dtype, "auto or float32; others are kept as float32");
   command.add_option("--block-size", flags.options.block_size, "tokens per KV block")
@@ -347,11 +349,6 @@ Result<void> settle_model(const ServeFlags& flags, ServeOptions& options) {
   open.max_num_batched_tokens = std::max(open.max_num_batched_tokens, open.max_num_seqs);
   if (!flags.kv_cache_memory_bytes.empty()) {
     PROA_ASSIGN(options.kv_cache_bytes, parse_human_integer("--kv-cache-memory-bytes", flags.kv_cache_memory_bytes));
-  }
-  if (open.kv_cache_dtype.starts_with("fp8")) {
-    options.warnings.push_back("--kv-cache-dtype " + open.kv_cache_dtype +
-                               ": keys and values are kept in bfloat16, which takes twice the memory");
-    open.kv_cache_dtype = "bfloat16";
   }
   PROA_TRY(parse_kv_cache_dtype(open.kv_cache_dtype));
   const auto state_types = {"auto", "float32", "float16", "bfloat16"};

@@ -102,6 +102,27 @@ TEST_P(NemotronHLogits, DoNotDependOnTheBatch) {
   }
 }
 
+// E4M3 keeps keys and values to 2^-4 of themselves, and no logit vector moves by more than that, however it is stored:
+// at once, in chunks, token by token.
+TEST_P(NemotronHLogits, WithAnFp8Cache) {
+  for (const auto& backend : all_backends()) {
+    const auto model = open(golden_.folder, *backend);
+    const bool has_kv = std::ranges::any_of(model->cache_specs(),
+                                            [](const CacheSpec& spec) { return spec.kind == CacheSpec::Kind::kv; });
+    double worst = 0;
+    for (const Sequence& sequence : golden_.sequences) {
+      for (const std::vector<int>& chunks : {std::vector<int>{}, {7}, {5, 1}}) {
+        const auto ours =
+            logits(*model, *backend, sequence, {.chunks = chunks, .kv_cache_dtype = Format::F8_E4M3, .block_size = 5});
+        worst = std::max(worst, deviation(ours, sequence.logits));
+      }
+    }
+    EXPECT_LE(worst, has_kv ? 0x1p-4 : tolerance(*model, *backend)) << backend->description();
+    if (has_kv) EXPECT_GT(worst, 10 * kSameFunction) << backend->description() << ": nothing was rounded";
+    std::printf("  %-15s %-26s FP8 cache %.1e\n", golden_.name.c_str(), std::string(backend->description()).c_str(), worst);
+  }
+}
+
 // Rounds A to BF16, in which the two kinds of file agree.
 class CoarseDecay final : public Backend {
  public:

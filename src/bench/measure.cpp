@@ -73,6 +73,7 @@ EngineConfig engine_config(const MeasureConfig& config, const Work& work) {
           .max_model_len = work.depth + work.prompt_tokens + work.max_tokens,
           .max_queue = work.batch,
           .gpu_memory_utilization = config.gpu_memory_utilization,
+          .gpu_memory_limit = config.gpu_memory_limit,
           .uncounted_weight_bytes = config.uncounted_weight_bytes,
           .kv_cache_dtype = config.kv_cache_dtype,
           .enable_prefix_caching = false,  // every pass computes everything
@@ -102,6 +103,10 @@ Result<Pass> run_pass(const std::shared_ptr<const Model>& model, const std::shar
   PROA_ASSIGN(auto replies, engine->submit(std::move(requests)));
   PROA_TRY(read_all(std::move(replies), config.interrupted, pass));
   pass.stats = engine->stats();
+  if (config.device_peak && !backend->shares_memory()) {
+    const DeviceMemory memory = backend->memory();
+    *config.device_peak = std::max(*config.device_peak, memory.total - memory.free);
+  }
   return pass;
 }
 

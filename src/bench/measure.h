@@ -22,12 +22,14 @@ struct MeasureConfig {
   int max_num_batched_tokens = 512;  // tokens of a step: the chunk of a prefill
   Format kv_cache_dtype = Format::BF16;
   double gpu_memory_utilization = 0.9;
+  int64_t gpu_memory_limit = 0;        // as of EngineConfig
   int64_t uncounted_weight_bytes = 0;  // as of EngineConfig
   int64_t kv_offloading_bytes = 0;     // likewise, for measure_history
   uint64_t seed = 0;                   // of the prompts
   double probe_seconds = 0.1;          // of each probe, before the first timed pass and after each
   Probe arithmetic = Probe::f32;       // that a prefill's limit is taken from
   bool random_weights = false;         // experts are hit evenly, and a reply that falls into a loop is an error
+  size_t* device_peak = nullptr;       // grows to what was taken of a device with memory of its own while passes ran
   const std::atomic<bool>* interrupted = nullptr;  // set by Ctrl-C: the measurement ends with an error
 };
 

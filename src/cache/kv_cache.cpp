@@ -26,10 +26,10 @@ size_t KvCache::bytes_per_block(std::span<const CacheSpec> specs, int block_size
 
 Result<KvCache> KvCache::create(Backend& backend, std::span<const CacheSpec> specs, int num_blocks, int block_size,
                                 Format format, bool on_host) {
-  if (format != Format::F32 && format != Format::F16 && format != Format::BF16) {
+  if (format != Format::F32 && format != Format::F16 && format != Format::BF16 && format != Format::F8_E4M3) {
     return Error{.doing = "allocate the KV cache",
                  .where = "kv_cache_dtype",
-                 .expected = "F32, F16 or BF16",
+                 .expected = "F32, F16, BF16 or F8_E4M3",
                  .actual = std::string(info(format).name),
                  .hint = ""};
   }

@@ -22,7 +22,11 @@ std::string MemoryPlan::text() const {
   if (memory.total == 0) return text;
   text += "; " + device + " has " + bytes_text(static_cast<double>(memory.free)) + " free of " +
           bytes_text(static_cast<double>(memory.total));
-  if (utilization < 1) text += ", of which " + percent_text(utilization) + " may be used (--gpu-memory-utilization)";
+  if (limit_bytes > 0) {
+    text += ", of which " + bytes_text(static_cast<double>(limit_bytes)) + " may be used (--gpu-memory-limit)";
+  } else if (utilization < 1) {
+    text += ", of which " + percent_text(utilization) + " may be used (--gpu-memory-utilization)";
+  }
   if (!weights_stay) text += "; the weights do not stay in memory: parts are read from the file in every step";
   return text;
 }

@@ -32,12 +32,15 @@ struct MemoryPlan {
   std::string device;      // Backend::name()
   DeviceMemory memory;     // as it was when the plan was made
   double utilization = 1;  // the part of memory.total that may be taken
+  size_t limit_bytes = 0;  // where that part was given in bytes
   // Whether weights in a file stay in memory beside the rest. Where they do not, parts are read again in every step.
   bool weights_stay = true;
 
   int64_t num_tokens() const { return int64_t{num_blocks} * block_size; }  // that the KV cache holds
   size_t engine_bytes() const { return kv_bytes + state_bytes + workspace_bytes + step_bytes + scratch_bytes; }
   size_t total_bytes() const { return weight_bytes + engine_bytes(); }
+  // Of a plan made before weights are loaded: what will be taken of the device, by others too.
+  size_t device_bytes() const { return memory.total - memory.free + total_bytes(); }
 
   // "memory: weights 2.02 GB + KV 201 MB (2048 blocks, 32768 tokens) + state 48.3 MB (1 slot) + workspace 98.7 MB =
   // 2.37 GB; cuda:0 has 84.0 GB free of 85.2 GB, of which 90.0 % may be used (--gpu-memory-utilization)"

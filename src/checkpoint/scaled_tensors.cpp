@@ -35,6 +35,7 @@ class Finder {
   }
 
   std::map<const std::byte*, Scaling> found;
+  std::map<std::string, float, std::less<>> kv_scales;
   Differences differences;
 
  private:
@@ -92,7 +93,7 @@ class Finder {
   }
 
   void add(const std::string& name) {
-    if (is_kv_scale(name)) out_.erase(name);
+    if (is_kv_scale(name)) add_kv_scale(name);
     if (name.ends_with("_scale") || name.ends_with("_scale_2")) return;
     const bool dotted = name.ends_with(".weight");
     const std::string module = dotted ? name.substr(0, name.size() - 7) : name;
@@ -131,6 +132,17 @@ class Finder {
       if (const auto it = in_.find(beside); it != in_.end()) return &it->second;
     }
     return nullptr;
+  }
+
+  void add_kv_scale(const std::string& name) {
+    out_.erase(name);
+    const std::vector<float> scale = values(*current_, {1});
+    if (scale.empty()) return;
+    if (scale.front() > 0) {
+      kv_scales[name] = scale.front();
+    } else {
+      differ(*current_, "expected a scale above 0, found 0");
+    }
   }
 
   static bool is_kv_scale(std::string_view name) { return name.ends_with(".k_scale") || name.ends_with(".v_scale"); }
@@ -205,6 +217,7 @@ Result<ScaledTensors> scaled_tensors(const Entries& entries, bool gguf, const st
   const auto& differences = finder.differences;
   if (!differences.any()) {
     result.scaling = std::move(finder.found);
+    result.kv_scales = std::move(finder.kv_scales);
     return result;
   }
   return Error{.doing = "read quantised tensors", .where = path, .actual = differences.text()};

@@ -7,9 +7,9 @@
 //   GGUF    X.weight of any type;       X.scale [1]
 //
 // A scale of the matrix is [E] where it is one per expert. X.input_scale [], [1] or [E] belongs to activations, which
-// stay as they are unless a backend is told to round them: that of FP8 is kept. k_scale and v_scale of KV caches are
-// left out. (Reference nemotron-h 4.1, 4.3, 4.6, 5.6.) A new scheme is a case here, and where its stored values are of
-// a new kind a format in quant/.
+// stay as they are unless a backend is told to round them: that of FP8 is kept. X.k_scale and X.v_scale [] are those of
+// an FP8 KV cache: a cached value is the key or value divided by it. (Reference nemotron-h 4.1, 4.3, 4.6, 5.6.) A new
+// scheme is a case here, and where its stored values are of a new kind a format in quant/.
 #pragma once
 
 #include <map>
@@ -38,6 +38,8 @@ struct ScaledTensors {
   std::map<std::string, TensorEntry, std::less<>> entries;
   // By the address of the matrix's first byte: its names in file and model may differ.
   std::map<const std::byte*, Scaling> scaling;
+  // Of an FP8 KV cache, by the name of the tensor that has it: "...k_proj.k_scale".
+  std::map<std::string, float, std::less<>> kv_scales;
 };
 
 // Errors, all differences together: scales that are missing, of a wrong shape or type, negative or not finite; stored

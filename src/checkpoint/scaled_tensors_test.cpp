@@ -111,7 +111,7 @@ TEST(ScaledTensors, WhatIsThereSaysWhatItIs) {
 TEST(ScaledTensors, LeavesOutWhatBelongsToActivationsAndCaches) {
   File file;
   file.put("a.k_proj.weight", {2, 2}, "F8_E4M3").put("a.k_proj.weight_scale", {}, "F32", {2});
-  file.put("a.k_proj.input_scale", {1}, "F32").put("a.k_proj.k_scale", {1}, "F32").put("a.v_proj.v_scale", {1}, "F32");
+  file.put("a.k_proj.input_scale", {1}, "F32").put("a.k_proj.k_scale", {1}, "F32", {3}).put("a.v_proj.v_scale", {1}, "F32", {0.5f});
   file.put("b.weight", {2, 2}, "BF16").put("b.input_scale", {1}, "F32");
   const auto result = file.read();
   ASSERT_TRUE(result.ok());
@@ -120,6 +120,8 @@ TEST(ScaledTensors, LeavesOutWhatBelongsToActivationsAndCaches) {
   EXPECT_EQ(names, "a.k_proj.weight b.input_scale b.weight ");  // b is not quantised: what is its input_scale?
   EXPECT_EQ(result->scaling.begin()->second.scales, std::vector<float>{2});
   EXPECT_EQ(result->scaling.begin()->second.input_scale, 0);
+  EXPECT_EQ(result->kv_scales,
+            (std::map<std::string, float, std::less<>>{{"a.k_proj.k_scale", 3}, {"a.v_proj.v_scale", 0.5f}}));
 }
 
 // Experts that no token of a calibration chose leave anything.

@@ -52,10 +52,11 @@ struct EngineConfig {
   // The part of a GPU's memory that may be taken, by others too, as vLLM has it. Of the host's, all but half a
   // gigabyte.
   double gpu_memory_utilization = 0.9;
+  int64_t gpu_memory_limit = 0;  // bytes of it that may be taken, by others too, in place of that part; 0: no limit
   // Of the model's weights, what the device does not count as taken: all of them before they are loaded, afterwards
   // those that stay in a file.
   int64_t uncounted_weight_bytes = 0;
-  Format kv_cache_dtype = Format::BF16;  // F32, F16 or BF16
+  Format kv_cache_dtype = Format::BF16;  // F32, F16, BF16 or F8_E4M3
 
   // What was computed for one request serves others that begin alike (cache/prefix_cache.h).
   bool enable_prefix_caching = true;

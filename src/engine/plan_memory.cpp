@@ -47,6 +47,7 @@ Result<void> check_ranges(const EngineConfig& config, int vocab_size) {
       {"min_snapshot_tokens", config.min_snapshot_tokens, 1, 1 << 30},
       {"snapshot_bytes", config.snapshot_bytes, -1, int64_t{1} << 50},
       {"kv_offloading_bytes", config.kv_offloading_bytes, 0, int64_t{1} << 50},
+      {"gpu_memory_limit", config.gpu_memory_limit, 0, int64_t{1} << 50},
       {"uncounted_weight_bytes", config.uncounted_weight_bytes, 0, int64_t{1} << 50},
   };
   for (const auto& range : ranges) {
@@ -103,7 +104,9 @@ Error does_not_fit(const MemoryPlan& plan, const EngineConfig& config, const Roo
   return {.doing = "plan memory",
           .where = plan.device,
           .expected = "at most " + bytes(free) + " of " + bytes(plan.memory.total) +
-                      (host ? "" : " at --gpu-memory-utilization " + short_number(plan.utilization)) +
+                      (host                   ? ""
+                       : plan.limit_bytes > 0 ? " at --gpu-memory-limit " + std::to_string(plan.limit_bytes)
+                                              : " at --gpu-memory-utilization " + short_number(plan.utilization)) +
                       (taken > 0 ? " with " + bytes(taken) + " in use" : ""),
           .actual = bytes(weights + plan.engine_bytes()) + ": " + parts,
           .hint = std::move(hint)};
@@ -153,7 +156,13 @@ class Memory {
     PROA_ASSIGN(MemoryPlan plan, ModelRunner::plan(model_, backend_, limits));
     plan.num_snapshots = limits.num_slots - config.max_num_seqs;
     plan.max_model_len = config.max_model_len;
-    if (!backend_.shares_memory()) plan.utilization = config.gpu_memory_utilization;
+    if (!backend_.shares_memory()) {
+      plan.utilization = config.gpu_memory_utilization;
+      if (config.gpu_memory_limit > 0 && plan.memory.total > 0) {
+        plan.limit_bytes = std::min(plan.memory.total, static_cast<size_t>(config.gpu_memory_limit));
+        plan.utilization = static_cast<double>(plan.limit_bytes) / static_cast<double>(plan.memory.total);
+      }
+    }
     return plan;
   }
 
@@ -230,6 +239,9 @@ class Memory {
       }
     }
     if (host) return "less memory in use by others, or a smaller model";
+    if (wanted.limit_bytes > 0) {
+      return "--gpu-memory-limit " + std::to_string(room.others + wanted.engine_bytes()) + " fits";
+    }
     const double part = static_cast<double>(room.others + wanted.engine_bytes()) / wanted.memory.total;
     const double rounded = std::ceil(part * 100) / 100;
     if (rounded <= 0.99) return "--gpu-memory-utilization " + short_number(rounded) + " fits";

@@ -17,7 +17,7 @@ struct ForcingOptions {
   std::vector<int> chunks = {};
   // A step of one token runs as a decode, as generation does. Off: as a prefill of one token.
   bool decode_single_tokens = true;
-  Format kv_cache_dtype = Format::F32;  // F32, F16 or BF16
+  Format kv_cache_dtype = Format::F32;  // F32, F16, BF16 or F8_E4M3
   int block_size = 16;                  // tokens
 };
 

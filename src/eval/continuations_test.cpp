@@ -183,12 +183,12 @@ TEST_F(Continuations, CachesOfFewerBits) {
   const auto ids = tokens(60, 9);
   const int32_t rows[] = {40, 50, 59};
   const std::shared_ptr<Backend> shared = *make_backend("cpu", {.num_threads = 1});
-  const auto run = [&](Rounding kv, Rounding state) {
-    RoundingBackend rounding(shared, kv, state);
+  const auto run = [&](Format kv, Rounding state) {
+    RoundingBackend rounding(shared, state);
     const auto model = small_model(rounding);
-    return *forced_logits(*model, rounding, ids, rows, {.chunks = {20, 1}});
+    return *forced_logits(*model, rounding, ids, rows, {.chunks = {20, 1}, .kv_cache_dtype = kv});
   };
-  const auto exact = run(Rounding::none, Rounding::none);
+  const auto exact = run(Format::F32, Rounding::none);
   const auto plain = *forced_logits(*model_, *backend_, ids, rows, {.chunks = {20, 1}});
   EXPECT_EQ(exact, plain);
   const auto off = [&](const std::vector<float>& logits) {
@@ -199,8 +199,8 @@ TEST_F(Continuations, CachesOfFewerBits) {
     }
     return std::sqrt(sum / squares);
   };
-  const double kv8 = off(run(Rounding::e4m3, Rounding::none)), kv16 = off(run(Rounding::bf16, Rounding::none));
-  const double state16 = off(run(Rounding::none, Rounding::f16)), state_bf16 = off(run(Rounding::none, Rounding::bf16));
+  const double kv8 = off(run(Format::F8_E4M3, Rounding::none)), kv16 = off(run(Format::BF16, Rounding::none));
+  const double state16 = off(run(Format::F32, Rounding::f16)), state_bf16 = off(run(Format::F32, Rounding::bf16));
   EXPECT_GT(kv8, 4 * kv16);
   EXPECT_LT(kv8, 0.1);
   EXPECT_GT(kv16, 1e-6);

@@ -1,7 +1,6 @@
 #include "eval/rounding_backend.h"
 
 #include "core/half.h"
-#include "quant/minifloat.h"
 
 namespace proa {
 namespace {
@@ -14,25 +13,11 @@ float rounded(Rounding rounding, float x) {
       return half_to_float(float_to_half(x));
     case Rounding::bf16:
       return bfloat16_to_float(float_to_bfloat16(x));
-    case Rounding::e4m3:
-      return e4m3_to_float(float_to_e4m3(x));
   }
   return x;
 }
 
 }  // namespace
-
-void RoundingBackend::attend(const Attend& op) {
-  if (counting() || keys_values_ == Rounding::none) return ForwardingBackend::attend(op);
-  const auto count = static_cast<size_t>(int64_t{op.batch->num_tokens} * op.num_kv_heads * op.head_dim);
-  k_.resize(count);
-  v_.resize(count);
-  for (size_t i = 0; i < count; ++i) k_[i] = rounded(keys_values_, op.k[i]), v_[i] = rounded(keys_values_, op.v[i]);
-  Attend with = op;
-  with.k = k_.data();
-  with.v = v_.data();
-  ForwardingBackend::attend(with);
-}
 
 void RoundingBackend::round_state(const StateCacheView& cache, const Mamba2Shape& shape, const int32_t* slots,
                                   int count) const {

@@ -27,7 +27,9 @@ void AttentionLayer::forward(const Forward& step, const LayerCache& cache) const
     step.backend.rope({batch.num_tokens, batch.positions, num_heads, num_kv_heads, head_dim,
                        rope->rotary_dim, rope->inv_freq, rope->attention_factor, rope->pairs, q, k});
   }
-  step.backend.attend({&batch, num_heads, num_kv_heads, head_dim, window, scale, q, k, v, cache.kv, out});
+  const bool scaled = cache.kv.format == Format::F8_E4M3;
+  step.backend.attend({&batch, num_heads, num_kv_heads, head_dim, window, scale, q, k, v, cache.kv, out,
+                       scaled ? k_scale : 1, scaled ? v_scale : 1});
   step.backend.linear_residual({batch.num_tokens, out, o_proj, step.x});
   step.backend.all_reduce(step.x, tokens * hidden_size);
 }

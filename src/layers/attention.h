@@ -24,6 +24,7 @@ struct AttentionLayer {
   Weight q_proj, k_proj, v_proj;  // [heads · head_dim, hidden_size]
   Weight o_proj;                  // [hidden_size, num_heads · head_dim]
   std::optional<RotaryEmbedding> rope;
+  float k_scale = 1, v_scale = 1;  // of an FP8 cache; other caches have 1
 
   CacheSpec cache_spec() const;
   size_t workspace_bytes(int num_tokens) const;

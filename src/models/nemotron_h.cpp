@@ -165,7 +165,9 @@ class NemotronH final : public Model {
             .k_proj = load.matrix(WeightKind::attention, names.layer(i, kK)),
             .v_proj = load.matrix(WeightKind::attention, names.layer(i, kV)),
             .o_proj = load.matrix(WeightKind::attention, names.layer(i, kO)),
-            .rope = std::nullopt};
+            .rope = std::nullopt,
+            .k_scale = load.kv_scale(names.layer(i, kK), "k_scale"),
+            .v_scale = load.kv_scale(names.layer(i, kV), "v_scale")};
   }
 
   static MoeLayer moe(const NemotronHConfig& c, const Names& names, size_t i, WeightLoader& load) {

@@ -28,6 +28,7 @@ Result<CheckedTensors> checked_tensors(const Checkpoint& checkpoint, std::span<c
   for (const Ignored& each : ignored) patterns.push_back(each.pattern);
   PROA_ASSIGN(checked.tensors, check_tensors(stored.entries, checkpoint.path(), table, patterns));
   checked.scaling = std::move(stored.scaling);
+  checked.kv_scales = std::move(stored.kv_scales);
   checked.dummy = checkpoint.dummy();
 
   for (const auto& [name, entry] : checkpoint.tensors()) {
@@ -36,7 +37,7 @@ Result<CheckedTensors> checked_tensors(const Checkpoint& checkpoint, std::span<c
     if (found != ignored.end()) {
       count(entry, found->what, checked.unused);
     } else if (name.ends_with(".k_scale") || name.ends_with(".v_scale")) {
-      count(entry, "scales of an FP8 KV cache", checked.unused);
+      count(entry, "scales of an FP8 KV cache", checked.unused);  // by all other caches
     } else if (name.ends_with("input_scale")) {
       count(entry, "scales of quantised activations", checked.unused);
     }
@@ -155,6 +156,11 @@ std::vector<float> WeightLoader::values(const std::string& name, bool optional) 
   }
   decode_row(tensor->format, made.empty() ? tensor->data : made.data(), tensor->shape.elements(), decoded.data());
   return decoded;
+}
+
+float WeightLoader::kv_scale(const std::string& projection, const std::string& scale) const {
+  const auto found = kv_scales_.find(projection.substr(0, projection.rfind('.') + 1) + scale);
+  return found == kv_scales_.end() ? 1 : found->second;
 }
 
 const void* WeightLoader::copy_bytes(std::span<const std::byte> bytes) {

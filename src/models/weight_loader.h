@@ -30,6 +30,7 @@ struct Ignored {
 struct CheckedTensors {
   TensorMap tensors;
   std::map<const std::byte*, Scaling> scaling;
+  std::map<std::string, float, std::less<>> kv_scales;  // of ScaledTensors
   std::vector<UnusedTensors> unused;  // ignored ones, and scales that only other arithmetic would need
   const DummyIndex* dummy = nullptr;  // the checkpoint's
 };
@@ -42,6 +43,7 @@ class WeightLoader {
   WeightLoader(CheckedTensors checked, Backend& backend)
       : tensors_(std::move(checked.tensors)),
         scaling_(std::move(checked.scaling)),
+        kv_scales_(std::move(checked.kv_scales)),
         dummy_(checked.dummy),
         backend_(backend) {}
 
@@ -49,6 +51,8 @@ class WeightLoader {
   Weight matrix(WeightKind kind, const std::string& name, bool optional = false);
   const float* vector(const std::string& name, bool optional = false);        // decoded, in memory of take_buffers()
   std::vector<float> values(const std::string& name, bool optional = false);  // decoded, for the host to work on
+  // Of an FP8 KV cache, beside the projection whose weight is named: "k_scale" or "v_scale"; 1 where there is none.
+  float kv_scale(const std::string& projection, const std::string& scale) const;
   template <typename T>
   const T* copy(const std::vector<T>& values) {  // to the device, in memory of take_buffers()
     return static_cast<const T*>(copy_bytes(std::as_bytes(std::span(values))));
@@ -80,6 +84,7 @@ class WeightLoader {
 
   TensorMap tensors_;
   std::map<const std::byte*, Scaling> scaling_;
+  std::map<std::string, float, std::less<>> kv_scales_;
   const DummyIndex* dummy_;
   Backend& backend_;
   std::vector<Buffer> buffers_;

@@ -15,6 +15,12 @@ std::byte* cached(const Attend& op, std::byte* base, int64_t slot, int kv_head) 
   return base + row * static_cast<int64_t>(row_bytes(op.cache.format, op.head_dim));
 }
 
+void store(const Attend& op, const float* x, float scale, std::byte* out) {
+  std::vector<float> scaled(x, x + op.head_dim);
+  for (float& value : scaled) value /= scale;
+  encode_row(op.cache.format, scaled.data(), op.head_dim, out);
+}
+
 }  // namespace
 
 void attend_reference(const Attend& op) {
@@ -23,8 +29,8 @@ void attend_reference(const Attend& op) {
     if (batch.slot_mapping[t] < 0) continue;
     for (int h = 0; h < op.num_kv_heads; ++h) {
       const int64_t row = (t * op.num_kv_heads + h) * op.head_dim;
-      encode_row(op.cache.format, op.k + row, op.head_dim, cached(op, op.cache.k, batch.slot_mapping[t], h));
-      encode_row(op.cache.format, op.v + row, op.head_dim, cached(op, op.cache.v, batch.slot_mapping[t], h));
+      store(op, op.k + row, op.k_scale, cached(op, op.cache.k, batch.slot_mapping[t], h));
+      store(op, op.v + row, op.v_scale, cached(op, op.cache.v, batch.slot_mapping[t], h));
     }
   }
 
@@ -46,7 +52,7 @@ void attend_reference(const Attend& op) {
           decode_row(op.cache.format, cached(op, op.cache.k, slot(p), kv_head), op.head_dim, vector.data());
           double dot = 0;
           for (int d = 0; d < op.head_dim; ++d) dot += double{q[d]} * vector[d];
-          weight[p - begin] = dot * op.scale;
+          weight[p - begin] = dot * op.scale * op.k_scale;
           best = std::max(best, weight[p - begin]);
         }
         for (double& w : weight) total += w = std::exp(w - best);
@@ -56,7 +62,7 @@ void attend_reference(const Attend& op) {
           for (int d = 0; d < op.head_dim; ++d) sum[d] += weight[p - begin] * vector[d];
         }
         float* out = op.out + (t * op.num_heads + h) * op.head_dim;
-        for (int d = 0; d < op.head_dim; ++d) out[d] = end > begin ? static_cast<float>(sum[d] / total) : 0;
+        for (int d = 0; d < op.head_dim; ++d) out[d] = end > begin ? static_cast<float>(sum[d] / total * op.v_scale) : 0;
       }
     }
   }

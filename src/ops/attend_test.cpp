@@ -51,8 +51,8 @@ struct AttendInputs {
         return table[position / c.block_size] * c.block_size + position % c.block_size;
       };
       for (int position = 0; position < length && !pad; ++position) {
-        const Floats key = random.normals(int64_t{c.num_kv_heads} * c.head_dim);
-        const Floats value = random.normals(int64_t{c.num_kv_heads} * c.head_dim);
+        const Floats key = random.normals(int64_t{c.num_kv_heads} * c.head_dim, 1 / c.k_scale);
+        const Floats value = random.normals(int64_t{c.num_kv_heads} * c.head_dim, 1 / c.v_scale);
         if (position >= history && position < c.stored_until) continue;
         const int target = reverse_history && position < history ? history - 1 - position : position;
         if (table[target / c.block_size] < 0) continue;
@@ -95,13 +95,16 @@ struct AttendInputs {
             .k = k.data(),
             .v = v.data(),
             .cache = {kc.data(), vc.data(), c.format, num_blocks, c.block_size},
-            .out = out.data()};
+            .out = out.data(),
+            .k_scale = c.k_scale,
+            .v_scale = c.v_scale};
   }
   int64_t out_size(const AttendCase& c) const { return int64_t{batch.num_tokens} * c.num_heads * c.head_dim; }
 };
 
-// The bound of attend_cases.h for every output; `op` has run, so that its cache is filled.
-std::vector<double> attend_bound(const Attend& op) {
+// The bound of attend_cases.h for every output, of a device that rounds to `r`; `op` has run, so that its cache is
+// filled.
+std::vector<double> attend_bound(const Attend& op, double r) {
   const Batch& batch = *op.batch;
   std::vector<double> bound(static_cast<size_t>(batch.num_tokens) * op.num_heads * op.head_dim, 0);
   std::vector<float> key(op.head_dim), value(op.head_dim);
@@ -111,8 +114,8 @@ std::vector<double> attend_bound(const Attend& op) {
       const int begin = op.window > 0 ? std::max(0, end - op.window) : 0;
       for (int h = 0; h < op.num_heads; ++h) {
         const float* q = op.q + (t * op.num_heads + h) * op.head_dim;
-        std::vector<double> mass(op.head_dim, 0);
-        double largest = 0, best = -1e300, total = 0;
+        std::vector<double> mass(op.head_dim, 0), sizes(op.head_dim, 1);
+        double largest = 0, most_rounded = 0, best = -1e300, total = 0;
         for (int pass = 0; pass < 2; ++pass) {
           for (int p = begin; p < end; ++p) {
             const int64_t block = batch.block_table[int64_t{s} * batch.block_table_stride + p / op.cache.block_size];
@@ -120,23 +123,29 @@ std::vector<double> attend_bound(const Attend& op) {
                                 p % op.cache.block_size;
             const size_t offset = static_cast<size_t>(row) * row_bytes(op.cache.format, op.head_dim);
             decode_row(op.cache.format, op.cache.k + offset, op.head_dim, key.data());
-            double dot = 0, absolute = 0;
+            double dot = 0, absolute = 0, keys = 0;
             for (int i = 0; i < op.head_dim; ++i) {
-              dot += double{q[i]} * key[i] * op.scale;
-              absolute += std::abs(double{q[i]} * key[i] * op.scale);
+              dot += double{q[i]} * key[i] * op.scale * op.k_scale;
+              absolute += std::abs(double{q[i]} * key[i] * op.scale * op.k_scale);
+              keys += std::abs(double{key[i]} * op.k_scale);
             }
             best = std::max(best, dot);
             largest = std::max(largest, absolute);
+            if (r > 0) most_rounded = std::max(most_rounded, r * absolute + 0x1p-25 * keys);
             if (pass == 0) continue;
             decode_row(op.cache.format, op.cache.v + offset, op.head_dim, value.data());
             const double weight = std::exp(dot - best);
             total += weight;
-            for (int i = 0; i < op.head_dim; ++i) mass[i] += weight * std::abs(value[i]);
+            for (int i = 0; i < op.head_dim; ++i) {
+              mass[i] += weight * std::abs(value[i] * op.v_scale);
+              sizes[i] += std::abs(value[i] * op.v_scale);
+            }
           }
         }
         for (int i = 0; i < op.head_dim && end > begin; ++i) {
           bound[(t * op.num_heads + h) * op.head_dim + i] =
-              (2 * (op.head_dim + 4) * largest + end - begin + 16) * 0x1p-24 * mass[i] / total;
+              ((2 * (op.head_dim + 4) * largest + end - begin + 16) * 0x1p-24 + 2 * most_rounded + r) * mass[i] / total +
+              0x1p-126 * sizes[i];
         }
       }
     }
@@ -159,12 +168,13 @@ TEST(Attend, EveryBackend) {
     Array<std::byte> expected_k = in.cached_k, expected_v = in.cached_v;
     const Attend reference = in.op(c, expected_k, expected_v, expected);
     attend_reference(reference);
-    const std::vector<double> bound = attend_bound(reference);
+    const std::vector<double> exact = attend_bound(reference, 0);
     on_all_backends(c.name, [&](Backend& backend) {
       Floats actual = poisoned(in.out_size(c));
       Array<std::byte> k = in.cached_k, v = in.cached_v;
       backend.attend(in.op(c, k, v, actual));
-      expect_within(actual, expected, bound);
+      const double r = backend.attend_rounding(c.format, in.batch.num_tokens);
+      expect_within(actual, expected, r > 0 ? attend_bound(reference, r) : exact);
       EXPECT_EQ(std::memcmp(k.data(), expected_k.data(), k.size()), 0) << "keys in the cache";
       EXPECT_EQ(std::memcmp(v.data(), expected_v.data(), v.size()), 0) << "values in the cache";
     });
@@ -185,24 +195,25 @@ TEST(Attend, OrderOfHistoryDoesNotMatter) {
     Floats actual = poisoned(in.out_size(c));
     Array<std::byte> reversed_k = reversed.cached_k, reversed_v = reversed.cached_v;
     backend.attend(reversed.op(c, reversed_k, reversed_v, actual));
-    expect_within(actual, expected, attend_bound(reference));
+    expect_within(actual, expected, attend_bound(reference, 0));
   });
 }
 
-// Values at the edges of 16-bit formats are stored as the formats say.
+// Values at the edges of formats are stored as the formats say.
 TEST(Attend, StoresAsTheFormatRounds) {
-  for (Format format : {Format::F32, Format::F16, Format::BF16}) {
+  for (Format format : {Format::F32, Format::F16, Format::BF16, Format::F8_E4M3}) {
     AttendCase c;
     c.format = format;
     c.num_heads = c.num_kv_heads = 1;
-    c.head_dim = 37;
+    c.head_dim = 47;
     c.sequences = {{0, 1}};
     AttendInputs in(c, 8);
     const float edges[] = {0.f,     -0.f,    1.f,      1.0004883f, 1.00390625f, 1.01171875f, 65504.f,
                            65519.f, 65520.f, 1e30f,    3.4e38f,    -3.4e38f,    1e-40f,      6e-8f,
-                           2.9e-8f, 6.1e-5f, INFINITY, -INFINITY,  NAN,         0.1f};
+                           2.9e-8f, 6.1e-5f, INFINITY, -INFINITY,  NAN,         0.1f,       447.9f,
+                           464.f,   9.7e-4f, 9.8e-4f,  0.0146f};
     std::copy(std::begin(edges), std::end(edges), in.v.data());
-    std::copy(std::begin(edges), std::end(edges), in.v.data() + 17);
+    std::copy(std::begin(edges), std::end(edges), in.v.data() + 22);
     Floats expected = poisoned(in.out_size(c));
     Array<std::byte> expected_k = in.cached_k, expected_v = in.cached_v;
     attend_reference(in.op(c, expected_k, expected_v, expected));

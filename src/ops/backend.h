@@ -143,6 +143,10 @@ class Backend {
   // values, because the device rounds what it multiplies beside F32 rounding; 0 where it multiplies without loss.
   virtual double product_rounding(Format /*weights*/, int /*num_tokens*/) const { return 0; }
 
+  // The same of queries (times the scale of scores) and of weights in attend(): each may be off by so much of itself,
+  // because the device rounds it beside F32 rounding, and queries by 2^-25 where that is more, which is where F16 ends.
+  virtual double attend_rounding(Format /*cache*/, int /*num_tokens*/) const { return 0; }
+
   // Whether so many vectors become E4M3 before such a matrix multiplies them, by its input_scale: a faster product,
   // whose rounding is part of product_rounding().
   virtual bool quantises(Format /*weights*/, int /*num_tokens*/) const { return false; }

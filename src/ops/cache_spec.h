@@ -35,7 +35,7 @@ struct CacheSpec {
 struct KvCacheView {
   std::byte* k = nullptr;  // [num_blocks, num_kv_heads, block_size, head_dim]
   std::byte* v = nullptr;  // [num_blocks, num_kv_heads, block_size, head_dim]
-  Format format{};         // F32, F16 or BF16
+  Format format{};         // F32, F16, BF16 or F8_E4M3
   int num_blocks = 0;
   int block_size = 0;  // tokens
 };

@@ -53,6 +53,12 @@ class ForwardingBackend : public Backend {
   void all_reduce(float* x, int64_t count) override { inner_->all_reduce(x, count); }
   double probe(Probe what, double seconds) override { return inner_->probe(what, seconds); }
   bool same_bits_in_any_batch() const override { return inner_->same_bits_in_any_batch(); }
+  double product_rounding(Format weights, int num_tokens) const override {
+    return inner_->product_rounding(weights, num_tokens);
+  }
+  double attend_rounding(Format cache, int num_tokens) const override {
+    return inner_->attend_rounding(cache, num_tokens);
+  }
   void run(uint64_t key, FunctionRef<void()> step) override { inner_->run(key, step); }
   void forget_records() override { inner_->forget_records(); }
   Result<void> synchronize() override { return inner_->synchronize(); }

@@ -29,6 +29,9 @@ class StagedBackend final : public Backend {
     return device_->product_rounding(weights, num_tokens);
   }
   bool quantises(Format weights, int num_tokens) const override { return device_->quantises(weights, num_tokens); }
+  double attend_rounding(Format cache, int num_tokens) const override {
+    return device_->attend_rounding(cache, num_tokens);
+  }
   Result<Buffer> allocate(size_t bytes) override { return device_->allocate(bytes); }
 
   void embed(const Embed& host) override {

@@ -87,6 +87,23 @@ HWY_INLINE V load(BF16, const void* row, int64_t i) {
   return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, bits)));
 }
 #endif
+#if HWY_TARGET == HWY_SCALAR
+HWY_INLINE V load(F8_E4M3, const void* row, int64_t i) {
+  return hn::Set(d, e4m3_to_float(static_cast<const uint8_t*>(row)[i]));
+}
+#else
+// Exponent and mantissa in place are 2^-7 (1 + m / 8) where they should be 2^-6 m / 8, if the exponent is 0.
+HWY_INLINE V load(F8_E4M3, const void* row, int64_t i) {
+  const hn::Rebind<uint32_t, D> d32;
+  const auto bits = hn::PromoteTo(d32, hn::LoadU(hn::Rebind<uint8_t, D>(), static_cast<const uint8_t*>(row) + i));
+  const auto magnitude = hn::And(bits, hn::Set(d32, 0x7f));
+  const V normal = hn::BitCast(d, hn::Add(hn::ShiftLeft<20>(magnitude), hn::Set(d32, 120u << 23)));
+  const V small = hn::MulSub(normal, hn::Set(d, 2.0f), hn::Set(d, 0x1p-6f));
+  V value = hn::IfThenElse(hn::RebindMask(d, hn::Lt(magnitude, hn::Set(d32, 8))), small, normal);
+  value = hn::IfThenElse(hn::RebindMask(d, hn::Eq(magnitude, hn::Set(d32, 0x7f))), hn::NaN(d), value);
+  return hn::Or(value, hn::BitCast(d, hn::ShiftLeft<24>(hn::AndNot(hn::Set(d32, 0x7f), bits))));
+}
+#endif
 
 #if HWY_TARGET != HWY_SCALAR
 // Adds the 128-bit blocks of v: four floats.
@@ -262,9 +279,10 @@ void attend_item_as(const Attend& op, const Item& item, const Room& room, float*
   const auto* k = reinterpret_cast<const Element*>(op.cache.k);
   const auto* v = reinterpret_cast<const Element*>(op.cache.v);
 
+  const float q_scale = op.scale * op.k_scale;
   for (int r = 0; r < num_rows; ++r) {
     const int64_t head = int64_t{item.first_query + r / group} * op.num_heads + item.kv_head * group + r % group;
-    for (int i = 0; i < head_dim; ++i) room.q[r * stride + i] = op.q[head * head_dim + i] * op.scale;
+    for (int i = 0; i < head_dim; ++i) room.q[r * stride + i] = op.q[head * head_dim + i] * q_scale;
     std::fill(room.q + r * stride + head_dim, room.q + (r + 1) * stride, 0.0f);
     room.best[r] = -std::numeric_limits<float>::infinity();
     room.total[r] = 0;
@@ -321,14 +339,23 @@ void attend_item_as(const Attend& op, const Item& item, const Room& room, float*
   }
   for (int r = 0; r < num_rows; ++r) {
     const int64_t head = int64_t{item.first_query + r / group} * op.num_heads + item.kv_head * group + r % group;
-    const float scale = room.total[r] > 0 ? 1 / room.total[r] : 0;
+    const float scale = room.total[r] > 0 ? op.v_scale / room.total[r] : 0;
     for (int i = 0; i < head_dim; ++i) op.out[head * head_dim + i] = room.sum[r * stride + i] * scale;
   }
 }
 
-// `count` floats to cached elements.
-void store_row(Format format, const float* x, int count, std::byte* out) {
+// `count` floats, divided by `scale`, to cached elements.
+void store_row(Format format, const float* x, float scale, int count, std::byte* out) {
   int i = 0;
+  if (scale != 1) {
+    float scaled[64];
+    for (; i < count; i += 64) {
+      const int n = std::min(64, count - i);
+      for (int j = 0; j < n; ++j) scaled[j] = x[i + j] / scale;
+      encode_row(format, scaled, n, out + row_bytes(format, i));
+    }
+    return;
+  }
 #if HWY_TARGET != HWY_SCALAR
   const hn::Rebind<uint16_t, D> d16;
   auto* bits = reinterpret_cast<uint16_t*>(out);
@@ -364,8 +391,9 @@ void store_tokens(const Attend& op, int64_t begin, int64_t end) {
     for (int h = 0; h < op.num_kv_heads; ++h) {
       const int64_t block = slot / op.cache.block_size, offset = slot % op.cache.block_size;
       const int64_t row = (block * op.num_kv_heads + h) * op.cache.block_size + offset;
-      store_row(op.cache.format, op.k + (t * op.num_kv_heads + h) * op.head_dim, op.head_dim, op.cache.k + row * bytes);
-      store_row(op.cache.format, op.v + (t * op.num_kv_heads + h) * op.head_dim, op.head_dim, op.cache.v + row * bytes);
+      const int64_t from = (t * op.num_kv_heads + h) * op.head_dim;
+      store_row(op.cache.format, op.k + from, op.k_scale, op.head_dim, op.cache.k + row * bytes);
+      store_row(op.cache.format, op.v + from, op.v_scale, op.head_dim, op.cache.v + row * bytes);
     }
   }
 }
@@ -373,6 +401,7 @@ void store_tokens(const Attend& op, int64_t begin, int64_t end) {
 void attend_item(const Attend& op, const Item& item, const Room& room, float* partials) {
   if (op.cache.format == Format::F32) return attend_item_as<F32>(op, item, room, partials);
   if (op.cache.format == Format::F16) return attend_item_as<F16>(op, item, room, partials);
+  if (op.cache.format == Format::F8_E4M3) return attend_item_as<F8_E4M3>(op, item, room, partials);
   attend_item_as<BF16>(op, item, room, partials);
 }
 
@@ -402,7 +431,7 @@ void merge(const Attend& op, const Item* item, int count, const float* partials)
       total += weight * more;
       for (int c = 0; c < op.head_dim; ++c) out[c] += weight * partial[r * stride + c];
     }
-    for (int c = 0; total > 0 && c < op.head_dim; ++c) out[c] /= total;
+    for (int c = 0; total > 0 && c < op.head_dim; ++c) out[c] = out[c] / total * op.v_scale;
   }
 }
 

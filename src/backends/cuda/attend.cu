@@ -1,7 +1,7 @@
 // attend: a block takes 16 rows, a row being one query head of one token, over one KV head and a share of the keys.
 // Keys and values are decoded to F32 in shared memory, 32 at a time. Where several blocks share the keys of a row, the
-// last one to end joins their parts. One token with BF16 keys and values is attend_one.cuh's, many tokens
-// attend_many.cu's.
+// last one to end joins their parts. One token a sequence with BF16 or FP8 keys and values is attend_one.cuh's, many
+// tokens attend_many.cu's.
 #include <algorithm>
 
 #include "backends/cuda/attend_one.cuh"
@@ -18,6 +18,7 @@ constexpr int kWarpRows = kTileRows / kWarps;
 constexpr int kKeys = 32;
 constexpr int kMinSplitKeys = 64;
 constexpr int kMaxSplits = 64;
+constexpr int kRounds = 2;  // blocks of an SM, where sequences of other lengths share it
 
 template <class F>
 __device__ float read(const std::byte* base, int64_t element) {
@@ -35,10 +36,14 @@ __device__ void write(BF16, std::byte* base, int64_t element, float value) {
   reinterpret_cast<uint16_t*>(base)[element] = float_to_bfloat16(value);
 }
 
+__device__ void write(F8_E4M3, std::byte* base, int64_t element, float value) {
+  reinterpret_cast<uint8_t*>(base)[element] = float_to_e4m3(value);
+}
+
 struct Args {
   Batch batch;
   int num_heads, num_kv_heads, head_dim, window;
-  float scale;
+  float scale, k_scale, v_scale;
   const float *q, *k, *v;
   KvCacheView cache;
   float* out;
@@ -59,8 +64,8 @@ __global__ void store_kernel(const __grid_constant__ Args a) {
   for (int i = static_cast<int>(threadIdx.x); i < a.num_kv_heads * a.head_dim; i += static_cast<int>(blockDim.x)) {
     const int head = i / a.head_dim, d = i % a.head_dim;
     const int64_t at = ((block * a.num_kv_heads + head) * a.cache.block_size + offset) * a.head_dim + d;
-    write(F(), a.cache.k, at, __ldcg(a.k + token * a.num_kv_heads * a.head_dim + i));
-    write(F(), a.cache.v, at, __ldcg(a.v + token * a.num_kv_heads * a.head_dim + i));
+    write(F(), a.cache.k, at, __ldcg(a.k + token * a.num_kv_heads * a.head_dim + i) / a.k_scale);
+    write(F(), a.cache.v, at, __ldcg(a.v + token * a.num_kv_heads * a.head_dim + i) / a.v_scale);
   }
 }
 
@@ -158,8 +163,8 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const __grid_constant_
     for (int d = tid; d < dim; d += kThreads) {
       typename F::Block stored[2];
       const int64_t in = (token_of(0) * a.num_kv_heads + kv_head) * dim + d;
-      write(F(), reinterpret_cast<std::byte*>(stored), 0, __ldcg(a.k + in));
-      write(F(), reinterpret_cast<std::byte*>(stored), 1, __ldcg(a.v + in));
+      write(F(), reinterpret_cast<std::byte*>(stored), 0, __ldcg(a.k + in) / a.k_scale);
+      write(F(), reinterpret_cast<std::byte*>(stored), 1, __ldcg(a.v + in) / a.v_scale);
       F::decode(stored[0], &keys[k * kPitch + d]);
       F::decode(stored[1], &values[k * kDims * kWarp + d]);
     }
@@ -169,13 +174,14 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const __grid_constant_
     for (int d = tid; d < dim; d += kThreads) {
       const int64_t at = ((block * a.num_kv_heads + kv_head) * a.cache.block_size + offset) * dim + d;
       const int64_t in = (token_of(0) * a.num_kv_heads + kv_head) * dim + d;
-      write(F(), a.cache.k, at, __ldcg(a.k + in));
-      write(F(), a.cache.v, at, __ldcg(a.v + in));
+      write(F(), a.cache.k, at, __ldcg(a.k + in) / a.k_scale);
+      write(F(), a.cache.v, at, __ldcg(a.v + in) / a.v_scale);
     }
   }
+  const float q_scale = a.scale * a.k_scale;
   for (int i = tid; i < kTileRows * kDims * kWarp; i += kThreads) {
     const int r = i / (kDims * kWarp), d = i % (kDims * kWarp);
-    q[i] = r < used && d < dim ? __ldcg(a.q + (token_of(r) * a.num_heads + head_of(r)) * dim + d) * a.scale : 0.0f;
+    q[i] = r < used && d < dim ? __ldcg(a.q + (token_of(r) * a.num_heads + head_of(r)) * dim + d) * q_scale : 0.0f;
   }
 
   float best[kWarpRows], total[kWarpRows], sum[kWarpRows][kDims];
@@ -287,22 +293,35 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const __grid_constant_
 #pragma unroll
     for (int i = 0; i < kDims; ++i) {
       const int d = lane + i * kWarp;
-      if (d < dim) out[d] = total[r] > 0 ? sum[r][i] / total[r] : 0.0f;
+      if (d < dim) out[d] = total[r] > 0 ? sum[r][i] / total[r] * a.v_scale : 0.0f;
     }
   }
 }
 
-template <int kSteps>
+// One token of each sequence; `op` is that of the first.
+template <int kSteps, bool kFp8>
 __global__ void __launch_bounds__(kAttendThreads)
-    attend_one_kernel(const __grid_constant__ AttendOne a, uint32_t* tickets) {
+    attend_one_kernel(const __grid_constant__ AttendOne op, int table_stride, int64_t partial_size, uint32_t* tickets) {
   extern __shared__ __align__(128) uint8_t one_memory[];
   __shared__ bool last;
+  const int64_t seq = blockIdx.y;
+  AttendOne a = op;
+  a.q += seq * op.num_heads * op.head_dim;
+  a.k += seq * op.num_kv_heads * op.head_dim;
+  a.v += seq * op.num_kv_heads * op.head_dim;
+  a.position += seq;
+  a.seq_len += seq;
+  a.slot += seq;
+  a.block_table += seq * table_stride;
+  a.out += seq * op.num_heads * op.head_dim;
+  a.partial += seq * partial_size;
+  tickets += seq * op.num_kv_heads;
   const auto barrier = [] { __syncthreads(); };
-  attend_begin<kSteps>(a, static_cast<int>(blockIdx.x), one_memory);
+  attend_begin<kSteps, kFp8>(a, static_cast<int>(blockIdx.x), one_memory);
   wait_for_predecessor();
   start_successor();
-  attend_finish<kSteps>(a, one_memory, barrier);
-  const AttendShare& share = reinterpret_cast<AttendShared<kSteps>*>(one_memory)->share[warp_id()];
+  attend_finish<kSteps, kFp8>(a, one_memory, barrier);
+  const AttendShare& share = reinterpret_cast<AttendShared<kSteps, kFp8>*>(one_memory)->share[warp_id()];
   if (share.shares == 1 || share.split >= share.shares) return;
   __threadfence();
   barrier();
@@ -319,14 +338,15 @@ __global__ void __launch_bounds__(kAttendThreads)
   }
 }
 
-template <int kSteps>
-void launch_one(const AttendOne& one, uint32_t* tickets, const Launch& launch) {
-  launch(attend_one_kernel<kSteps>, dim3(one.num_kv_heads * one.splits), dim3(kAttendThreads),
-         sizeof(AttendShared<kSteps>), one, tickets);
+template <int kSteps, bool kFp8>
+void launch_one(const Attend& op, const AttendOne& one, uint32_t* tickets, const Launch& launch) {
+  launch(attend_one_kernel<kSteps, kFp8>, dim3(one.num_kv_heads * one.splits, op.batch->num_seqs), dim3(kAttendThreads),
+         sizeof(AttendShared<kSteps, kFp8>), one, op.batch->block_table_stride,
+         static_cast<int64_t>(attend_partial_size(one)), tickets);
 }
 
 bool is_one(const Attend& op, const Launch& launch) {
-  return takes_attend_one(op) && launch.shared_limit() >= static_cast<int>(sizeof(AttendShared<8>));
+  return takes_attend_one(op) && launch.shared_limit() >= static_cast<int>(std::max(sizeof(AttendShared<8, false>), sizeof(AttendShared<8, true>)));
 }
 
 int tiles_of(const Attend& op) {
@@ -354,7 +374,10 @@ void launch_format(const Attend& op, const Args& args, const Launch& launch) {
 }  // namespace
 
 int attend_splits(const Attend& op, const Launch& launch) {
-  if (is_one(op, launch)) return std::max(1, launch.num_sms() / op.num_kv_heads);
+  if (is_one(op, launch)) {
+    const int one = op.num_kv_heads * op.batch->num_seqs;
+    return std::max(1, (op.batch->num_seqs > 1 ? kRounds : 1) * launch.num_sms() / one);
+  }
   if (takes_attend_many(op, launch)) return 1;
   const int64_t blocks = static_cast<int64_t>(tiles_of(op)) * op.num_kv_heads;
   if (blocks == 0) return 1;
@@ -365,14 +388,23 @@ size_t attend_tickets(const Attend& op) {
   return static_cast<size_t>(tiles_of(op)) * static_cast<size_t>(op.num_kv_heads);
 }
 size_t attend_partial_floats(const Attend& op, int splits) {
-  return splits == 1 ? 0 : attend_tickets(op) * static_cast<size_t>(splits * kTileRows * (op.head_dim + 2));
+  if (splits == 1) return 0;
+  if (takes_attend_one(op)) {
+    return static_cast<size_t>(op.batch->num_seqs) * attend_partial_size(make_attend_one(op, splits, nullptr));
+  }
+  return attend_tickets(op) * static_cast<size_t>(splits * kTileRows * (op.head_dim + 2));
 }
 
 void attend(const Attend& op, int splits, float* partial, uint32_t* tickets, const Launch& launch) {
   if (op.batch->num_tokens == 0) return;
   if (is_one(op, launch)) {
     const AttendOne one = make_attend_one(op, splits, partial);
-    return op.head_dim <= 64 ? launch_one<4>(one, tickets, launch) : launch_one<8>(one, tickets, launch);
+    const auto with = [&](auto steps) {
+      constexpr int kSteps = decltype(steps)::value;
+      if (op.cache.format == Format::BF16) return launch_one<kSteps, false>(op, one, tickets, launch);
+      return launch_one<kSteps, true>(op, one, tickets, launch);
+    };
+    return op.head_dim <= 64 ? with(std::integral_constant<int, 4>()) : with(std::integral_constant<int, 8>());
   }
   const Args args{*op.batch,
                   op.num_heads,
@@ -380,6 +412,8 @@ void attend(const Attend& op, int splits, float* partial, uint32_t* tickets, con
                   op.head_dim,
                   op.window,
                   op.scale,
+                  op.k_scale,
+                  op.v_scale,
                   op.q,
                   op.k,
                   op.v,
@@ -394,6 +428,8 @@ void attend(const Attend& op, int splits, float* partial, uint32_t* tickets, con
       return launch_format<F32>(op, args, launch);
     case Format::F16:
       return launch_format<F16>(op, args, launch);
+    case Format::F8_E4M3:
+      return launch_format<F8_E4M3>(op, args, launch);
     default:
       return launch_format<BF16>(op, args, launch);
   }

@@ -819,6 +819,10 @@ void CudaBackend::rope(const Rope& op) {
   cuda::rope(op, launch());
 }
 
+double CudaBackend::attend_rounding(Format cache, int num_tokens) const {
+  return cache == Format::F8_E4M3 ? cuda::attend_fp8_rounding(num_tokens) : 0;
+}
+
 void CudaBackend::attend(const Attend& op) {
   if (route_) run_stages();
   if (op.head_dim > 256) {
@@ -844,7 +848,7 @@ void CudaBackend::attend(const Attend& op) {
     scratch(cuda::attend_partial_floats(op, 2) / (2 * blocks) * 2 * static_cast<size_t>(launch_.num_sms()) *
             sizeof(float));
   }
-  uint32_t* counters = tickets(splits > 1 ? cuda::attend_tickets(op) : 0);
+  uint32_t* counters = tickets(splits > 1 || counting_ ? cuda::attend_tickets(op) : 0);
   if (error_) return;
   cuda::attend(op, splits, partial, counters, launch());
 }

@@ -41,6 +41,7 @@ class CudaBackend final : public Backend {
   bool same_bits_in_any_batch() const override { return false; }
   double product_rounding(Format weights, int num_tokens) const override;
   bool quantises(Format weights, int num_tokens) const override;
+  double attend_rounding(Format cache, int num_tokens) const override;
 
   DeviceMemory memory() override;
   Result<size_t> scratch_bytes(FunctionRef<void()> steps) override;

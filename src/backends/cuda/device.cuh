@@ -119,6 +119,22 @@ __device__ __forceinline__ uint4 load_matrices_transposed(uint32_t address) {
   return m;
 }
 
+__device__ __forceinline__ uint32_t bits_of(__half2 value) { return *reinterpret_cast<uint32_t*>(&value); }
+__device__ __forceinline__ __half2 halves_of(uint32_t bits) { return *reinterpret_cast<__half2*>(&bits); }
+__device__ __forceinline__ uint32_t bits_of(__nv_bfloat162 value) { return *reinterpret_cast<uint32_t*>(&value); }
+
+// Two E4M3 in the lower bytes as F16, which holds them exactly. Before sm_89, NaN comes out as 480.
+__device__ __forceinline__ uint32_t e4m3_to_halves(uint32_t pair) {
+#if __CUDA_ARCH__ >= 890
+  uint32_t halves;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(static_cast<uint16_t>(pair)));
+  return halves;
+#else
+  const uint32_t high = __byte_perm(pair, 0, 0x1404);  // in the upper bytes of either half
+  return bits_of(__hmul2(halves_of((high & 0x80008000u) | ((high & 0x7f007f00u) >> 1)), __float2half2_rn(256.0f)));
+#endif
+}
+
 // 2^x within 2^-22 of itself; 2^0 is 1, 2^-inf is 0.
 __device__ __forceinline__ float power_of_two(float x) {
   float y;
@@ -145,9 +161,5 @@ __device__ __forceinline__ float activated(bool relu2, float x) {
   if (!relu2) return silu(x);
   return x > 0 ? x * x : 0.0f;
 }
-
-__device__ __forceinline__ uint32_t bits_of(__half2 value) { return *reinterpret_cast<uint32_t*>(&value); }
-__device__ __forceinline__ __half2 halves_of(uint32_t bits) { return *reinterpret_cast<__half2*>(&bits); }
-__device__ __forceinline__ uint32_t bits_of(__nv_bfloat162 value) { return *reinterpret_cast<uint32_t*>(&value); }
 
 }  // namespace proa::cuda

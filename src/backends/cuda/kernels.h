@@ -43,6 +43,9 @@ int attend_splits(const Attend& op, const Launch& launch);
 size_t attend_partial_floats(const Attend& op, int splits);
 size_t attend_tickets(const Attend& op);
 void attend(const Attend& op, int splits, float* partial, uint32_t* tickets, const Launch& launch);
+constexpr int kManyQueries = 64;  // tokens, from which on attend_many() may have them
+// Queries and weights with an FP8 cache: one F16 of 11 bits, or two where tokens are few.
+inline double attend_fp8_rounding(int num_tokens) { return num_tokens >= kManyQueries ? 0x1p-11 : 0x1p-22; }
 // attend_many.cu: queries of prefill, whose keys and values are in the cache already.
 bool takes_attend_many(const Attend& op, const Launch& launch);
 void attend_many(const Attend& op, const Launch& launch);

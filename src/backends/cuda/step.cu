@@ -153,8 +153,7 @@ StepMemory layout_of(const std::vector<Stage>& stages, const Launch& launch) {
       continue;
     }
     if (stage.kind == Stage::Kind::attend) {
-      const size_t bytes = stage.attend.head_dim <= 64 ? sizeof(AttendShared<4>) : sizeof(AttendShared<8>);
-      layout.operands = std::max(layout.operands, static_cast<int>((bytes + 127) / 128 * 128));
+      layout.operands = std::max(layout.operands, static_cast<int>((attend_room(stage.attend) + 127) / 128 * 128));
     }
     if (stage.kind != Stage::Kind::matvec) continue;
     const Form form = stage.plan.form;
@@ -216,7 +215,7 @@ bool is_stage(const ConvSsmStep& op) {
          reinterpret_cast<uintptr_t>(op.weights.conv_weight) % 16 == 0;
 }
 
-bool is_stage(const Attend& op) { return takes_attend_one(op); }
+bool is_stage(const Attend& op) { return op.batch->num_tokens == 1 && takes_attend_one(op); }
 
 namespace {
 

@@ -351,16 +351,16 @@ PROA_PART void conv_ssm(int s, uint2 next) {
 }
 
 static_assert(kAttendThreads == kConsumerThreads);
-template <int kSteps>
+template <int kSteps, bool kFp8>
 PROA_PART void attend_stage(int s, uint2 next) {
   const Gate gate = {s, next};
   const AttendOne& a = gate.stage().attend;
   const int block = static_cast<int>(blockIdx.x);
   const bool takes_part = block < a.num_kv_heads * a.splits;
   consumers_sync();  // the memory is that of operands before
-  if (takes_part) attend_begin<kSteps>(a, block, operand_memory());
+  if (takes_part) attend_begin<kSteps, kFp8>(a, block, operand_memory());
   gate.wait();
-  if (takes_part) attend_finish<kSteps>(a, operand_memory(), consumers_sync);
+  if (takes_part) attend_finish<kSteps, kFp8>(a, operand_memory(), consumers_sync);
   consumers_sync();
   if (warp_id() == 0) gate.done();
 }
@@ -426,10 +426,10 @@ __device__ __forceinline__ void consume(const Stage* stages, int count) {
         conv_ssm(s, next);
         break;
       case Stage::Kind::attend:
-        if (stage.attend.head_dim <= 64) {
-          attend_stage<4>(s, next);
+        if (stage.attend.cache.format == Format::F8_E4M3) {
+          stage.attend.head_dim <= 64 ? attend_stage<4, true>(s, next) : attend_stage<8, true>(s, next);
         } else {
-          attend_stage<8>(s, next);
+          stage.attend.head_dim <= 64 ? attend_stage<4, false>(s, next) : attend_stage<8, false>(s, next);
         }
         break;
       case Stage::Kind::join:
