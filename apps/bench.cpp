@@ -42,7 +42,7 @@ struct BenchOptions {
   OpenOptions open;
   std::vector<int> input_lens = {128, 512};
   int output_len = 256;
-  std::vector<int64_t> depths = {0};
+  std::vector<int64_t> depths = {0}, prefill_depths = {0};
   std::vector<int> history_lens;
   std::vector<int> batch_sizes = {1};
   int num_iters = 3;
@@ -162,8 +162,9 @@ Result<MemoryPlan> Bench::plan(const PreparedModel& prepared, const MeasureConfi
     if (!smaller.empty()) error.hint = smaller + " fits";  // otherwise no size does
     return error;
   };
+  const int64_t deepest = *std::ranges::max_element(options_.prefill_depths);
   for (const int length : options_.input_lens) {
-    const auto fits = [&](int tokens) { return fit(prefill_engine(config, 0, tokens)); };
+    const auto fits = [&](int tokens) { return fit(prefill_engine(config, deepest, tokens)); };
     const auto plan = fits(length);
     if (plan.ok()) {
       keep_largest(*plan);
@@ -245,8 +246,10 @@ Result<void> Bench::run() {
 
   const OpenedModel& m = *opened_;
   for (const int length : options_.input_lens) {
-    progress_.show("prefill of " + std::to_string(length) + " tokens");
-    PROA_TRY(add(measure_prefill(m.model, m.backend, m.tokenizer, config, 0, length)));
+    for (const int64_t depth : options_.prefill_depths) {
+      progress_.show("prefill of " + std::to_string(length) + " tokens at depth " + std::to_string(depth));
+      PROA_TRY(add(measure_prefill(m.model, m.backend, m.tokenizer, config, depth, length)));
+    }
   }
   for (const int batch : options_.batch_sizes) {
     for (const int64_t depth : options_.depths) {
@@ -374,6 +377,12 @@ void add_bench_command(CLI::App& app, int& exit_code) {
   command->add_option("--input-len", options->input_lens, "prompt lengths for prefill, tokens")
       ->delimiter(',')
       ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  command
+      ->add_option("--prefill-depth", options->prefill_depths,
+                   "tokens in the cache before a prefill, for which noise stands: windows of a long prompt")
+      ->delimiter(',')
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 24))
       ->capture_default_str();
   command->add_option("--output-len", options->output_len, "tokens of each sequence for decode")
       ->check(CLI::Range(1, 1 << 20))

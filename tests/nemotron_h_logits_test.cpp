@@ -102,24 +102,32 @@ TEST_P(NemotronHLogits, DoNotDependOnTheBatch) {
   }
 }
 
-// E4M3 keeps keys and values to 2^-4 of themselves, and no logit vector moves by more than that, however it is stored:
-// at once, in chunks, token by token.
+// With an FP8 cache logits are those of the plain reference with such a cache, however tokens are cut into steps. Where
+// a key or value lies between two steps of E4M3 the least difference decides which it becomes: that is a part of what
+// such a cache does, and much less than all of it.
 TEST_P(NemotronHLogits, WithAnFp8Cache) {
+  const auto plain = must(make_backend("reference"));
+  const auto plain_model = open(golden_.folder, *plain);
+  const ForcingOptions at_once{.kv_cache_dtype = Format::F8_E4M3};
+  std::vector<std::vector<float>> expected;
+  double rounding = 0;  // what such a cache does
+  for (const Sequence& sequence : golden_.sequences) {
+    expected.push_back(logits(*plain_model, *plain, sequence, at_once));
+    rounding = std::max(rounding, deviation(expected.back(), sequence.logits));
+  }
   for (const auto& backend : all_backends()) {
     const auto model = open(golden_.folder, *backend);
-    const bool has_kv = std::ranges::any_of(model->cache_specs(),
-                                            [](const CacheSpec& spec) { return spec.kind == CacheSpec::Kind::kv; });
     double worst = 0;
-    for (const Sequence& sequence : golden_.sequences) {
+    for (size_t i = 0; i < golden_.sequences.size(); ++i) {
       for (const std::vector<int>& chunks : {std::vector<int>{}, {7}, {5, 1}}) {
-        const auto ours =
-            logits(*model, *backend, sequence, {.chunks = chunks, .kv_cache_dtype = Format::F8_E4M3, .block_size = 5});
-        worst = std::max(worst, deviation(ours, sequence.logits));
+        const auto ours = logits(*model, *backend, golden_.sequences[i],
+                                 {.chunks = chunks, .kv_cache_dtype = Format::F8_E4M3, .block_size = 5});
+        worst = std::max(worst, deviation(ours, expected[i]));
       }
     }
-    EXPECT_LE(worst, has_kv ? 0x1p-4 : tolerance(*model, *backend)) << backend->description();
-    if (has_kv) EXPECT_GT(worst, 10 * kSameFunction) << backend->description() << ": nothing was rounded";
-    std::printf("  %-15s %-26s FP8 cache %.1e\n", golden_.name.c_str(), std::string(backend->description()).c_str(), worst);
+    EXPECT_LE(worst, rounding / 4 + tolerance(*model, *backend)) << backend->description();
+    std::printf("  %-15s %-26s FP8 cache %.1e of %.1e\n", golden_.name.c_str(),
+                std::string(backend->description()).c_str(), worst, rounding);
   }
 }
 
