@@ -132,15 +132,16 @@ struct Integers {
   std::vector<Array<std::byte>> memory;
   Random random{23};
 
-  Weight weight(int64_t rows, int64_t cols, float input_scale) {
+  Weight weight(Format format, int64_t rows, int64_t cols, float input_scale) {
     std::vector<float> values(static_cast<size_t>(cols));
-    memory.emplace_back(rows * cols);
+    const size_t stride = row_bytes(format, cols);
+    memory.emplace_back(rows * static_cast<int64_t>(stride));
     for (int64_t r = 0; r < rows; ++r) {
       // Few of them, so that sums stay small.
       for (float& value : values) value = random.below(8) == 0 ? static_cast<float>(random.below(3) - 1) : 0.0f;
-      encode_row(Format::F8_E4M3, values.data(), cols, memory.back().data() + r * cols);
+      encode_row(format, values.data(), cols, memory.back().data() + r * static_cast<int64_t>(stride));
     }
-    Weight weight = {memory.back().data(), rows, cols, static_cast<size_t>(cols), Format::F8_E4M3};
+    Weight weight = {memory.back().data(), rows, cols, stride, format};
     weight.input_scale = input_scale;
     return weight;
   }
@@ -150,6 +151,7 @@ struct MoeIntegers {
   std::string name;
   int num_tokens = 160, hidden = 64, width = 48, shared = 96, n_experts = 8, per_token = 2;
   float input_scale = 1;
+  Format format = Format::F8_E4M3;
 };
 
 TEST(QuantisedActivations, MoeOfIntegers) {
@@ -160,19 +162,21 @@ TEST(QuantisedActivations, MoeOfIntegers) {
       {.name = "an expert has more than a tile", .num_tokens = 290, .n_experts = 2},
       {.name = "few tokens for each", .n_experts = 64, .per_token = 6},
       {.name = "scale of two", .input_scale = 2},
+      {.name = "BF16", .format = Format::BF16},
+      {.name = "BF16, tails", .num_tokens = 300, .hidden = 264, .width = 312, .shared = 328, .format = Format::BF16},
   };
   for (const MoeIntegers& c : cases) {
     Integers make;
     std::vector<Weight> ups, downs;
     for (int e = 0; e < c.n_experts; ++e) {
-      ups.push_back(make.weight(c.width, c.hidden, 1));
-      downs.push_back(make.weight(c.hidden, c.width, c.input_scale));
+      ups.push_back(make.weight(c.format, c.width, c.hidden, 1));
+      downs.push_back(make.weight(c.format, c.hidden, c.width, c.input_scale));
     }
     ExpertTables up_tables, down_tables;
     const ExpertWeights up = up_tables.assign(ups), down = down_tables.assign(downs);
     Weight shared_up, shared_down;
-    if (c.shared > 0) shared_up = make.weight(c.shared, c.hidden, 1);
-    if (c.shared > 0) shared_down = make.weight(c.hidden, c.shared, c.input_scale);
+    if (c.shared > 0) shared_up = make.weight(c.format, c.shared, c.hidden, 1);
+    if (c.shared > 0) shared_down = make.weight(c.format, c.hidden, c.shared, c.input_scale);
     Floats x(int64_t{c.num_tokens} * c.hidden), norm(c.hidden);
     for (float& value : x) value = make.random.below(2) == 0 ? 1.0f : -1.0f;
     for (float& value : norm) value = static_cast<float>(1 + make.random.below(2));
@@ -190,7 +194,7 @@ TEST(QuantisedActivations, MoeOfIntegers) {
     const auto expert = [&](const Weight& widen, const Weight& narrow, const std::vector<double>& u) {
       auto h = reference::linear(widen, u, 1);
       for (double& value : h) value = value > 0 ? value * value : 0;
-      return reference::linear(narrow, quantised(h, 1, narrow.input_scale), 1);
+      return reference::linear(narrow, quantised(h, 1, narrow.input_scale, c.format), 1);
     };
     for (int t = 0; t < c.num_tokens; ++t) {
       float* row = expected.data() + int64_t{t} * c.hidden;
@@ -206,7 +210,7 @@ TEST(QuantisedActivations, MoeOfIntegers) {
       if (c.shared > 0) add(expert(shared_up, shared_down, u), 1);
       for (size_t i = 0; i < sum.size(); ++i) row[i] += static_cast<float>(sum[i]);
     }
-    on_quantising_backends(c.name, Format::F8_E4M3, c.num_tokens, [&](Backend& backend) {
+    on_quantising_backends(c.name, c.format, c.num_tokens, [&](Backend& backend) {
       Floats out = x;
       backend.moe({.num_tokens = c.num_tokens,
                    .hidden_size = c.hidden,

@@ -408,7 +408,8 @@ __device__ __forceinline__ void multiply_all(const Gemm& a, const Tile& tile, co
     }
     return;
   }
-  // Of rows of this lane: how their address ends. In a stage they are eight places apart.
+  // Of rows of this lane: how their address ends. In a stage they are eight places apart. Behind the last row, in whose
+  // places anything may lie, addresses go on: so that kOdd is true of them.
   const int first_row = warp_row + lane / 4 * P::kLaneRows;
   const uint32_t my_place = place_of_row<F>(first_row);
   uint32_t ending[kTiles][2], scales_ending[kTiles][2] = {};
@@ -416,7 +417,7 @@ __device__ __forceinline__ void multiply_all(const Gemm& a, const Tile& tile, co
   for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int r = min(first_row + 2 * t + h, tile.last_row);
+      const int r = first_row + 2 * t + h;
       ending[t][h] = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(tile.rows + r * m.stride));
       if constexpr (Frag::kGroupScales) {
         scales_ending[t][h] = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(tile.scales + r * m.scales_stride));
