@@ -1,8 +1,9 @@
 """Puts the tables of docs/accuracy.md in place from what `proa eval --output` wrote.
 
-    python tools/accuracy_tables.py [--weights weights.json] [--caches caches.json] [--needles needles.json] [docs/accuracy.md]
+    python tools/accuracy_tables.py [--weights weights.json] [--caches caches.json...] [--needles needles.json] [--docs docs/accuracy.md]
 
-needles.json is a report or a list of them; of each the first row counts.
+needles.json is a report or a list of them; of each the first row counts. Where there are several reports of caches the first
+row of each is the same one, against which its others were compared.
 """
 
 import argparse
@@ -73,9 +74,9 @@ def put(text, section, begins, new):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=pathlib.Path)
-    parser.add_argument("--caches", type=pathlib.Path)
+    parser.add_argument("--caches", type=pathlib.Path, nargs="+")
     parser.add_argument("--needles", type=pathlib.Path)
-    parser.add_argument("docs", type=pathlib.Path, nargs="?", default=DOCS)
+    parser.add_argument("--docs", type=pathlib.Path, default=DOCS)
     args = parser.parse_args()
     text = args.docs.read_text()
     if args.weights:
@@ -83,7 +84,8 @@ def main():
         text = put(text, "\n## Weights", "| | weights, MB", table(rows, name))
         text = put(text, "\n## Weights", "| | BF16", kinds(rows))
     if args.caches:
-        rows = json.loads(args.caches.read_text())["rows"]
+        reports = [json.loads(path.read_text())["rows"] for path in args.caches]
+        rows = reports[0] + [row for report in reports[1:] for row in report[1:]]
         label = "KV {kv_cache_dtype}, state {mamba_ssm_cache_dtype}".format_map
         text = put(text, "\n## Caches", "| | weights, MB", table(rows, label))
     if args.needles:
