@@ -190,7 +190,7 @@ void add_model_flags(CLI::App& command, ServeFlags& flags) {
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   command.add_option("--cpu-target", open.cpu_target,
-                     "instruction set of the CPU: AVX3_DL and AVX3_BF16 multiply rounded activations, others F32");
+                     "instruction set of the CPU: AVX3_DL, AVX3_BF16 and AVX3_AMX multiply rounded values, others F32");
   add_activation_flag(command, open);
   command.add_option("--seed", open.seed, "of dummy weights");
   command.add_option(
