@@ -213,9 +213,7 @@ void add_model_flags(CLI::App& command, ServeFlags& flags) {
                      "bytes of a GPU's memory that may be taken, such as 24G, in place of a part of it");
   command.add_option("--kv-cache-memory-bytes", flags.kv_cache_memory_bytes,
                      "of keys and values; default: what max-num-seqs requests of max-model-len tokens take");
-  command
-      .add_option("--kv-cache-dtype", open.kv_cache_dtype,
-                  "auto, bfloat16, float16, float32, or fp8 (E4M3)")
+  command.add_option("--kv-cache-dtype", open.kv_cache_dtype, "auto, bfloat16, float16, float32, or fp8 (E4M3)")
       ->capture_default_str();
   command.add_option("--mamba-ssm-cache-dtype", flags.ssm_cache_dtype, "auto or float32; others are kept as float32");
   command.add_option("--block-size", flags.options.block_size, "tokens per KV block")

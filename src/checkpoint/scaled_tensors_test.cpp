@@ -111,7 +111,9 @@ TEST(ScaledTensors, WhatIsThereSaysWhatItIs) {
 TEST(ScaledTensors, LeavesOutWhatBelongsToActivationsAndCaches) {
   File file;
   file.put("a.k_proj.weight", {2, 2}, "F8_E4M3").put("a.k_proj.weight_scale", {}, "F32", {2});
-  file.put("a.k_proj.input_scale", {1}, "F32").put("a.k_proj.k_scale", {1}, "F32", {3}).put("a.v_proj.v_scale", {1}, "F32", {0.5f});
+  file.put("a.k_proj.input_scale", {1}, "F32")
+      .put("a.k_proj.k_scale", {1}, "F32", {3})
+      .put("a.v_proj.v_scale", {1}, "F32", {0.5f});
   file.put("b.weight", {2, 2}, "BF16").put("b.input_scale", {1}, "F32");
   const auto result = file.read();
   ASSERT_TRUE(result.ok());

@@ -15,8 +15,8 @@ enum class Rounding : uint8_t { none, f16, bf16 };
 
 class RoundingBackend final : public ForwardingBackend {
  public:
-  // SSM states are rounded at the end of every step that writes them: once a token in decoding, once a chunk in prefill.
-  // Convolution states stay.
+  // SSM states are rounded at the end of every step that writes them: once a token in decoding, once a chunk in
+  // prefill. Convolution states stay.
   RoundingBackend(std::shared_ptr<Backend> inner, Rounding state)
       : ForwardingBackend(std::move(inner)), state_(state) {}
 

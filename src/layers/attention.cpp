@@ -24,8 +24,8 @@ void AttentionLayer::forward(const Forward& step, const LayerCache& cache) const
   const LinearOutput qkv[] = {{q_proj, q}, {k_proj, k}, {v_proj, v}};
   step.backend.norm_linear({batch.num_tokens, hidden_size, step.x, norm, eps, qkv});
   if (rope) {
-    step.backend.rope({batch.num_tokens, batch.positions, num_heads, num_kv_heads, head_dim,
-                       rope->rotary_dim, rope->inv_freq, rope->attention_factor, rope->pairs, q, k});
+    step.backend.rope({batch.num_tokens, batch.positions, num_heads, num_kv_heads, head_dim, rope->rotary_dim,
+                       rope->inv_freq, rope->attention_factor, rope->pairs, q, k});
   }
   const bool scaled = cache.kv.format == Format::F8_E4M3;
   step.backend.attend({&batch, num_heads, num_kv_heads, head_dim, window, scale, q, k, v, cache.kv, out,

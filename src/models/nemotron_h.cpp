@@ -71,12 +71,10 @@ class NemotronH final : public Model {
 
   Result<void> load(std::shared_ptr<const Checkpoint> checkpoint, const NemotronHConfig& c, Backend& backend) {
     const Names names(*checkpoint);
-    std::vector<Ignored> ignored = {{"mtp.", "multi-token prediction"},
-                                    {"language_model.mtp.", "multi-token prediction"},
-                                    {"vision_model.", "vision"},
-                                    {"mlp1.", "vision"},
-                                    {"sound_encoder.", "sound"},
-                                    {"sound_projection.", "sound"}};
+    std::vector<Ignored> ignored = {
+        {"mtp.", "multi-token prediction"}, {"language_model.mtp.", "multi-token prediction"},
+        {"vision_model.", "vision"},        {"mlp1.", "vision"},
+        {"sound_encoder.", "sound"},        {"sound_projection.", "sound"}};
     if (names.gguf()) {
       ignored = {{"blk." + std::to_string(c.pattern.size()) + ".", "multi-token prediction"},
                  {"blk.*.nextn.", "multi-token prediction"}};

@@ -62,7 +62,8 @@ void attend_reference(const Attend& op) {
           for (int d = 0; d < op.head_dim; ++d) sum[d] += weight[p - begin] * vector[d];
         }
         float* out = op.out + (t * op.num_heads + h) * op.head_dim;
-        for (int d = 0; d < op.head_dim; ++d) out[d] = end > begin ? static_cast<float>(sum[d] / total * op.v_scale) : 0;
+        for (int d = 0; d < op.head_dim; ++d)
+          out[d] = end > begin ? static_cast<float>(sum[d] / total * op.v_scale) : 0;
       }
     }
   }

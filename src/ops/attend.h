@@ -2,9 +2,10 @@
 // stored.
 //   out = softmax(scale · q · Kᵀ) · V, softmax in F32, query head h reads KV head h / (num_heads / num_kv_heads).
 // A query at position p sees keys at positions in (p - window, p], or [0, p] where window is 0. No positions are added
-// here: Nemotron-H has none, others turn q and k before (rope). The cache holds k / k_scale and v / v_scale as its format
-// rounds them; keys and values, those of this step too, count as that times the scale. Entries of the block table that no query sees are not read; a query whose slot_mapping is -1
-// sees what the block table holds at its position; one that sees nothing (a padded row: seq_lens 0) gets 0.
+// here: Nemotron-H has none, others turn q and k before (rope). The cache holds k / k_scale and v / v_scale as its
+// format rounds them; keys and values, those of this step too, count as that times the scale. Entries of the block
+// table that no query sees are not read; a query whose slot_mapping is -1 sees what the block table holds at its
+// position; one that sees nothing (a padded row: seq_lens 0) gets 0.
 #pragma once
 
 #include "ops/batch.h"

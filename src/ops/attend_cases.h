@@ -39,8 +39,8 @@ struct AttendCase {
   std::vector<AttendSequence> sequences = {{20, 1}};
 };
 
-// One token a sequence, BF16 or FP8: for which a backend may have another kernel. Keys are worked on in tiles and shared
-// out: lengths meet borders of 16, of 128, and of shares of many keys.
+// One token a sequence, BF16 or FP8: for which a backend may have another kernel. Keys are worked on in tiles and
+// shared out: lengths meet borders of 16, of 128, and of shares of many keys.
 inline void add_one_token_cases(std::vector<AttendCase>& cases, Format format) {
   const auto add = [&](const std::string& name, const std::function<void(AttendCase&)>& change) {
     AttendCase c;

@@ -144,7 +144,8 @@ std::vector<double> attend_bound(const Attend& op, double r) {
         }
         for (int i = 0; i < op.head_dim && end > begin; ++i) {
           bound[(t * op.num_heads + h) * op.head_dim + i] =
-              ((2 * (op.head_dim + 4) * largest + end - begin + 16) * 0x1p-24 + 2 * most_rounded + r) * mass[i] / total +
+              ((2 * (op.head_dim + 4) * largest + end - begin + 16) * 0x1p-24 + 2 * most_rounded + r) * mass[i] /
+                  total +
               0x1p-126 * sizes[i];
         }
       }
@@ -208,10 +209,9 @@ TEST(Attend, StoresAsTheFormatRounds) {
     c.head_dim = 47;
     c.sequences = {{0, 1}};
     AttendInputs in(c, 8);
-    const float edges[] = {0.f,     -0.f,    1.f,      1.0004883f, 1.00390625f, 1.01171875f, 65504.f,
-                           65519.f, 65520.f, 1e30f,    3.4e38f,    -3.4e38f,    1e-40f,      6e-8f,
-                           2.9e-8f, 6.1e-5f, INFINITY, -INFINITY,  NAN,         0.1f,       447.9f,
-                           464.f,   9.7e-4f, 9.8e-4f,  0.0146f};
+    const float edges[] = {0.f,   -0.f,    1.f,      1.0004883f, 1.00390625f, 1.01171875f, 65504.f, 65519.f,  65520.f,
+                           1e30f, 3.4e38f, -3.4e38f, 1e-40f,     6e-8f,       2.9e-8f,     6.1e-5f, INFINITY, -INFINITY,
+                           NAN,   0.1f,    447.9f,   464.f,      9.7e-4f,     9.8e-4f,     0.0146f};
     std::copy(std::begin(edges), std::end(edges), in.v.data());
     std::copy(std::begin(edges), std::end(edges), in.v.data() + 22);
     Floats expected = poisoned(in.out_size(c));

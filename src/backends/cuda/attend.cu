@@ -346,7 +346,8 @@ void launch_one(const Attend& op, const AttendOne& one, uint32_t* tickets, const
 }
 
 bool is_one(const Attend& op, const Launch& launch) {
-  return takes_attend_one(op) && launch.shared_limit() >= static_cast<int>(std::max(sizeof(AttendShared<8, false>), sizeof(AttendShared<8, true>)));
+  return takes_attend_one(op) && launch.shared_limit() >= static_cast<int>(std::max(sizeof(AttendShared<8, false>),
+                                                                                    sizeof(AttendShared<8, true>)));
 }
 
 int tiles_of(const Attend& op) {
@@ -406,23 +407,10 @@ void attend(const Attend& op, int splits, float* partial, uint32_t* tickets, con
     };
     return op.head_dim <= 64 ? with(std::integral_constant<int, 4>()) : with(std::integral_constant<int, 8>());
   }
-  const Args args{*op.batch,
-                  op.num_heads,
-                  op.num_kv_heads,
-                  op.head_dim,
-                  op.window,
-                  op.scale,
-                  op.k_scale,
-                  op.v_scale,
-                  op.q,
-                  op.k,
-                  op.v,
-                  op.cache,
-                  op.out,
-                  splits,
-                  op.batch->num_tokens == op.batch->num_seqs,
-                  partial,
-                  tickets};
+  const Args args{*op.batch, op.num_heads, op.num_kv_heads, op.head_dim, op.window,
+                  op.scale,  op.k_scale,   op.v_scale,      op.q,        op.k,
+                  op.v,      op.cache,     op.out,          splits,      op.batch->num_tokens == op.batch->num_seqs,
+                  partial,   tickets};
   switch (op.cache.format) {
     case Format::F32:
       return launch_format<F32>(op, args, launch);

@@ -22,7 +22,7 @@ constexpr int kThreads = kFetchThreads + kWarpgroups * 128;
 constexpr int kRows = kWarpgroups * 64;
 constexpr int kStages = 2;
 constexpr int kManyKeys = 128, kFewKeys = 32;  // of a stage, where shared memory has room and where it has not
-constexpr int kFewestDims = 64;  // sums of fewer terms are held to more than 16 bits
+constexpr int kFewestDims = 64;                // sums of fewer terms are held to more than 16 bits
 constexpr float kLog2e = 1.44269504f;
 
 struct Args {
@@ -451,8 +451,8 @@ bool takes_attend_many(const Attend& op, const Launch& launch) {
 }
 
 void attend_many(const Attend& op, const Launch& launch) {
-  const Args args{*op.batch, op.num_heads, op.num_kv_heads, op.head_dim, op.window, op.scale,
-                  op.k_scale, op.v_scale,  op.q,            op.cache,    op.out};
+  const Args args{*op.batch,  op.num_heads, op.num_kv_heads, op.head_dim, op.window, op.scale, op.k_scale,
+                  op.v_scale, op.q,         op.cache,        op.out};
   if (op.cache.format == Format::BF16) return launch_as<Cached::bf16>(op, args, launch);
   if (op.cache.format == Format::F16) return launch_as<Cached::f16>(op, args, launch);
   launch_as<Cached::fp8>(op, args, launch);

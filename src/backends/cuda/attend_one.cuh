@@ -34,7 +34,7 @@ namespace proa::cuda {
 constexpr int kAttendWarps = 15;
 constexpr int kAttendThreads = kAttendWarps * kWarp;
 constexpr int kAttendKeyWarps = 4;
-constexpr int kAttendPiece = 8;                              // values of a head that a warp joins at a time
+constexpr int kAttendPiece = 8;  // values of a head that a warp joins at a time
 
 // A block's share of the keys. Every warp has its own copy, in shared memory because registers are few.
 struct AttendShare {
@@ -199,8 +199,8 @@ __device__ __forceinline__ void multiply_keys(const AttendShared<kSteps, kFp8>& 
   constexpr int kParts = AttendShared<kSteps, kFp8>::kParts, kTiles = AttendShared<kSteps, kFp8>::kKeys / 8;
   const int lane = lane_id();
   // Matrices: keys 0-7 and 8-15 in two chunks each; FP8: 8 keys each of 32.
-  const uint32_t keys =
-      unfolded(tile + (kFp8 ? place_of<kSteps, kFp8>(lane, 0) : place_of<kSteps, kFp8>(lane % 8 + lane / 16 * 8, lane / 8 % 2)));
+  const uint32_t keys = unfolded(
+      tile + (kFp8 ? place_of<kSteps, kFp8>(lane, 0) : place_of<kSteps, kFp8>(lane % 8 + lane / 16 * 8, lane / 8 % 2)));
   const uint32_t query = unfolded(shared_address(&shared.query[0][0][lane]));
 #pragma unroll
   for (int t = 0; t < kTiles; ++t) score[t][0] = score[t][1] = score[t][2] = score[t][3] = 0;
@@ -239,7 +239,8 @@ __device__ __forceinline__ void multiply_keys(const AttendShared<kSteps, kFp8>& 
 
 // Scores become weights, relative to the largest so far. `totals` is in shared memory: registers are few.
 template <int kSteps, bool kFp8, int kTiles>
-__device__ __forceinline__ void weigh(int keys, float2* totals, float (&score)[kTiles][4], float (&sum)[2 * kSteps][4]) {
+__device__ __forceinline__ void weigh(int keys, float2* totals, float (&score)[kTiles][4],
+                                      float (&sum)[2 * kSteps][4]) {
   constexpr float kRaise = kFp8 ? 15 : 0;  // keeps small weights within F16
   if (keys < 8 * kTiles) {
 #pragma unroll
@@ -315,7 +316,8 @@ __device__ __forceinline__ void add_values(uint32_t tile, float (&weight)[kTiles
       const uint32_t words[] = {b.x, b.y, b.z, b.w};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const uint32_t first = __byte_perm(words[2 * half], 0, 0x3120), second = __byte_perm(words[2 * half + 1], 0, 0x3120);
+        const uint32_t first = __byte_perm(words[2 * half], 0, 0x3120),
+                       second = __byte_perm(words[2 * half + 1], 0, 0x3120);
         const uint32_t even[] = {e4m3_to_halves(first), e4m3_to_halves(second)};
         const uint32_t odd[] = {e4m3_to_halves(first >> 16), e4m3_to_halves(second >> 16)};
 #pragma unroll

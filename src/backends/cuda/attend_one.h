@@ -11,13 +11,13 @@ constexpr int kAttendHeads = 16;  // query heads of a KV head, at most
 constexpr int kAttendTile = 16;   // BF16 keys of a warp at a time; twice as many FP8 ones
 
 struct AttendOne {
-  int num_heads = 0;         // a multiple of num_kv_heads, up to kAttendHeads times that
-  int num_kv_heads = 0;      // up to the number of blocks
-  int head_dim = 0;          // a multiple of 16
-  int window = 0;            // 0: none
-  int splits = 0;            // blocks of a KV head
-  int tile = 0;              // keys of a warp at a time
-  float scale = 0;           // of q, times log2 e
+  int num_heads = 0;     // a multiple of num_kv_heads, up to kAttendHeads times that
+  int num_kv_heads = 0;  // up to the number of blocks
+  int head_dim = 0;      // a multiple of 16
+  int window = 0;        // 0: none
+  int splits = 0;        // blocks of a KV head
+  int tile = 0;          // keys of a warp at a time
+  float scale = 0;       // of q, times log2 e
   float k_scale = 1, v_scale = 1;
   const float* q = nullptr;  // [num_heads, head_dim], 16-byte aligned
   const float* k = nullptr;  // [num_kv_heads, head_dim]
