@@ -809,10 +809,13 @@ void launch(const Gemm& op, int tiles, const Launch& launch) {
   const auto start = [&](auto chosen) {
     launch(chosen, dim3(std::min(all, launch.num_sms())), dim3(kThreads), P::kShared, op, tiles);
   };
-  const Matrix& m = op.matrix;  // of experts, all begin where CudaBackend places them
+  // Of experts, all begin where CudaBackend places them, or the first of them, one right behind the other.
+  const Matrix& m = op.matrix;
   if constexpr (std::is_same_v<F, Q8_0>) {
     if (reinterpret_cast<uintptr_t>(m.data) % 8 == 0 && m.stride % 8 == 0) return start(kernel<F, 0>);
-    if (reinterpret_cast<uintptr_t>(m.data) % 8 == 0 && m.stride % 8 == 4) return start(kernel<F, 4>);
+    if (reinterpret_cast<uintptr_t>(m.data) % 8 == 0 && m.stride % 8 == 4 && m.rows % 2 == 0) {
+      return start(kernel<F, 4>);
+    }
   }
   if constexpr (kHasAligned<F>) {
     if (reinterpret_cast<uintptr_t>(m.data) % 16 == 0 && m.stride % 16 == 0 && m.cols % 64 == 0 &&
