@@ -818,8 +818,7 @@ void launch(const Gemm& op, int tiles, const Launch& launch) {
     }
   }
   if constexpr (kHasAligned<F>) {
-    if (reinterpret_cast<uintptr_t>(m.data) % 16 == 0 && m.stride % 16 == 0 && m.cols % 64 == 0 &&
-        !std::getenv("PROA_UNALIGNED")) {
+    if (reinterpret_cast<uintptr_t>(m.data) % 16 == 0 && m.stride % 16 == 0 && m.cols % 64 == 0) {
       return start(kernel<F, 0>);
     }
   }
