@@ -11,8 +11,9 @@ struct Row {
 template <class F>
 constexpr int64_t kBlockBytes = 32 * static_cast<int64_t>(sizeof(typename F::Block)) / F::block_elements;
 
-// Where the nibbles of 32 columns are in 16 bytes. Of byte j: j and j + 16; within each eight bytes, which are 16 columns,
-// j and j + 8; or 2 j and 2 j + 1. `eight` is the half of the bytes that four columns are in, `bit` where they begin in it.
+// Where the nibbles of 32 columns are in 16 bytes. Of byte j: j and j + 16; within each eight bytes, which are 16
+// columns, j and j + 8; or 2 j and 2 j + 1. `eight` is the half of the bytes that four columns are in, `bit` where they
+// begin in it.
 struct NibbleOrder {
   alignas(64) int64_t eight[8];
   alignas(64) int64_t bit[8];
@@ -39,8 +40,8 @@ HWY_INLINE __m512i look_up(__m512i nibbles, const uint16_t* first, const uint16_
   const __m512i values =
       _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_load_si256(reinterpret_cast<const __m256i*>(first))),
                          _mm256_load_si256(reinterpret_cast<const __m256i*>(second)), 1);
-  const __m512i group = _mm512_setr_epi64(0, 0, 0, 0, 0x0010001000100010, 0x0010001000100010, 0x0010001000100010,
-                                          0x0010001000100010);
+  const __m512i group =
+      _mm512_setr_epi64(0, 0, 0, 0, 0x0010001000100010, 0x0010001000100010, 0x0010001000100010, 0x0010001000100010);
   const __m512i code = _mm512_ternarylogic_epi64(nibbles, _mm512_set1_epi16(15), group, 0xea);  // (a & b) | c
   return _mm512_permutexvar_epi16(code, values);
 }

@@ -17,7 +17,7 @@ std::vector<int64_t> CpuBackend::targets() {
 #if defined(__x86_64__)
   if ((available & HWY_AVX3) && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi")) {
     const bool bf16 = __builtin_cpu_supports("avx512bf16");
-    if (bf16 && matrix_unit().bf16) result.push_back(kTargetAmx);
+    if (bf16 && matrix_unit().kernels) result.push_back(kTargetAmx);
     if (bf16) result.push_back(kTargetBf16);
     result.push_back(kTargetVnni);
   }

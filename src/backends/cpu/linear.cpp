@@ -510,9 +510,9 @@ int64_t panel_rows(int64_t cols) {
 }
 
 // The kernel of a weight for so many tokens: of tiles, of digits, of halves alone, or none of them. Integer weights are
-// unpacked to tiles more slowly than a few tokens' digits are multiplied (on 16 cores up to 8 of them), and rounded, which
-// is too much where logits are made. Short floats meet a single token in F32, since machines with tiles multiply BF16 in vectors at
-// half the pace of that.
+// unpacked to tiles more slowly than a few tokens' digits are multiplied (on 16 cores up to 8 of them), and rounded,
+// which is too much where logits are made. Short floats meet a single token in F32, since machines with tiles multiply
+// BF16 in vectors at half the pace of that.
 constexpr int64_t kFewForTiles = 8;
 bool reads_tiles(const CpuBackend& backend, const Weight& weight, int64_t num_tokens, bool fine) {
   if (!backend.multiplies_tiles() || !amx_multiplies(weight.format, weight.cols, weight.scales)) return false;

@@ -34,9 +34,9 @@ namespace {
 // columns by up to 16 tokens. Two tiles of each feed four sums, which hides how long one takes to be added to. Tiles of
 // the unit: sums 0-3, weights 4 and 5, tokens 6 and 7.
 constexpr int kTokens = 16;
-constexpr int kSteps = 8;   // of 32 columns that are unpacked at once: 16 KiB, a part of the first-level cache
-constexpr int kAhead = 12;  // steps to fetch ahead
-constexpr int kMostTokens = 128;          // at once
+constexpr int kSteps = 8;         // of 32 columns that are unpacked at once: 16 KiB, a part of the first-level cache
+constexpr int kAhead = 12;        // steps to fetch ahead
+constexpr int kMostTokens = 128;  // at once
 constexpr int64_t kTokenBytes = 3 << 18;  // and what they may take in the second-level cache
 
 // --- formats of eight bits and less, each value times its scale rounded ---
@@ -102,7 +102,8 @@ HWY_INLINE __m512i unpack(MXFP4, const Row& row, int64_t i) {
 HWY_INLINE __m512i unpack(Q5_0, const Row& row, int64_t i) {
   const std::byte* p = row.data + 22 * i;
   const __m512 scale = half_at(p), count = _mm512_load_ps(kCount.at);
-  return by_fives(p + 6, p + 2, _mm512_mul_ps(_mm512_sub_ps(count, _mm512_set1_ps(16)), scale), _mm512_mul_ps(count, scale));
+  return by_fives(p + 6, p + 2, _mm512_mul_ps(_mm512_sub_ps(count, _mm512_set1_ps(16)), scale),
+                  _mm512_mul_ps(count, scale));
 }
 HWY_INLINE __m512i unpack(Q5_1, const Row& row, int64_t i) {
   const std::byte* p = row.data + 24 * i;
@@ -154,8 +155,8 @@ struct Sums {
   alignas(64) float at[2][2][16][kTokens];
 };
 
-// Tokens: of each kSteps steps all tiles, each [steps][16 pairs of columns][tokens of a tile], so that what follows each
-// other in time follows in memory. `low`, if it is there, has what `high` leaves of them.
+// Tokens: of each kSteps steps all tiles, each [steps][16 pairs of columns][tokens of a tile], so that what follows
+// each other in time follows in memory. `low`, if it is there, has what `high` leaves of them.
 struct Right {
   const std::byte* high = nullptr;
   const std::byte* low = nullptr;
@@ -181,7 +182,8 @@ HWY_INLINE void multiply_step(const std::byte* right, int64_t tile_bytes, int64_
 
 // The panel by one or two tiles of tokens, for `steps`: sums += or, with `first`, =.
 template <int kTiles, bool kFine>
-HWY_NOINLINE void multiply(const Panel& panel, int64_t steps, const Right& right, int64_t offset, bool first, Sums& sums) {
+HWY_NOINLINE void multiply(const Panel& panel, int64_t steps, const Right& right, int64_t offset, bool first,
+                           Sums& sums) {
   written();
   if (first) {
     _tile_zero(0);
@@ -267,7 +269,8 @@ void pack(const Linear& op, int first, int count, bool low, const Right& right, 
 }
 
 int64_t tokens_at_once(int64_t cols) {
-  return std::clamp<int64_t>(kTokenBytes / (2 * std::max<int64_t>(cols, 1)) / (2 * kTokens) * (2 * kTokens), 2 * kTokens, kMostTokens);
+  return std::clamp<int64_t>(kTokenBytes / (2 * std::max<int64_t>(cols, 1)) / (2 * kTokens) * (2 * kTokens),
+                             2 * kTokens, kMostTokens);
 }
 
 int64_t pairs_of(int64_t tokens) { return (tokens + 2 * kTokens - 1) / (2 * kTokens); }
@@ -308,7 +311,8 @@ void rows_of(const Linear& op, int64_t begin, int64_t end, std::byte* room) {
         const __m512 factors = factors_of(op.weight, first_row, end);
         for (int tile = 0; tile < right.tiles; ++tile) {
           const int first = tile * width;
-          put_tile(op, token + first, std::min(width, count - first), first_row, end, factors, sums[tile / 2].at[half][tile % 2]);
+          put_tile(op, token + first, std::min(width, count - first), first_row, end, factors,
+                   sums[tile / 2].at[half][tile % 2]);
         }
       }
     }
@@ -326,6 +330,7 @@ MatrixUnit matrix_unit() {
     // The system keeps tiles for a process only once that has asked: ARCH_REQ_XCOMP_PERM for component 18.
     if (syscall(SYS_arch_prctl, 0x1023, 18) != 0) return found;
     found = {.int8 = (edx >> 25 & 1) != 0, .bf16 = (edx >> 22 & 1) != 0};
+    found.kernels = found.bf16 && (edx >> 23 & 1);
     return found;
   }();
   return unit;
@@ -348,18 +353,30 @@ void amx_rows(const Linear& op, int64_t begin, int64_t end, std::byte* room) {
     return op.halves.low ? rows_of<F, true>(op, begin, end, room) : rows_of<F, false>(op, begin, end, room);
   };
   switch (op.weight.format) {
-    case Format::BF16: return rows(BF16());
-    case Format::F8_E4M3: return rows(F8_E4M3());
-    case Format::E2M1: return rows(E2M1());
-    case Format::NVFP4: return rows(NVFP4());
-    case Format::Q4_0: return rows(Q4_0());
-    case Format::Q4_1: return rows(Q4_1());
-    case Format::Q5_0: return rows(Q5_0());
-    case Format::Q5_1: return rows(Q5_1());
-    case Format::Q8_0: return rows(Q8_0());
-    case Format::IQ4_NL: return rows(IQ4_NL());
-    case Format::MXFP4: return rows(MXFP4());
-    default: assert(false && "a format that amx_multiplies() refuses");
+    case Format::BF16:
+      return rows(BF16());
+    case Format::F8_E4M3:
+      return rows(F8_E4M3());
+    case Format::E2M1:
+      return rows(E2M1());
+    case Format::NVFP4:
+      return rows(NVFP4());
+    case Format::Q4_0:
+      return rows(Q4_0());
+    case Format::Q4_1:
+      return rows(Q4_1());
+    case Format::Q5_0:
+      return rows(Q5_0());
+    case Format::Q5_1:
+      return rows(Q5_1());
+    case Format::Q8_0:
+      return rows(Q8_0());
+    case Format::IQ4_NL:
+      return rows(IQ4_NL());
+    case Format::MXFP4:
+      return rows(MXFP4());
+    default:
+      assert(false && "a format that amx_multiplies() refuses");
   }
 }
 

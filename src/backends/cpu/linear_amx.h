@@ -1,8 +1,8 @@
-// Products with weights and activations of BF16 by the matrix unit of Intel's processors (AMX), for any number of tokens:
-// weights that linear_bf16.h multiplies, exact in BF16, and those of linear_vnni.h, whose scaled values are rounded to it.
-// That rounds less than activations of 8 bits do, and leaves scales of blocks out of the inner loop: products of bytes,
-// twice as fast in the unit, would wait for the scaling of every 32 columns' sums. Sums are F32 in the order of columns:
-// a token has the same bits in any batch that is multiplied here.
+// Products with weights and activations of BF16 by the matrix unit of Intel's processors (AMX), for any number of
+// tokens: weights that linear_bf16.h multiplies, exact in BF16, and those of linear_vnni.h, whose scaled values are
+// rounded to it. That rounds less than activations of 8 bits do, and leaves scales of blocks out of the inner loop:
+// products of bytes, twice as fast in the unit, would wait for the scaling of every 32 columns' sums. Sums are F32 in
+// the order of columns: a token has the same bits in any batch that is multiplied here.
 #pragma once
 
 #include "backends/cpu/linear.h"
@@ -12,6 +12,7 @@ namespace proa {
 // What products the matrix unit of this machine has; none where the system refuses its registers to this process.
 struct MatrixUnit {
   bool int8 = false, bf16 = false;
+  bool kernels = false;  // bf16, and AVX-512 for half floats, which unpacking uses
 };
 MatrixUnit matrix_unit();
 
