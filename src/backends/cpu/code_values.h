@@ -32,7 +32,10 @@ inline constexpr Scales256 kE8M0Halves =
 inline constexpr Scales256 kUE4M3Halves =
     table_of<Scales256>([](int code) { return ue4m3_half(static_cast<uint8_t>(code)); });
 inline constexpr Scales256 kE4M3Halves =
-    table_of<Scales256>([](int code) { return 0.5f * e4m3_to_float(static_cast<uint8_t>(code)); });
+    table_of<Scales256>([](int code) {  // to clang, arithmetic with NaN is no constant
+      const float scale = e4m3_to_float(static_cast<uint8_t>(code));
+      return scale != scale ? scale : 0.5f * scale;
+    });
 
 // All values of E2M1 times a scale, as bfloat16, where they are exact; by the code of the scale. 8 KiB each.
 struct Products16 {
@@ -42,11 +45,12 @@ constexpr Products16 products_of(const Scales256& halves) {
   Products16 table{};
   for (int scale = 0; scale < 256; ++scale) {
     for (int code = 0; code < 16; ++code) {
-      const double value = static_cast<double>(halves.at[scale]) * e2m1_doubled(code);
+      const float half = halves.at[scale];
+      const double value = half != half ? 0 : static_cast<double>(half) * e2m1_doubled(code);
       const bool finite = value > -0x1p128 && value < 0x1p128;
-      const float half = value != value ? halves.at[scale] : finite ? static_cast<float>(value) : 0;
-      table.at[scale][code] = static_cast<uint16_t>(float_bits(half) >> 16);
-      if (!finite && value == value) table.at[scale][code] = value < 0 ? 0xff80 : 0x7f80;
+      const float product = half != half ? half : finite ? static_cast<float>(value) : 0;
+      table.at[scale][code] = static_cast<uint16_t>(float_bits(product) >> 16);
+      if (!finite) table.at[scale][code] = value < 0 ? 0xff80 : 0x7f80;
     }
   }
   return table;
