@@ -348,6 +348,10 @@ Result<void> settle_model(const ServeFlags& flags, ServeOptions& options) {
   if (!flags.kv_cache_memory_bytes.empty()) {
     PROA_ASSIGN(options.kv_cache_bytes, parse_human_integer("--kv-cache-memory-bytes", flags.kv_cache_memory_bytes));
   }
+  if (open.kv_cache_dtype == "fp8_e5m2") {
+    options.warnings.push_back("--kv-cache-dtype fp8_e5m2: keys and values are kept as fp8_e4m3, in as little memory");
+    open.kv_cache_dtype = "fp8_e4m3";
+  }
   PROA_TRY(parse_kv_cache_dtype(open.kv_cache_dtype));
   const auto state_types = {"auto", "float32", "float16", "bfloat16"};
   if (std::find(state_types.begin(), state_types.end(), flags.ssm_cache_dtype) == state_types.end()) {

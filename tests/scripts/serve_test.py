@@ -209,6 +209,7 @@ class CommandLine(unittest.TestCase):
     def test_what_has_no_effect_is_said_once(self):
         self.understood("/nowhere/model", "--trust-remote-code", "--dtype", "auto", "--kv-cache-dtype", "fp8_e4m3",
                         warns=["without effect here: --dtype --trust-remote-code"])
+        self.understood("/nowhere/model", "--kv-cache-dtype", "fp8_e5m2", warns=["--kv-cache-dtype fp8_e5m2: keys and values are kept as fp8_e4m3"])
 
     def test_what_is_overruled_is_said_with_its_reason(self):
         self.understood("/nowhere/model", "--tokenizer", "org/name", "--hf-overrides", "{}", "--lora-modules", "a=b", "--headless",
