@@ -34,6 +34,9 @@ constexpr double kTolerance = 1e-4;
 // exact result, so they are within twice that of each other.
 constexpr double kSameFunction = 2e-5;
 
+// Of a step of these tests: what devices do with as many as fill an H100's tiles is buoy_logits_test's.
+constexpr size_t kMostTokens = 64;
+
 // A fact broken on purpose must be seen at least this far away.
 constexpr double kVisible = 100 * kTolerance;
 
@@ -137,10 +140,12 @@ inline double deviation(std::span<const float> a, std::span<const float> b, std:
 }
 
 // Backend::product_rounding() of the weights that a model holds, in steps of so many tokens.
-inline double product_rounding(const Model& model, const Backend& backend, size_t num_tokens = 1) {
+inline double product_rounding(const Model& model, const Backend& backend, size_t num_tokens = kMostTokens) {
   double rounding = 0;
   for (const WeightUse& weight : model.weights()) {
-    rounding = std::max(rounding, backend.product_rounding(weight.format, static_cast<int>(num_tokens)));
+    for (const size_t some : {size_t{1}, num_tokens}) {
+      rounding = std::max(rounding, backend.product_rounding(weight.format, static_cast<int>(some)));
+    }
   }
   return rounding;
 }
@@ -156,8 +161,13 @@ inline double middle_deviation(std::span<const float> a, std::span<const float> 
 }
 
 // How far logits may be from right ones: rounded inputs of products add up over layers.
-inline double tolerance(const Model& model, const Backend& backend, size_t num_tokens = 1) {
+inline double tolerance(const Model& model, const Backend& backend, size_t num_tokens = kMostTokens) {
   return kTolerance + 4 * product_rounding(model, backend, num_tokens);
+}
+// How far two runs may be apart that cut the same tokens into steps differently: where a device rounds by how many come
+// at once, each is so far from the exact result.
+inline double same_function(const Model& model, const Backend& backend) {
+  return kSameFunction + (backend.same_bits_in_any_batch() ? 0 : 8 * product_rounding(model, backend));
 }
 
 // Mean KL(expected || actual) of rows, nats.

@@ -163,7 +163,7 @@ TEST(QuantisedGguf, AnyFormatOnAnyMatrix) {
       const auto model = open(path, *backend);
       for (const std::vector<int>& chunks : {std::vector<int>{}, {1}}) {
         const auto actual = logits(*model, *backend, sequence, {.chunks = chunks});
-        if (const double rounding = backend->product_rounding(format, 1); rounding > 0) {
+        if (const double rounding = product_rounding(*model, *backend); rounding > 0) {
           EXPECT_LE(middle_deviation(actual, expected, sequence.rows.size()), 3 * rounding)
               << info(format).name << " on " << backend->description();
           continue;
