@@ -64,8 +64,8 @@ __global__ void store_kernel(const __grid_constant__ Args a) {
   for (int i = static_cast<int>(threadIdx.x); i < a.num_kv_heads * a.head_dim; i += static_cast<int>(blockDim.x)) {
     const int head = i / a.head_dim, d = i % a.head_dim;
     const int64_t at = ((block * a.num_kv_heads + head) * a.cache.block_size + offset) * a.head_dim + d;
-    write(F(), a.cache.k, at, __ldcg(a.k + token * a.num_kv_heads * a.head_dim + i) / a.k_scale);
-    write(F(), a.cache.v, at, __ldcg(a.v + token * a.num_kv_heads * a.head_dim + i) / a.v_scale);
+    write(F(), a.cache.k, at, over(__ldcg(a.k + token * a.num_kv_heads * a.head_dim + i), a.k_scale));
+    write(F(), a.cache.v, at, over(__ldcg(a.v + token * a.num_kv_heads * a.head_dim + i), a.v_scale));
   }
 }
 
@@ -163,8 +163,8 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const __grid_constant_
     for (int d = tid; d < dim; d += kThreads) {
       typename F::Block stored[2];
       const int64_t in = (token_of(0) * a.num_kv_heads + kv_head) * dim + d;
-      write(F(), reinterpret_cast<std::byte*>(stored), 0, __ldcg(a.k + in) / a.k_scale);
-      write(F(), reinterpret_cast<std::byte*>(stored), 1, __ldcg(a.v + in) / a.v_scale);
+      write(F(), reinterpret_cast<std::byte*>(stored), 0, over(__ldcg(a.k + in), a.k_scale));
+      write(F(), reinterpret_cast<std::byte*>(stored), 1, over(__ldcg(a.v + in), a.v_scale));
       F::decode(stored[0], &keys[k * kPitch + d]);
       F::decode(stored[1], &values[k * kDims * kWarp + d]);
     }
@@ -174,8 +174,8 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const __grid_constant_
     for (int d = tid; d < dim; d += kThreads) {
       const int64_t at = ((block * a.num_kv_heads + kv_head) * a.cache.block_size + offset) * dim + d;
       const int64_t in = (token_of(0) * a.num_kv_heads + kv_head) * dim + d;
-      write(F(), a.cache.k, at, __ldcg(a.k + in) / a.k_scale);
-      write(F(), a.cache.v, at, __ldcg(a.v + in) / a.v_scale);
+      write(F(), a.cache.k, at, over(__ldcg(a.k + in), a.k_scale));
+      write(F(), a.cache.v, at, over(__ldcg(a.v + in), a.v_scale));
     }
   }
   const float q_scale = a.scale * a.k_scale;

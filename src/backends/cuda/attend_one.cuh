@@ -457,7 +457,7 @@ __device__ __forceinline__ void attend_finish(const AttendOne& a, uint8_t* memor
     for (int d = (warp - kAttendKeyWarps) * kWarp + lane; d < a.head_dim;
          d += (kAttendWarps - kAttendKeyWarps) * kWarp) {
       const int from = s.kv_head * a.head_dim + d;
-      const float k = __ldcg(a.k + from) / a.k_scale, v = __ldcg(a.v + from) / a.v_scale;
+      const float k = over(__ldcg(a.k + from), a.k_scale), v = over(__ldcg(a.v + from), a.v_scale);
       if constexpr (kFp8) {
         reinterpret_cast<uint8_t*>(a.cache.k)[to + d] = float_to_e4m3(k);
         reinterpret_cast<uint8_t*>(a.cache.v)[to + d] = float_to_e4m3(v);

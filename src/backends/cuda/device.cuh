@@ -156,6 +156,9 @@ __device__ __forceinline__ float inverse_rms(float squares, int count, float eps
   return rsqrtf(__fdividef(squares, static_cast<float>(count)) + eps);
 }
 
+// value / scale. By one nothing is divided: a quotient that is not a number loses its bits here.
+__device__ __forceinline__ float over(float value, float scale) { return scale == 1 ? value : value / scale; }
+
 // relu(x)^2, or silu.
 __device__ __forceinline__ float activated(bool relu2, float x) {
   if (!relu2) return silu(x);
