@@ -11,7 +11,7 @@ rm -rf "$folder"
 all=$folder/all
 mkdir -p "$all/lib"
 for program in ${PROGRAMS:-src/ops/ops_test src/backends/backends_test tests/nemotron_h_logits_test tests/quantised_logits_test \
-  tests/llama_logits_test tests/prefix_cache_test apps/proa}; do
+  tests/llama_logits_test tests/prefix_cache_test tests/buoy_logits_test apps/proa}; do
   [ -e "$build/$program" ] || continue
   strip -o "$all/$(basename "$program")" "$build/$program"
   # The C and C++ libraries and the loader are the other machine's.

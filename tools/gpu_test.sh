@@ -15,30 +15,29 @@ device=$(nvidia-smi --query-gpu=name,driver_version,clocks.max.sm --format=csv,n
 table=$out/table.txt
 echo "$device, commit $(cat "$folder/commit")" | tee "$table"
 
-# A gtest program: its counts to the table, its failures shown.
+# Gtest programs side by side, as the reference they compare with is a few cores of the host: counts and the names of
+# what failed to the table, failures shown. ops_test in shards, its tables take longest.
+shards=${SHARDS:-5}
 check() {
-  local name=$1
-  shift
-  local started=$SECONDS
-  "$folder/$name" --gtest_brief=1 "$@" >"$out/$name.log" 2>&1
+  local name=$1 shard=$2
+  GTEST_TOTAL_SHARDS=$3 GTEST_SHARD_INDEX=$shard timeout 200 "$folder/$name" --gtest_brief=1 >"$out/$name.$shard.log" 2>&1
   local status=$?
-  grep -E 'Failure' "$out/$name.log" | sort | uniq -c | sort -rn | head -5
-  grep -E '^(Google Test trace|.*: .* on cuda)' "$out/$name.log" | sort | uniq -c | sort -rn | head -25
-  echo "$name: status $status, $(grep -cE '^\[  FAILED  \].*ms' "$out/$name.log") failed," \
-    "$(grep -oE '[0-9]+ tests? .*ran' "$out/$name.log" | tail -1), $((SECONDS - started)) s" | tee -a "$table"
+  echo "$name, part $((shard + 1)) of $3: status $status, $(grep -oE '[0-9]+ tests? .*ran' "$out/$name.$shard.log" | tail -1)" \
+    "$(grep -oE '^\[  FAILED  \] [^ ,]+' "$out/$name.$shard.log" | sort -u | tr '\n' ' ')" >>"$table"
 }
-
+started=$SECONDS
 if has ops; then
-  check backends_test
-  check ops_test
+  for ((shard = 0; shard < shards; ++shard)); do check ops_test $shard "$shards" & done
+  check backends_test 0 1 &
 fi
 if has logits; then
-  check nemotron_h_logits_test
-  check llama_logits_test
-  check quantised_logits_test
-  check prefill_drift_test
-  check prefix_cache_test
+  for name in nemotron_h_logits_test llama_logits_test quantised_logits_test prefix_cache_test buoy_logits_test prefill_drift_test; do
+    [ ! -e "$folder/$name" ] || check $name 0 1 &
+  done
 fi
+wait
+grep -h -A6 Failure "$out"/*.log 2>/dev/null | grep -vE '^(--|Google Test trace)' | cut -c1-160 | awk '!seen[$0]++' | head -40
+echo "tests took $((SECONDS - started)) s"
 if has sanitizer && command -v compute-sanitizer >/dev/null; then
   timeout 100 compute-sanitizer --error-exitcode 9 "$folder/ops_test" --gtest_brief=1 \
     --gtest_filter='NormLinear.Cases:Moe.Cases:Route.Cases:Attend.EveryBackend:Sample.EveryBackend:Mamba2.*EveryBackend' \
