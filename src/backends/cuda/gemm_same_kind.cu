@@ -5,7 +5,6 @@
 // Of E4M3 tensor cores align what they add to the largest term and keep some 14 bits of it: each 32 columns may lose
 // 2^-13 of the sum so far. What comes of 2,688 columns is up to 2^-6.6 smaller, a tenth of that as a rule, where
 // rounding vectors to E4M3 leaves 2^-5.4 of the norm.
-#include <cstdlib>
 #include <string_view>
 
 #include "backends/cuda/gemm.cuh"
@@ -20,16 +19,13 @@ using gemm::Tile;
 using F = F8_E4M3;  // BF16 has the same tiles
 using P = gemm::Plan<F>;
 
+constexpr int kTokens = 192;
 constexpr int kLineBytes = 128;  // of a row, in a stage
-constexpr int kWeightBytes = P::kRows * kLineBytes;
-template <int kTokens>
-struct Shape {
-  static constexpr int kVectorBytes = kTokens * kLineBytes;
-  static constexpr int kStageBytes = kVectorBytes + kWeightBytes;
-  static constexpr int kStages = (gemm::kSharedBytes - 1024) / kStageBytes;
-  static constexpr int kShared = kStages * kStageBytes + 1024;
-  static_assert(P::kTiles == 2 && P::kLaneRows == 4 && P::kRows == 256 && kStages >= 3);
-};
+constexpr int kVectorBytes = kTokens * kLineBytes, kWeightBytes = P::kRows * kLineBytes;
+constexpr int kStageBytes = kVectorBytes + kWeightBytes;
+constexpr int kStages = (gemm::kSharedBytes - 1024) / kStageBytes;
+constexpr int kShared = kStages * kStageBytes + 1024;
+static_assert(P::kTiles == 2 && P::kLaneRows == 4 && P::kRows == 256 && kStages >= 3);
 
 // A warp's rows in a stage: those of its first 64-row product, then those of its second. put_out() wants the four rows
 // of a lane next to each other.
@@ -44,7 +40,7 @@ __device__ __forceinline__ void store_shared(uint32_t address, uint32_t word) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
 }
 
-template <Vectors kKind, int kTokens>
+template <Vectors kKind>
 __device__ __forceinline__ void fetch_all(const Gemm& a, int tiles, const Ring& ring, uint32_t offsets) {
   const Matrix& m = a.matrix;
   const int tid = static_cast<int>(threadIdx.x), stages = (m.cols * kValueBytes<kKind> + kLineBytes - 1) / kLineBytes;
@@ -96,8 +92,8 @@ __device__ __forceinline__ void fetch_all(const Gemm& a, int tiles, const Ring& 
     const uint8_t* weights = tile.rows + my_row * m.stride + 16 * chunk;
 #pragma unroll 1
     for (int stage = 0; stage < stages; ++stage, weights += kLineBytes) {
-      const uint32_t to = ring.stages + place * Shape<kTokens>::kStageBytes + at;
-      wait_barrier(ring.barriers + 8 * (Shape<kTokens>::kStages + place), parity);
+      const uint32_t to = ring.stages + place * kStageBytes + at;
+      wait_barrier(ring.barriers + 8 * (kStages + place), parity);
 #pragma unroll
       for (int i = 0; i < kTokens / kLines; ++i) {
         if (i * kLines >= tile.count) break;
@@ -111,11 +107,10 @@ __device__ __forceinline__ void fetch_all(const Gemm& a, int tiles, const Ring& 
       for (int i = 0; i < P::kRows / kLines; ++i) {
         const int row = row_of(i / 8, i % 4, i / 4 % 2);
         if (row + my_row > tile.last_row) continue;  // what lies in the place of such a row is not looked at
-        copy_async_or_zero(to + Shape<kTokens>::kVectorBytes + i * kLines * kLineBytes, weights + row * m.stride,
-                           there);
+        copy_async_or_zero(to + kVectorBytes + i * kLines * kLineBytes, weights + row * m.stride, there);
       }
       arrive_after_copies(ring.barriers + 8 * place);
-      if (++place == Shape<kTokens>::kStages) place = 0, parity ^= 1;
+      if (++place == kStages) place = 0, parity ^= 1;
     }
   }
   close_copies();
@@ -123,14 +118,14 @@ __device__ __forceinline__ void fetch_all(const Gemm& a, int tiles, const Ring& 
 }
 
 // A tile's product with its first kCount vectors.
-template <Vectors kKind, int kTokens, int kCount>
+template <Vectors kKind, int kCount>
 __device__ __forceinline__ void multiply_all(const Gemm& a, const Tile& tile, const Ring& ring, gemm::Position& at,
                                              float (&sum)[P::kTiles][kTokens / 2]) {
 #ifdef PROA_WGMMA
   const int stages = (a.matrix.cols * kValueBytes<kKind> + kLineBytes - 1) / kLineBytes;
   const int warpgroup = warp_id() / 4 - kFetchThreads / 128;
   const auto release = [&](int place) {
-    if (lane_id() == 0) arrive(ring.barriers + 8 * (Shape<kTokens>::kStages + place));
+    if (lane_id() == 0) arrive(ring.barriers + 8 * (kStages + place));
   };
   if (warpgroup * 128 > tile.last_row) {  // no rows for this warpgroup
 #pragma unroll 1
@@ -138,7 +133,7 @@ __device__ __forceinline__ void multiply_all(const Gemm& a, const Tile& tile, co
       wait_barrier(ring.barriers + 8 * at.place, at.parity);
       __syncwarp();
       release(at.place);
-      if (++at.place == Shape<kTokens>::kStages) at.place = 0, at.parity ^= 1;
+      if (++at.place == kStages) at.place = 0, at.parity ^= 1;
     }
     return;
   }
@@ -147,11 +142,11 @@ __device__ __forceinline__ void multiply_all(const Gemm& a, const Tile& tile, co
 #pragma unroll
     for (int i = 0; i < kCount / 2; ++i) sum[t][i] = 0;
   }
-  const auto before = [](int place) { return (place == 0 ? Shape<kTokens>::kStages : place) - 1; };
+  const auto before = [](int place) { return (place == 0 ? kStages : place) - 1; };
 #pragma unroll 1
   for (int stage = 0; stage < stages; ++stage) {
-    const uint32_t vectors = ring.stages + at.place * Shape<kTokens>::kStageBytes;
-    const uint32_t weights = vectors + Shape<kTokens>::kVectorBytes + warpgroup * 128 * kLineBytes;
+    const uint32_t vectors = ring.stages + at.place * kStageBytes;
+    const uint32_t weights = vectors + kVectorBytes + warpgroup * 128 * kLineBytes;
     wait_barrier(ring.barriers + 8 * at.place, at.parity);
     see_copies();
     begin_products();
@@ -169,7 +164,7 @@ __device__ __forceinline__ void multiply_all(const Gemm& a, const Tile& tile, co
     close_products();
     wait_for_products<1>();
     if (stage > 0) release(before(at.place));
-    if (++at.place == Shape<kTokens>::kStages) at.place = 0, at.parity ^= 1;
+    if (++at.place == kStages) at.place = 0, at.parity ^= 1;
   }
   wait_for_products<0>();
 #pragma unroll
@@ -178,23 +173,23 @@ __device__ __forceinline__ void multiply_all(const Gemm& a, const Tile& tile, co
 #endif
 }
 
-template <Vectors kKind, int kTokens>
+template <Vectors kKind>
 __global__ void __launch_bounds__(gemm::kThreads, 1) kernel(const __grid_constant__ Gemm a, int tiles) {
   extern __shared__ uint8_t memory[];
   __shared__ Tile shared_tiles[2];
   __shared__ float factors[2 * kTokens];
   __shared__ uint32_t offsets[kTokens / 16 * kFetchThreads];
-  __shared__ uint64_t barriers[2 * Shape<kTokens>::kStages + 4];  // of stages: full, empty; of tiles: full, empty
+  __shared__ uint64_t barriers[2 * kStages + 4];  // of stages: full, empty; of tiles: full, empty
   const int tid = static_cast<int>(threadIdx.x);
   Ring ring;
   ring.stages = (shared_address(memory) + 1023) & ~1023u;
   ring.barriers = shared_address(barriers);
-  ring.tile_barriers = ring.barriers + 8 * 2 * Shape<kTokens>::kStages;
+  ring.tile_barriers = ring.barriers + 8 * 2 * kStages;
   ring.tiles = shared_tiles;
   ring.factors = factors;
-  if (tid < Shape<kTokens>::kStages) {
+  if (tid < kStages) {
     init_barrier(ring.barriers + 8 * tid, kFetchThreads);
-    init_barrier(ring.barriers + 8 * (Shape<kTokens>::kStages + tid), kWarpgroups * 4);
+    init_barrier(ring.barriers + 8 * (kStages + tid), kWarpgroups * 4);
   }
   if (tid < 2) {
     init_barrier(ring.tile_barriers + 8 * tid, kFetchThreads);
@@ -206,7 +201,7 @@ __global__ void __launch_bounds__(gemm::kThreads, 1) kernel(const __grid_constan
 
   if (warp_id() < kFetchThreads / kWarp) {
     set_registers<40, false>();
-    fetch_all<kKind, kTokens>(a, tiles, ring, shared_address(offsets));
+    fetch_all<kKind>(a, tiles, ring, shared_address(offsets));
   } else {
     set_registers<232, true>();
     float sum[P::kTiles][kTokens / 2];
@@ -219,15 +214,15 @@ __global__ void __launch_bounds__(gemm::kThreads, 1) kernel(const __grid_constan
       const float* mine = factors + turn % 2 * kTokens;
       const auto run = [&](auto count) {
         constexpr int kCount = decltype(count)::value;
-        multiply_all<kKind, kTokens, kCount>(a, tile, ring, at, sum);
+        multiply_all<kKind, kCount>(a, tile, ring, at, sum);
         gemm::put_out<F, kCount, kKind>(a, tile, mine, sum);
       };
       if (tile.count <= 64) {
         run(gemm::Constant<64>());
-      } else if (kTokens == 128 || tile.count <= 128) {
+      } else if (tile.count <= 128) {
         run(gemm::Constant<128>());
       } else {
-        run(gemm::Constant<kTokens>());
+        run(gemm::Constant<192>());
       }
       __syncwarp();
       if (lane_id() == 0) arrive(ring.tile_barriers + 8 * (2 + turn % 2));
@@ -254,22 +249,14 @@ Vectors same_kind(const Matrix& matrix, Format format) {
   return format == Format::BF16 && matrix.cols % 8 == 0 ? Vectors::bf16 : Vectors::halves;
 }
 
-int same_kind_tokens() {
-  static const int tokens = std::getenv("PROA_TILE") ? std::atoi(std::getenv("PROA_TILE")) : 192;
-  return tokens;
-}
+int same_kind_tokens() { return kTokens; }
 
-template <int kTokens>
-void launch_same_kind(const Gemm& op, int tiles, const Launch& launch) {
+void multiply_same_kind(const Gemm& op, int tiles, const Launch& launch) {
   if (op.matrix.rows == 0 || op.slots == 0) return;
   if (!op.tile_expert) tiles = (op.slots + kTokens - 1) / kTokens;
   const int all = tiles * ((op.matrix.rows + P::kRows - 1) / P::kRows);
-  launch(op.x.kind == Vectors::bf16 ? kernel<Vectors::bf16, kTokens> : kernel<Vectors::e4m3, kTokens>,
-         dim3(std::min(all, launch.num_sms())), dim3(gemm::kThreads), Shape<kTokens>::kShared, op, tiles);
-}
-
-void multiply_same_kind(const Gemm& op, int tiles, const Launch& launch) {
-  same_kind_tokens() == 128 ? launch_same_kind<128>(op, tiles, launch) : launch_same_kind<192>(op, tiles, launch);
+  launch(op.x.kind == Vectors::bf16 ? kernel<Vectors::bf16> : kernel<Vectors::e4m3>,
+         dim3(std::min(all, launch.num_sms())), dim3(gemm::kThreads), kShared, op, tiles);
 }
 
 }  // namespace proa::cuda
