@@ -383,8 +383,9 @@ void add_eval_command(CLI::App& app, int& exit_code) {
   command->add_option("--threads", open.threads, "CPU threads; 0: one per core")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
-  command->add_option("--cpu-target", open.cpu_target,
-                      "instruction set of the CPU: AVX3_DL, AVX3_BF16 and AVX3_AMX multiply rounded values, others F32");
+  command->add_option(
+      "--cpu-target", open.cpu_target,
+      "instruction set of the CPU: AVX3_DL, AVX3_BF16 and AVX3_AMX multiply rounded values, others F32");
   command
       ->add_option("--activation-dtype", options->activation_dtypes,
                    "of many tokens on an H100, one or several: auto, bfloat16, fp8; see proa run --help")

@@ -1,6 +1,7 @@
 // Speed of the matrix ops beside the limits of the moment, at the sizes of Nemotron-3-Nano. Rounds of probe and op
-// alternate; of each the best counts, and on a shared machine only their ratio means anything. There the op `cached` tells
-// kernels apart, with one thread: a projection that stays in the second-level cache, and is over before it is disturbed.
+// alternate; of each the best counts, and on a shared machine only their ratio means anything. There the op `cached`
+// tells kernels apart, with one thread: a projection that stays in the second-level cache, and is over before it is
+// disturbed.
 //   ops_bench [--target AVX3_DL] [--format Q4_0,BF16] [--tokens 1,256] [--op moe,in_proj] [--threads 2] [--rounds 8]
 #include <algorithm>
 #include <chrono>
@@ -47,11 +48,8 @@ struct Matrix {
     std::mt19937 engine(1);
     for (float& value : row) value = static_cast<float>(engine() % 1000) * 1e-4f - 0.05f;
     bytes = repeated(backend, format, row, rows);
-    weight = {.data = bytes.data(),
-              .rows = rows,
-              .cols = cols,
-              .row_stride = row_bytes(format, cols),
-              .format = format};
+    weight = {
+        .data = bytes.data(), .rows = rows, .cols = cols, .row_stride = row_bytes(format, cols), .format = format};
     if (format != Format::E2M1) return;
     scale_bytes = repeated(backend, Format::F8_E4M3, std::vector<float>(static_cast<size_t>(cols / 16), 0.5f), rows);
     weight.scales = {scale_bytes.data(), static_cast<size_t>(cols / 16), Format::F8_E4M3, 16};
@@ -64,7 +62,8 @@ struct Matrix {
     Buffer buffer = *backend.allocate(stride * static_cast<size_t>(rows) + 64);
     std::vector<std::byte> encoded(stride);
     encode_row(format, row.data(), static_cast<int64_t>(row.size()), encoded.data());
-    for (int64_t r = 0; r < rows; ++r) std::memcpy(buffer.data() + static_cast<size_t>(r) * stride, encoded.data(), stride);
+    for (int64_t r = 0; r < rows; ++r)
+      std::memcpy(buffer.data() + static_cast<size_t>(r) * stride, encoded.data(), stride);
     return buffer;
   }
 };
@@ -114,9 +113,17 @@ struct Feed : Case {  // mlp of the 4B
   }
   int layers() const override { return 3; }
   void run(Backend& backend, int tokens, int layer) override {
-    for (size_t i = 0; i < static_cast<size_t>(tokens) * 3136; ++i) x[i] = static_cast<float>(i * 7919 % 1013) * 0.002f - 1;
-    backend.mlp({tokens, 3136, x.data(), norm.data(), 1e-5f, {}, up[static_cast<size_t>(layer)].weight,
-                 down[static_cast<size_t>(layer)].weight, Activation::relu2});
+    for (size_t i = 0; i < static_cast<size_t>(tokens) * 3136; ++i)
+      x[i] = static_cast<float>(i * 7919 % 1013) * 0.002f - 1;
+    backend.mlp({tokens,
+                 3136,
+                 x.data(),
+                 norm.data(),
+                 1e-5f,
+                 {},
+                 up[static_cast<size_t>(layer)].weight,
+                 down[static_cast<size_t>(layer)].weight,
+                 Activation::relu2});
   }
   double bytes(int) const override { return up[0].size() + down[0].size(); }
   double operations(int tokens) const override { return 4.0 * 3136 * 12544 * tokens; }
@@ -157,10 +164,24 @@ struct Experts : Case {  // one layer of the 30B: 128 experts of 1856, six a tok
     return static_cast<size_t>(layer) * static_cast<size_t>(tokens) % static_cast<size_t>(kMostTokens - tokens + 1);
   }
   void run(Backend& backend, int tokens, int layer) override {
-    for (size_t i = 0; i < static_cast<size_t>(tokens) * kNano; ++i) x[i] = static_cast<float>(i * 7919 % 1013) * 0.002f - 1;
+    for (size_t i = 0; i < static_cast<size_t>(tokens) * kNano; ++i)
+      x[i] = static_cast<float>(i * 7919 % 1013) * 0.002f - 1;
     const size_t begin = first(tokens, layer) * kChosen;
-    backend.moe({tokens, kNano, x.data(), norm.data(), 1e-5f, kExperts, kChosen, topk_ids.data() + begin,
-                 topk_weights.data(), up_weights, down_weights, {}, {}, shared_up.weight, shared_down.weight,
+    backend.moe({tokens,
+                 kNano,
+                 x.data(),
+                 norm.data(),
+                 1e-5f,
+                 kExperts,
+                 kChosen,
+                 topk_ids.data() + begin,
+                 topk_weights.data(),
+                 up_weights,
+                 down_weights,
+                 {},
+                 {},
+                 shared_up.weight,
+                 shared_down.weight,
                  Activation::relu2});
   }
   double bytes(int tokens) const override {  // a mean over layers
@@ -195,8 +216,12 @@ int main(int argc, char** argv) {
   std::string target, formats = "Q4_0,Q8_0,BF16", tokens = "1,8,256", ops = "in_proj,moe", threads = "0", rounds = "8";
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string flag = argv[i];
-    for (const auto& [name, value] : {std::pair{"--target", &target}, {"--format", &formats}, {"--tokens", &tokens},
-                                      {"--op", &ops}, {"--threads", &threads}, {"--rounds", &rounds}}) {
+    for (const auto& [name, value] : {std::pair{"--target", &target},
+                                      {"--format", &formats},
+                                      {"--tokens", &tokens},
+                                      {"--op", &ops},
+                                      {"--threads", &threads},
+                                      {"--rounds", &rounds}}) {
       if (flag == name) *value = argv[i + 1];
     }
   }

@@ -37,7 +37,8 @@ TEST_P(LlamaLogits, DoNotDependOnChunksOrBatch) {
     for (size_t i = 0; i < golden_.sequences.size(); ++i) {
       const Sequence& sequence = golden_.sequences[i];
       const auto at_once = logits(*model, *backend, sequence);
-      EXPECT_LE(deviation(together[i], at_once), same_function(*model, *backend)) << backend->description() << ", batch";
+      EXPECT_LE(deviation(together[i], at_once), same_function(*model, *backend))
+          << backend->description() << ", batch";
       for (const std::vector<int>& chunks : {std::vector{1}, {2}, {7}, {16}, {5, 1}, {3, 1, 1, 8, 1, 17, 2}}) {
         EXPECT_LE(deviation(logits(*model, *backend, sequence, {.chunks = chunks, .block_size = 5}), at_once),
                   same_function(*model, *backend))

@@ -75,8 +75,8 @@ TEST_P(NemotronHLogits, DoNotDependOnChunks) {
             deviation(logits(*model, *backend, sequence,
                              {.chunks = row.chunks, .decode_single_tokens = row.decode, .block_size = row.block_size}),
                       at_once);
-        EXPECT_LE(off, same_function(*model, *backend)) << backend->description() << ": " << row.what << ", " << sequence.token_ids.size()
-                                      << " tokens";
+        EXPECT_LE(off, same_function(*model, *backend))
+            << backend->description() << ": " << row.what << ", " << sequence.token_ids.size() << " tokens";
         worst = std::max(worst, off);
       }
     }

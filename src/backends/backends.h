@@ -13,9 +13,9 @@ namespace proa {
 
 struct BackendOptions {
   int num_threads = 0;  // CPU threads; 0: one per core
-  // "", or an instruction set to force, named as Highway does: "AVX3", "AVX2", "NEON", "SCALAR". Three are faster and round
-  // what they multiply, to 8 bits or BF16: "AVX3_DL" (VNNI), "AVX3_BF16" and "AVX3_AMX", which a machine does not have
-  // where the system refuses it. So they are taken only when asked for.
+  // "", or an instruction set to force, named as Highway does: "AVX3", "AVX2", "NEON", "SCALAR". Three are faster and
+  // round what they multiply, to 8 bits or BF16: "AVX3_DL" (VNNI), "AVX3_BF16" and "AVX3_AMX", which a machine does not
+  // have where the system refuses it. So they are taken only when asked for.
   std::string cpu_target;
   // "auto": as exact as the device multiplies. Faster on a CUDA device of sm_90a where 128 tokens or more come at once:
   // "bfloat16" rounds what BF16 weights multiply to BF16; "fp8" does so too, and to E4M3 what FP8 weights multiply, by

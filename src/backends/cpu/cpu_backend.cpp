@@ -69,7 +69,9 @@ double CpuBackend::product_rounding(Format format, int num_tokens) const {
   const Weight weight{.rows = 1, .cols = 256, .format = format};
   Forms forms = forms_of(*this, {weight}, Tokens(1, num_tokens));
   if (format == Format::E2M1) forms.halves = multiplies_bf16();
-  return forms.digits ? 0.01 : forms.halves ? 0x1p-8 : 0;  // BF16 has eight bits: 2^-9 a value at most, and rows are short
+  return forms.digits   ? 0.01
+         : forms.halves ? 0x1p-8
+                        : 0;  // BF16 has eight bits: 2^-9 a value at most, and rows are short
 }
 
 DeviceMemory CpuBackend::memory() {

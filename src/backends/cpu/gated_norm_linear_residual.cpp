@@ -67,11 +67,8 @@ void CpuBackend::gated_norm_linear_residual(const GatedNormLinearResidual& op) {
       normed.round(t, 0, normed.stride, op.inner);
     }
   });
-  const Linear down = normed.read_by({.weight = op.weight,
-                                      .num_tokens = op.num_tokens,
-                                      .y = op.residual,
-                                      .y_stride = op.weight.rows,
-                                      .add = true});
+  const Linear down = normed.read_by(
+      {.weight = op.weight, .num_tokens = op.num_tokens, .y = op.residual, .y_stride = op.weight.rows, .add = true});
   linear(*this, {&down, 1}, room);
 }
 

@@ -113,8 +113,8 @@ inline RowRange shares_of(int64_t rows, int64_t unit, int64_t begin, int64_t end
 }
 // Where rows become the columns of a next product, they are cut where its blocks begin: a row tile rounds its own.
 constexpr int64_t kBlockRows = 64;
-// Rows that a kernel takes at once, and how many of them a thread is given at least: a range begins with the ordering of
-// tokens for the matrix unit, which is worth many rows.
+// Rows that a kernel takes at once, and how many of them a thread is given at least: a range begins with the ordering
+// of tokens for the matrix unit, which is worth many rows.
 int64_t row_unit(const CpuBackend& backend, const Weight& weight, int64_t num_tokens);
 int64_t row_grain(CpuBackend& backend, const Weight& weight, int64_t num_tokens);
 

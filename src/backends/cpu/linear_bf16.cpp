@@ -94,7 +94,8 @@ void few_tokens(const Linear& op, int64_t begin, int64_t end) {
     }
     const __m512 factors = factors_of(op.weight, row, end);
     for (int t = 0; t < T; ++t) {
-      put(op, t, row, end, factors, _mm512_add_ps(_mm512_add_ps(_mm512_add_ps(sum[t][0], sum[t][1]), sum[t][2]), sum[t][3]));
+      put(op, t, row, end, factors,
+          _mm512_add_ps(_mm512_add_ps(_mm512_add_ps(sum[t][0], sum[t][1]), sum[t][2]), sum[t][3]));
     }
   }
 }

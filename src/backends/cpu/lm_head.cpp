@@ -14,8 +14,8 @@ void CpuBackend::lm_head(const LmHead& op) {
   float* room = arena.take<float>(rooms);
 
   rms_norm(*this, op.num_rows, op.hidden_size, op.x, op.rows, op.norm, op.eps, u);
-  const Linear head = u.read_by(
-      {.weight = op.weight, .num_tokens = op.num_rows, .y = op.logits, .y_stride = op.weight.rows});
+  const Linear head =
+      u.read_by({.weight = op.weight, .num_tokens = op.num_rows, .y = op.logits, .y_stride = op.weight.rows});
   linear(*this, {&head, 1}, room);
 }
 

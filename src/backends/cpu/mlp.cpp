@@ -43,8 +43,8 @@ void CpuBackend::mlp(const Mlp& op) {
     }
   });
 
-  const Linear down = h.read_by(
-      {.weight = op.down, .num_tokens = op.num_tokens, .y = op.x, .y_stride = op.hidden_size, .add = true});
+  const Linear down =
+      h.read_by({.weight = op.down, .num_tokens = op.num_tokens, .y = op.x, .y_stride = op.hidden_size, .add = true});
   linear(*this, {&down, 1}, rooms);
 }
 

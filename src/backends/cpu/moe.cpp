@@ -60,7 +60,8 @@ void CpuBackend::moe(const Moe& op) {
   const Forms u_forms = op.latent_in ? forms_of(*this, {op.latent_in, op.shared_up}, tokens)
                                      : forms_of(*this, {any_up, op.shared_up}, each);
   const Forms z_forms = forms_of(*this, {any_up}, each), h_forms = forms_of(*this, {any_down}, each);
-  const Forms r_forms = forms_of(*this, {op.latent_out}, tokens), shared_forms = forms_of(*this, {op.shared_down}, tokens);
+  const Forms r_forms = forms_of(*this, {op.latent_out}, tokens),
+              shared_forms = forms_of(*this, {op.shared_down}, tokens);
   const int64_t latent_tokens = op.latent_in ? tokens : 0, shared_tokens = op.shared_up ? tokens : 0;
   int64_t room_size = 0;
   for (int64_t cols : {int64_t{op.hidden_size}, latent, width, shared_width}) {
@@ -69,8 +70,7 @@ void CpuBackend::moe(const Moe& op) {
 
   const auto needed = Plan::bytes(op) + Input::bytes(tokens, op.hidden_size, u_forms) +
                       Input::bytes(latent_tokens, latent, z_forms) + Input::bytes(latent_tokens, latent, r_forms) +
-                      Input::bytes(pairs, width, h_forms) +
-                      Input::bytes(shared_tokens, shared_width, shared_forms) +
+                      Input::bytes(pairs, width, h_forms) + Input::bytes(shared_tokens, shared_width, shared_forms) +
                       Arena::padded<float>(num_threads * room_size);
   std::byte* memory = scratch(needed);
   if (counting()) return;
@@ -92,8 +92,7 @@ void CpuBackend::moe(const Moe& op) {
     input.round(token, begin, end, cols);
   };
   if (op.latent_in) {
-    const Linear in =
-        u.read_by({.weight = op.latent_in, .num_tokens = op.num_tokens, .y = z.x, .y_stride = z.stride});
+    const Linear in = u.read_by({.weight = op.latent_in, .num_tokens = op.num_tokens, .y = z.x, .y_stride = z.stride});
     threads().parallel_for(z.stride, kBlockRows, [&](int64_t begin, int64_t end, int thread) {
       linear_rows(*this, in, begin, std::min(end, latent), rooms + thread * room_size);
       for (int64_t t = 0; t < tokens; ++t) finish(z, t, begin, end, latent);
@@ -142,8 +141,8 @@ void CpuBackend::moe(const Moe& op) {
     }
     const int64_t from = std::max<int64_t>(begin - plan.num_used * blocks, 0), to = end - plan.num_used * blocks;
     if (from >= to) return;
-    const Linear up = u.read_by(
-        {.weight = op.shared_up, .num_tokens = op.num_tokens, .y = shared.x, .y_stride = shared.stride});
+    const Linear up =
+        u.read_by({.weight = op.shared_up, .num_tokens = op.num_tokens, .y = shared.x, .y_stride = shared.stride});
     up_rows(up, shared, 0, from, to, thread);
   });
 

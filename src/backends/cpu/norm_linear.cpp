@@ -25,10 +25,8 @@ void CpuBackend::norm_linear(const NormLinear& op) {
   rms_norm(*this, op.num_tokens, op.hidden_size, op.x, nullptr, op.norm, op.eps, u);
   for (size_t i = 0; i < op.outputs.size(); ++i) {
     const LinearOutput& output = op.outputs[i];
-    new (&linears[i]) Linear(u.read_by({.weight = output.weight,
-                                        .num_tokens = op.num_tokens,
-                                        .y = output.y,
-                                        .y_stride = output.weight.rows}));
+    new (&linears[i]) Linear(u.read_by(
+        {.weight = output.weight, .num_tokens = op.num_tokens, .y = output.y, .y_stride = output.weight.rows}));
   }
   linear(*this, {linears, op.outputs.size()}, room);
 }
@@ -55,11 +53,8 @@ void CpuBackend::linear_residual(const LinearResidual& op) {
       padded.round(t, 0, padded.stride, cols);
     }
   });
-  const Linear down = padded.read_by({.weight = op.weight,
-                                      .num_tokens = op.num_tokens,
-                                      .y = op.residual,
-                                      .y_stride = op.weight.rows,
-                                      .add = true});
+  const Linear down = padded.read_by(
+      {.weight = op.weight, .num_tokens = op.num_tokens, .y = op.residual, .y_stride = op.weight.rows, .add = true});
   linear(*this, {&down, 1}, room);
 }
 

@@ -194,6 +194,7 @@ void CudaBackend::moe_of_few(const Moe& op) {
       cuda::prepare(std::array{prepared_for(op.latent_in.format, normed, x_operands)}, launch());
       MatMuls{{dense(op.latent_in, x_operands, z, Output::store)}}.multiply(launch());
     }
+    // Before vectors are put in order: products look experts up while that still runs (matmul_stream.cuh).
     cuda::sort_choices(op.topk_ids + int64_t{first} * per_token, static_cast<int>(choices), per_token,
                        op.n_routed_experts, tile, tiles, sorted, launch());
     std::vector<cuda::Prepare> inputs;

@@ -9,7 +9,7 @@
 namespace proa::cuda {
 
 // Each format's kernels are compiled in a file of their own, so that builds run side by side: linear_formats_*.cu.
-#define PROA_FORMAT(F)                                                          \
+#define PROA_FORMAT(F)                                                            \
   extern template void matmul::launch<F>(std::span<const MatMul>, const Launch&); \
   extern template void matmul_stream::launch<F>(std::span<const MatMul>, const Launch&);
 PROA_FORMATS(PROA_FORMAT)

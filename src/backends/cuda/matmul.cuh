@@ -42,8 +42,8 @@ __host__ __device__ constexpr int bytes_of(int cols) {
 
 // Columns of a piece: at most 256 bytes of a row where the format's blocks let it.
 template <class F>
-constexpr int kShortPiece = bytes_of<F>(kUnit<F> > 128 ? kUnit<F> : 128) <= 300 ? (kUnit<F> > 128 ? kUnit<F> : 128)
-                                                                                : kUnit<F>;
+constexpr int kShortPiece =
+    bytes_of<F>(kUnit<F> > 128 ? kUnit<F> : 128) <= 300 ? (kUnit<F> > 128 ? kUnit<F> : 128) : kUnit<F>;
 template <class F>
 constexpr int kLongPiece = bytes_of<F>(2 * kShortPiece<F>) <= 200 ? 2 * kShortPiece<F> : kShortPiece<F>;
 

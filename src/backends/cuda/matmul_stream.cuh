@@ -237,8 +237,8 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Wo
         const int valid = min(32 * groups, a.matrix.cols - 32 * group);
         const uint64_t from = row_begin + (of_scales ? 2 * group : bytes_of<F>(group));
         constexpr int kBlock = F::block_elements;
-        const int bytes = of_scales ? (valid + 15) / 16
-                                    : (valid + kBlock - 1) / kBlock * static_cast<int>(sizeof(typename F::Block));
+        const int bytes =
+            of_scales ? (valid + 15) / 16 : (valid + kBlock - 1) / kBlock * static_cast<int>(sizeof(typename F::Block));
         const uint32_t shift = static_cast<uint32_t>(from) & 15;
         const uint32_t size = there ? (shift + static_cast<uint32_t>(bytes) + 15) & ~15u : 0;
         const uint32_t to = ring + at.slot * work.stage_bytes +
@@ -308,7 +308,8 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Wo
       }
       wait_barrier(sums_full(at.slot), at.parity);
       float sum[4] = {};
-      const uint32_t from = all_sums + at.slot * kMultipliers * kSumBytes + (r * kVectors + first_column) * sizeof(float);
+      const uint32_t from =
+          all_sums + at.slot * kMultipliers * kSumBytes + (r * kVectors + first_column) * sizeof(float);
 #pragma unroll
       for (int w = 0; w < kMultipliers; ++w) {
         const uint4 part = load_shared(from + w * kSumBytes);
@@ -342,8 +343,8 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Wo
     const int n = lane / 4 - tile.column;
     if (n < 0 || n >= tile.count) return;
     const int vector = tile.vector[n];
-    const uint4* from = a.x.fragments +
-                        (static_cast<int64_t>(vector / 8) * p.groups + warp) * kUnits<F> * kWarp + vector % 8 * 4 + j;
+    const uint4* from =
+        a.x.fragments + (static_cast<int64_t>(vector / 8) * p.groups + warp) * kUnits<F> * kWarp + vector % 8 * 4 + j;
     uint32_t to = operands + warp * kSize + lane * 16;
     for (int g = warp; g < p.groups; g += kMultipliers) {
 #pragma unroll
@@ -390,8 +391,8 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Wo
       for (int h = 0; h < 2; ++h) {
         rows[h] = stage + (lane / 4 + 8 * h) * work.pitch + ((begin[h] + offset) & 15);
         if constexpr (Frag::kGroupScales) {
-          scales[h] = stage + kRows * work.pitch + (lane / 4 + 8 * h) * work.scales_pitch +
-                      ((scales_row[h] + 2 * first) & 15);
+          scales[h] =
+              stage + kRows * work.pitch + (lane / 4 + 8 * h) * work.scales_pitch + ((scales_row[h] + 2 * first) & 15);
         }
       }
       wait_barrier(full(at.slot), at.parity);
