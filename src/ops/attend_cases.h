@@ -6,7 +6,8 @@
 //   |error| <= (2 (head_dim + 4) · max_key scale Σ|q k| + n + 16) u · Σ weight |v|,
 // and where weights and results leave the range of float, 2^-126 (1 + Σ|v|) besides.
 // Where a device rounds queries and weights to r of themselves (Backend::attend_rounding), a score is off by as much as
-// r scale Σ|q k| + 2^-25 Σ|k| besides, which moves every weight by twice that, and each weight by r.
+// r scale Σ|q k| + 2^-25 Σ|k| besides, which moves every weight by twice that, and each weight by r or 2^-40, the
+// largest being 1: where the value of the key that takes all is 0 in E4M3, those that count as none are all there is.
 #pragma once
 
 #include <functional>

@@ -146,7 +146,7 @@ std::vector<double> attend_bound(const Attend& op, double r) {
           bound[(t * op.num_heads + h) * op.head_dim + i] =
               ((2 * (op.head_dim + 4) * largest + end - begin + 16) * 0x1p-24 + 2 * most_rounded + r) * mass[i] /
                   total +
-              0x1p-126 * sizes[i];
+              (r > 0 ? 0x1p-40 : 0x1p-126) * sizes[i];
         }
       }
     }

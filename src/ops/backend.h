@@ -144,7 +144,8 @@ class Backend {
   virtual double product_rounding(Format /*weights*/, int /*num_tokens*/) const { return 0; }
 
   // The same of queries (times the scale of scores) and of weights in attend(): each may be off by so much of itself,
-  // because the device rounds it beside F32 rounding, and queries by 2^-25 where that is more, which is where F16 ends.
+  // because the device rounds it beside F32 rounding; and where that is more, which is where F16 ends, queries by 2^-25
+  // and weights by 2^-40 of the largest.
   virtual double attend_rounding(Format /*cache*/, int /*num_tokens*/) const { return 0; }
 
   // Whether so many vectors become E4M3 before such a matrix multiplies them, by its input_scale: a faster product,
