@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <functional>
 
 #include "checkpoint/gguf_writer.h"
@@ -82,6 +83,8 @@ void add(Tensors& tensors, const std::string& name, const std::string& type, std
   int64_t bytes = type == "BF16" ? 2 : type == "I64" ? 8 : 4;
   for (const int64_t size : shape) bytes *= size;
   tensors.push_back({name, type, std::move(shape), std::vector<std::byte>(static_cast<size_t>(bytes))});
+  const float one = 1;  // scales cannot be 0
+  if (type == "F32") std::memcpy(tensors.back().data.data(), &one, sizeof(one));
 }
 
 struct Variant {

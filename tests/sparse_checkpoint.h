@@ -7,6 +7,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <fstream>
 #include <map>
 #include <sstream>
 #include <string>
@@ -108,7 +109,9 @@ inline std::string write_sparse_safetensors(const std::string& path, std::vector
   });
   std::string header = "{";
   int64_t offset = 0;
+  std::vector<int64_t> ones;  // scales of a KV cache cannot be 0
   for (const SparseTensor& tensor : tensors) {
+    if (tensor.name.ends_with(".k_scale") || tensor.name.ends_with(".v_scale")) ones.push_back(offset);
     if (header.size() > 1) header += ",";
     header += "\"" + tensor.name + "\":{\"dtype\":\"" + tensor.type + "\",\"shape\":" + to_string(tensor.shape) +
               ",\"data_offsets\":[" + std::to_string(offset) + "," + std::to_string(offset + tensor.bytes) + "]}";
@@ -117,8 +120,15 @@ inline std::string write_sparse_safetensors(const std::string& path, std::vector
   header += "}";
   header.resize((header.size() + 7) / 8 * 8, ' ');
   const uint64_t size = header.size();
-  return write_sparse(path, std::string(reinterpret_cast<const char*>(&size), 8) + header,
-                      8 + static_cast<int64_t>(size) + offset);
+  const std::string why = write_sparse(path, std::string(reinterpret_cast<const char*>(&size), 8) + header,
+                                       8 + static_cast<int64_t>(size) + offset);
+  if (!why.empty()) return why;
+  std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+  const float one = 1;
+  for (const int64_t at : ones) {
+    file.seekp(8 + static_cast<int64_t>(size) + at).write(reinterpret_cast<const char*>(&one), sizeof(one));
+  }
+  return file ? "" : path + ": scales could not be written";
 }
 
 inline std::string write_sparse_gguf(const std::string& path, const std::vector<std::vector<std::string>>& lines,

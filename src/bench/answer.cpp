@@ -64,8 +64,11 @@ Result<AnswerCheck> check_answer(const Model& model, Backend& backend, const Mod
   }
   check.logit_noise = spread_sum > 0 ? largest / spread_sum : 0;
   double rounding = 0;
-  for (const WeightUse& weight : model.weights())
-    rounding = std::max(rounding, backend.product_rounding(weight.format, 1));
+  for (const WeightUse& weight : model.weights()) {
+    for (const int num_tokens : options.chunks) {
+      rounding = std::max(rounding, backend.product_rounding(weight.format, num_tokens));
+    }
+  }
   const double noise = config.relative_noise + 4 * rounding;  // which adds up over layers
   check.kl_bound = std::pow(noise * spread_sum, 2) / 2;
   for (size_t r = 0; r < rows.size(); ++r) {

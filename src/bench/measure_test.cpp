@@ -24,7 +24,7 @@ struct FaultyBackend : CpuBackend {
   enum class Fault { none, slow_lm_head, skip_moe, one_embedding, skewed_route, forgetful_prefill };
 
   FaultyBackend(Fault which, int healthy_calls)
-      : CpuBackend(CpuBackend::targets().front(), 1), fault(which), healthy(healthy_calls) {}
+      : CpuBackend(CpuBackend::default_target(), 1), fault(which), healthy(healthy_calls) {}
 
   bool broken(Fault here) { return !counting() && fault == here && healthy-- <= 0; }
 

@@ -136,6 +136,7 @@ class Finder {
 
   void add_kv_scale(const std::string& name) {
     out_.erase(name);
+    if (!name.ends_with(".k_proj.k_scale") && !name.ends_with(".v_proj.v_scale")) return;  // whose would it be?
     const std::vector<float> scale = values(*current_, {1});
     if (scale.empty()) return;
     if (scale.front() > 0) {
