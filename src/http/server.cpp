@@ -248,7 +248,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
 class ServerExchange final : public Exchange, public std::enable_shared_from_this<ServerExchange> {
  public:
-  // `body_bytes`: what the server counts for the body, until drop_body().
+  // `body_bytes`: what the server counts for the body, until it is dropped or the whole answer is on its way: a client
+  // that has read that finds room.
   ServerExchange(std::shared_ptr<Connection> connection, Request request, size_t body_bytes, bool keep_alive)
       : connection_(std::move(connection)),
         server_(connection_->server().shared_from_this()),
@@ -259,7 +260,7 @@ class ServerExchange final : public Exchange, public std::enable_shared_from_thi
 
   void drop_body() {
     request_.body = {};
-    server_->body_bytes -= std::exchange(body_bytes_, 0);
+    release_body();
   }
 
   const Request& request() const override { return request_; }
@@ -269,6 +270,7 @@ class ServerExchange final : public Exchange, public std::enable_shared_from_thi
     if (stage_ != Stage::open) return;
     stage_ = Stage::ended;
     status_ = response.status;
+    release_body();
     report(AccessRecord::Event::finished, false);
     connection_->send(whole_response(response, request_.version, !keep_alive_, request_.method == "HEAD"), true,
                       !keep_alive_);
@@ -297,6 +299,7 @@ class ServerExchange final : public Exchange, public std::enable_shared_from_thi
   void end_stream() override {
     if (stage_ != Stage::streaming) return;
     stage_ = Stage::ended;
+    release_body();
     report(AccessRecord::Event::finished, true);
     connection_->send(chunked_ ? "0\r\n\r\n" : "", true, !keep_alive_);
   }
@@ -341,6 +344,8 @@ class ServerExchange final : public Exchange, public std::enable_shared_from_thi
     on_access({event, streamed, request_.peer, request_.method, request_.target, request_.version, status_, seconds});
   }
 
+  void release_body() { server_->body_bytes -= body_bytes_.exchange(0); }
+
   void resume() {
     scheduled_ = false;  // what comes from now on is a reason to look again
     std::lock_guard one(resuming_);
@@ -360,7 +365,7 @@ class ServerExchange final : public Exchange, public std::enable_shared_from_thi
   std::shared_ptr<Connection> connection_;
   const std::shared_ptr<Server::Impl> server_;  // a waker may come when the server is no more
   Request request_;
-  size_t body_bytes_;
+  std::atomic<size_t> body_bytes_;  // an answer may come from another thread while the handler returns
   bool keep_alive_;
   bool detached_ = false;
   std::atomic<bool> scheduled_{false};

@@ -506,6 +506,26 @@ TEST(HttpServer, BodiesThatWaitShareTheBound) {
   EXPECT_EQ(working.read().status, 200);
 }
 
+// Who has read an answer finds the room that its question took, also while the handler has yet to return.
+TEST(HttpServer, AnAnswerMakesRoom) {
+  std::promise<void> end;
+  const std::shared_future<void> ended = end.get_future().share();
+  std::atomic<int> requests{0};
+  ServerConfig config;
+  config.max_body_bytes_in_all = 1500;
+  config.handler = [&](Exchange& exchange) {
+    echo(exchange);
+    if (++requests == 1) ended.wait();
+  };
+  const auto server = start(std::move(config));
+  TestClient first(server->port()), second(server->port());
+  first.post("/", std::string(1000, 'x'));
+  EXPECT_EQ(first.read().status, 200);
+  second.post("/", std::string(1000, 'x'));
+  EXPECT_EQ(second.read().status, 200);
+  end.set_value();
+}
+
 TEST(HttpServer, DrainsWhatIsInWork) {
   Gate gate;
   ServerConfig config;
